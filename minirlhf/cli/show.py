@@ -1,0 +1,129 @@
+"""Events of a run as people read them: progress to stderr, the result to stdout; or one JSON object a line.
+
+Model output is untrusted text: control characters are escaped before anything is printed.
+"""
+
+import sys
+import textwrap
+from time import monotonic
+from typing import Any
+
+from minirlhf.store.metrics import json_line
+
+EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log gets a readable number of them
+
+
+def printable(text: str) -> str:
+    """The text on one line, control characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Printer:
+    """Called with each event; `as_json` sends all of them to stdout as they are."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._last = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if self._as_json:
+            print(json_line(event), flush=True)
+            return
+        show = getattr(self, f"_{event['event']}", None)
+        if show is not None:
+            show(event)
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def _due(self, done: bool) -> bool:
+        if not done and monotonic() - self._last < EVERY:
+            return False
+        self._last = monotonic()
+        return True
+
+    def _run_started(self, e: dict[str, Any]) -> None:
+        self._line(
+            f"minirlhf {e['minirlhf']}, torch {e['torch']}, {e['device']}, {e['threads']} threads: "
+            f"preset {e['preset']}, seed {e['seed']}\n{e['run_dir']}"
+        )
+
+    def _warning(self, e: dict[str, Any]) -> None:
+        self._line(f"warning: {printable(e['message'])}")
+
+    def _stage(self, e: dict[str, Any]) -> None:
+        if e["stage"] == "pretrain":
+            self._line(f"pretrain    {e['documents']:,} documents, {e['steps']} steps")
+        elif e["stage"] == "base":
+            source = "reused" if e["reused"] else "made"
+            self._line(
+                f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
+                f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s\n            {e['directory']}"
+            )
+        elif e["stage"] == "ppo":
+            self._line(f"ppo         {e['iterations']} iterations of {e['responses']} responses")
+            for note in e["notes"]:
+                self._line(f"            {note}")
+        elif e["stage"] == "evaluation":
+            self._line(f"evaluation  {e['prompts']} held-out prompts, reference and policy")
+
+    def _pretrain(self, e: dict[str, Any]) -> None:
+        if self._due(e["step"] == e["steps"]):
+            self._line(
+                f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  "
+                f"{e['tokens_per_s']:,.0f} tokens/s"
+            )
+
+    def _step(self, e: dict[str, Any]) -> None:
+        if self._due(e["step"] == e["iterations"]):
+            self._line(
+                f"  iteration {e['step']:4d}/{e['iterations']}  score {e['objective/scores']:+.3f}  "
+                f"kl {e['objective/kl']:6.2f}  entropy {e['policy/entropy_avg']:.2f}  "
+                f"length {e['response/length']:5.1f}  clipped {e.get('policy/clipfrac_avg', 0.0):.2f}  "
+                f"{e['tokens_per_s']:,.0f} tokens/s"
+            )
+
+    def _run_finished(self, e: dict[str, Any]) -> None:
+        print_evaluation(e, e["samples"])
+        seconds = e["seconds"]
+        print(
+            f"\nbase {seconds['base']:.0f} s, ppo {seconds['ppo']:.0f} s, evaluation {seconds['evaluation']:.0f} s, "
+            f"total {seconds['total']:.0f} s\n{e['run_dir']}"
+        )
+
+
+ROWS = (
+    ("score, mean", "score_mean", "{:+.3f}"),
+    ("score, 90th percentile", "score_p90", "{:+.3f}"),
+    ("score, standard deviation", "score_std", "{:.3f}"),
+    ("tokens a response", "length_mean", "{:.1f}"),
+    ("ended by itself", "eos_rate", "{:.1%}"),
+    ("distinct completions", "distinct_share", "{:.1%}"),
+    ("distinct bigrams", "distinct_2", "{:.1%}"),
+)
+
+
+def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+    """Before against after, and some prompts with both completions."""
+    for row in samples:
+        print(f"\n{printable(row['prompt'])} ...")
+        for side in ("reference", "policy"):
+            score = row[f"{side}_score"]
+            mark = f"{side:>9}    n/a  " if score is None else f"{side:>9} {score:+.2f}  "
+            print(
+                textwrap.fill(
+                    printable(row[side].strip()) or "(nothing)",
+                    width=110,
+                    initial_indent=mark,
+                    subsequent_indent=" " * len(mark),
+                )
+            )
+    before, after = summary["reference"], summary["policy"]
+    print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
+    for title, key, form in ROWS:
+        print(f"{title:<28} {form.format(before[key]):>10} {form.format(after[key]):>10}")
+    low, high = summary["score_gain_ci95"]
+    print(
+        f"score gain {summary['score_gain']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "
+        f"better on {summary['win_rate']:.0%} of the prompts, KL {summary['kl_nats_per_sequence']:.2f} nats per response"
+    )

@@ -1,0 +1,147 @@
+"""Before against after: the reference and the policy on the same held-out prompts with the same random numbers.
+
+`evaluate` returns the content of evaluation.json and the completions side by side. KL is always exact (summed over
+the vocabulary and then over the tokens of the policy's own responses, nats per sequence, at the training
+temperature), whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlhf.builtin.kl import exact
+from minirlhf.experience import Rollout
+from minirlhf.generate import PromptBatch, generate
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.shaping import Scored
+from minirlhf.streams import generator
+from minirlhf.tensors import masked_sum
+from minirlhf.text.tokenizer import Tokenizer
+
+ROWS = 64  # responses generated and scored at a time
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """summary = what evaluation.json holds (without the times); rows = prompt, both completions, both scores."""
+
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def evaluate(
+    policy: Policy,
+    reference: Reference,
+    prompts: PromptBatch,
+    reward_models: Callable[[Rollout], Scored],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    resamples: int,
+    seed: int,
+) -> Evaluation:
+    """Sample one response a prompt from both sides, score them, measure; seed fixes every random number."""
+    sides = {"reference": reference.policy, "policy": policy}
+    rollouts = {
+        name: [
+            generate(model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "eval", index))
+            for index, part in enumerate(prompts.parts(ROWS))
+        ]
+        for name, model in sides.items()
+    }
+    scores = {name: torch.cat([score_or_nan(reward_models(r)) for r in rolls]) for name, rolls in rollouts.items()}
+    kl = torch.cat([sequence_kl(policy, reference, rollout) for rollout in rollouts["policy"]])
+    ids = {name: [ids for r in rolls for ids in r.completion_id_lists] for name, rolls in rollouts.items()}
+    texts = {name: [text for r in rolls for text in r.completions] for name, rolls in rollouts.items()}
+    ended = {name: torch.cat([r.terminated for r in rolls]) for name, rolls in rollouts.items()}
+    bigrams = {name: pairs(rows, tokenizer.eos_id) for name, rows in ids.items()}
+    equal = min(len(b) for b in bigrams.values())
+    both = ~(scores["policy"].isnan() | scores["reference"].isnan())
+    gain = (scores["policy"] - scores["reference"])[both]
+    summary: dict[str, Any] = {"prompts": len(kl)}
+    for name in sides:
+        summary[name] = {
+            **describe(scores[name][~scores[name].isnan()]),
+            "length_mean": sum(len(i) for i in ids[name]) / len(ids[name]),
+            "eos_rate": ended[name].double().mean().item(),
+            "distinct_2": distinct_share(bigrams[name][:equal]),
+            "distinct_share": distinct_share(texts[name]),
+        }
+    low, high = bootstrap_interval(gain, resamples, generator(seed, "bootstrap", 0))
+    summary |= {
+        "score_gain": mean(gain),
+        "score_gain_ci95": [low, high],
+        "win_rate": mean((gain > 0).double() + 0.5 * (gain == 0).double()),
+        "kl_nats_per_sequence": kl.mean().item(),
+    }
+    rows = [
+        {"prompt": prompt, "reference": before, "policy": after, "reference_score": old, "policy_score": new}
+        for prompt, before, after, old, new in zip(
+            prompts.texts, texts["reference"], texts["policy"],
+            numbers(scores["reference"]), numbers(scores["policy"]), strict=True,
+        )
+    ]  # fmt: skip
+    return Evaluation(summary, rows)
+
+
+@torch.no_grad()
+def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tensor:
+    """sum_t KL(pi(.|s_t), ref(.|s_t)) along the policy's own responses: (B,) nats per sequence.
+
+    Its mean estimates KL(pi, ref) over whole responses without bias, with less variance than sum_t log pi/ref.
+    """
+    active, frozen = policy.score(rollout), reference.score(rollout)
+    sums = []
+    for row in range(len(rollout)):
+        rows = slice(row, row + 1)
+        kl = exact(active.log_dist(rows), frozen.log_dist(rows))
+        sums.append(masked_sum(kl, rollout.mask[rows]))
+    return torch.stack(sums).double()
+
+
+def score_or_nan(scored: Scored) -> Tensor:
+    """Scores (B,), NaN where no reward model applied."""
+    return torch.where(scored.valid, scored.scores, float("nan")).double().cpu()
+
+
+def numbers(scores: Tensor) -> list[float | None]:
+    """Scores as JSON has them: null where nobody scored."""
+    return [None if score != score else score for score in scores.tolist()]
+
+
+def describe(scores: Tensor) -> dict[str, float]:
+    """Mean, unbiased standard deviation and 90th percentile (linear interpolation) of some scores."""
+    if not len(scores):
+        return {"score_mean": 0.0, "score_std": 0.0, "score_p90": 0.0}
+    return {
+        "score_mean": mean(scores),
+        "score_std": scores.std().item() if len(scores) > 1 else 0.0,
+        "score_p90": scores.quantile(0.9).item(),
+    }
+
+
+def mean(x: Tensor) -> float:
+    return x.mean().item() if len(x) else 0.0
+
+
+def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator) -> tuple[float, float]:
+    """95 % percentile interval of the mean of gains (n,), prompts resampled with replacement."""
+    if not len(gains):
+        return 0.0, 0.0
+    picks = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
+    means = gains[picks].mean(dim=1)
+    return means.quantile(0.025).item(), means.quantile(0.975).item()
+
+
+def pairs(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
+    """The bigrams of token ids inside each response, EOS left out, in the order of the responses."""
+    texts = [[i for i in row if i != eos] for row in rows]
+    return [pair for ids in texts for pair in zip(ids[:-1], ids[1:], strict=True)]
+
+
+def distinct_share(items: Sequence[object]) -> float:
+    """Distinct items over items; compare sides at equal numbers only, because it falls with the number."""
+    return len(set(items)) / len(items) if items else 0.0

@@ -1,0 +1,180 @@
+"""What flows through the loop: Rollout -> PolicyOutput -> Experience.
+
+Shape letters, everywhere in the project: B responses, P prompt tokens, R response tokens, V vocabulary, L layers,
+H heads, D head size. Index t of the R axis: state = prompt + response[:t], action = response[t]; its logits and its
+value come from position P-1+t of the sequence.
+
+Frozen dataclasses, checked once when they are built. No dictionaries of tensors and no computation of the
+algorithm: that is ppo.py's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], kind: str) -> None:
+    """One place where shapes and dtypes are held: `kind` is bool, long or float."""
+    right = {
+        "bool": tensor.dtype == torch.bool,
+        "long": tensor.dtype == torch.long,
+        "float": tensor.is_floating_point(),
+    }[kind]
+    if tuple(tensor.shape) != shape or not right:
+        raise ValueError(f"{name} must be {kind} of shape {shape}, got {tensor.dtype} of {tuple(tensor.shape)}")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B responses that the policy sampled, with their prompts.
+
+    prompt_ids (B,P) left-padded, prompt_mask (B,P) True = real token; response_ids (B,R), response_mask (B,R)
+    True = a real token, attended to; mask (B,R) True = a token that the policy chose (EOS included): what is in KL,
+    advantages and loss; terminated (B,) EOS was sampled; group (B,) which prompt; prompts and completions their
+    texts; columns the other fields of each prompt's row, B values each.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    response_ids: Tensor
+    response_mask: Tensor
+    mask: Tensor
+    terminated: Tensor
+    group: Tensor
+    prompts: tuple[str, ...]
+    completions: tuple[str, ...]
+    columns: Mapping[str, tuple[Any, ...]]
+
+    def __post_init__(self) -> None:
+        (b, p), r = self.prompt_ids.shape, self.response_ids.shape[1]
+        _check("prompt_ids", self.prompt_ids, (b, p), "long")
+        _check("prompt_mask", self.prompt_mask, (b, p), "bool")
+        _check("response_ids", self.response_ids, (b, r), "long")
+        _check("response_mask", self.response_mask, (b, r), "bool")
+        _check("mask", self.mask, (b, r), "bool")
+        _check("terminated", self.terminated, (b,), "bool")
+        _check("group", self.group, (b,), "long")
+        for name, texts in {"prompts": self.prompts, "completions": self.completions, **self.columns}.items():
+            if len(texts) != b:
+                raise ValueError(f"{name} must hold {b} values, got {len(texts)}")
+
+    def __len__(self) -> int:
+        return self.prompt_ids.shape[0]
+
+    def rows(self, index: Tensor) -> "Rollout":
+        """The rows of `index` (b,), in its order."""
+        order: list[int] = index.tolist()
+        tensors = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name in _ROLLOUT_TENSORS}
+        return Rollout(
+            **tensors,
+            prompts=tuple(self.prompts[i] for i in order),
+            completions=tuple(self.completions[i] for i in order),
+            columns={name: tuple(values[i] for i in order) for name, values in self.columns.items()},
+        )
+
+    def keeping(self, valid: Tensor) -> "Rollout":
+        """The same rollout with the mask of rows outside `valid` (B,) emptied: they leave every mean and loss."""
+        return replace(self, mask=self.mask & valid.unsqueeze(1))
+
+    @cached_property
+    def prompt_id_lists(self) -> list[list[int]]:
+        """B lists of the prompts' ids, without padding."""
+        return [ids[keep].tolist() for ids, keep in zip(self.prompt_ids, self.prompt_mask, strict=True)]
+
+    @cached_property
+    def completion_id_lists(self) -> list[list[int]]:
+        """B lists of the sampled ids, without padding, EOS included."""
+        return [ids[keep].tolist() for ids, keep in zip(self.response_ids, self.response_mask, strict=True)]
+
+
+_ROLLOUT_TENSORS = frozenset(
+    ["prompt_ids", "prompt_mask", "response_ids", "response_mask", "mask", "terminated", "group"]
+)
+
+# Rows (a slice, or indices) -> the distributions of those rows, (b,R,V) log-probabilities: computed when asked for,
+# so that no more than a micro-batch of distributions ever exists.
+LogDist = Callable[[slice | Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """One forward pass of a policy over a rollout (N18: probs, all_values, and all_probs on request).
+
+    logprobs (B,R) nats of the tokens taken, at the sampler's temperature; entropy (B,R) nats; values (B,R);
+    next_value (B,) = V of the state after the last real token; log_dist computes distributions for some rows.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+    next_value: Tensor
+    log_dist: LogDist
+
+    def __post_init__(self) -> None:
+        b, r = self.logprobs.shape
+        for name in ("logprobs", "entropy", "values"):
+            _check(name, getattr(self, name), (b, r), "float")
+        _check("next_value", self.next_value, (b,), "float")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Everything the epochs learn from: built once an iteration, complete and frozen.
+
+    rollout; old_logprobs, ref_logprobs, old_values (B,R) from the rollout's policy and the reference; kl (B,R) nats
+    a token; scores (B,); rewards, advantages, returns (B,R); ref_log_dist the reference's distributions on request.
+    """
+
+    rollout: Rollout
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    old_values: Tensor
+    kl: Tensor
+    scores: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+    ref_log_dist: LogDist
+
+    def __post_init__(self) -> None:
+        b, r = self.rollout.mask.shape
+        for name in _PER_TOKEN:
+            tensor = getattr(self, name)
+            _check(name, tensor, (b, r), "float")
+            if tensor.requires_grad:
+                raise ValueError(f"{name} must not require grad: an experience is data, not a graph")
+        _check("scores", self.scores, (b,), "float")
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+    @property
+    def mask(self) -> Tensor:
+        return self.rollout.mask
+
+    def rows(self, index: Tensor) -> "Experience":
+        """The rows of `index` (b,), in its order."""
+        tensors = {name: getattr(self, name)[index] for name in (*_PER_TOKEN, "scores")}
+        whole = self.ref_log_dist
+        return replace(
+            self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors
+        )
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator["Experience"]:
+        """All rows once, in a fresh random order, `size` at a time (the last one may be smaller)."""
+        order = torch.randperm(len(self), generator=generator).to(self.mask.device)
+        for start in range(0, len(self), size):
+            yield self.rows(order[start : start + size])
+
+    def micro_batches(self, size: int) -> Iterator[tuple[slice, "Experience"]]:
+        """All rows in order, `size` at a time, each with its slice of the minibatch."""
+        for start in range(0, len(self), size):
+            part = slice(start, min(start + size, len(self)))
+            yield part, self.rows(torch.arange(part.start, part.stop, device=self.mask.device))
+
+
+_PER_TOKEN = ("old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns")

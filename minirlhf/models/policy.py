@@ -1,0 +1,122 @@
+"""The policy: one trunk, two heads (N18: an LM head of size V and a value head of size 1), and how it is scored.
+
+`score` turns a rollout into per-token log-probabilities, entropies and values, in chunks of rows: no logits of the
+whole batch ever exist, because at a vocabulary of 49,152 they would be larger than everything else together. Only
+hidden states are kept, from which a row's full distribution can be had on request (`PolicyOutput.log_dist`).
+
+The value head starts at 0, so that the first values are 0 and not noise. With `separate_critic` the values come
+from a second trunk (a copy of the base at the start), and the value loss then leaves the policy's trunk alone.
+The reference is a policy too: frozen, a distinct object, its hash taken when it is made.
+"""
+
+import copy
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minirlhf.experience import PolicyOutput, Rollout
+from minirlhf.models.transformer import Transformer
+from minirlhf.sampler import Sampler
+from minirlhf.tensors import gather_logprobs
+
+CHUNK_LOGITS = 1 << 24  # at most this many logits at a time: 64 MiB in float32
+
+
+class Policy(nn.Module):
+    """A transformer with an LM head (tied) and a value head, read through one sampler.
+
+    Parameters are named as Hugging Face's LlamaForCausalLM names them (`model.` + the trunk's); `value_head.` and
+    `critic.` are ours.
+    """
+
+    def __init__(self, trunk: Transformer, sampler: Sampler, *, separate_critic: bool = False) -> None:
+        super().__init__()
+        self.model = trunk
+        self.critic = copy.deepcopy(trunk) if separate_critic else None
+        self.value_head = nn.Linear(trunk.config.hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.value_head.to(trunk.embed_tokens.weight)  # the trunk's device and dtype
+        self.sampler = sampler
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (...,W) -> logits (...,V) through the tied embedding."""
+        return hidden @ self.model.embed_tokens.weight.T
+
+    def score(self, rollout: Rollout) -> PolicyOutput:
+        """Forward pass over prompt + response (B rows): probs, values and entropy of every response token.
+
+        Position P-1+t gives the distribution of response token t and the value before it; the position of the last
+        real token gives next_value.
+        """
+        p = rollout.prompt_ids.shape[1]
+        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1)
+        mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
+        hidden = self.model(ids, mask)[:, p - 1 :]  # (B,R+1,W)
+        seen = hidden if self.critic is None else self.critic(ids, mask)[:, p - 1 :]
+        values = self.value_head(seen).squeeze(-1)  # (B,R+1)
+        values = values if values.dtype == torch.float64 else values.float()
+        end = rollout.response_mask.sum(dim=1, keepdim=True)  # slot of the state after the last token
+        states, real = hidden[:, :-1], rollout.response_mask
+        logprobs, entropy = self._read(states, rollout.response_ids)
+        # Padding has log p = -inf (PAD is banned); -inf minus -inf would send NaN into gradients, mask or not.
+        return PolicyOutput(
+            logprobs=logprobs.where(real, 0.0),
+            entropy=entropy.where(real, 0.0),
+            values=values[:, :-1].where(real, 0.0),
+            next_value=values.gather(1, end).squeeze(1),
+            log_dist=lambda rows: self.sampler.log_dist(self.logits(states[rows])),
+        )
+
+    def _read(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (B,R,W), ids (B,R) -> logprobs (B,R), entropy (B,R), at most CHUNK_LOGITS logits at a time.
+
+        More than one chunk while gradients are wanted: each chunk is recomputed in the backward pass, or autograd
+        would keep them all and nothing would be saved.
+        """
+        b, r = ids.shape
+        rows = max(1, CHUNK_LOGITS // max(1, r * self.model.config.vocab_size))
+        if rows >= b:
+            return self._read_chunk(hidden, ids)
+        read = [
+            checkpoint(self._read_chunk, hidden[i : i + rows], ids[i : i + rows], use_reentrant=False)
+            if torch.is_grad_enabled()
+            else self._read_chunk(hidden[i : i + rows], ids[i : i + rows])
+            for i in range(0, b, rows)
+        ]
+        return torch.cat([chunk[0] for chunk in read]), torch.cat([chunk[1] for chunk in read])
+
+    def _read_chunk(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        log_dist = self.sampler.log_dist(self.logits(hidden))
+        # p log p -> 0 as p -> 0: a banned id has p = 0 and log p = -inf, and 0 * -inf would be NaN.
+        finite = log_dist.masked_fill(log_dist.isneginf(), 0.0)
+        return gather_logprobs(log_dist, ids), -(log_dist.exp() * finite).sum(dim=-1)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of a module's parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Reference:
+    """The frozen copy of the policy that KL is measured against; `hash` is of its weights when it was frozen."""
+
+    def __init__(self, policy: Policy) -> None:
+        # The trunk alone: a reference has no use for values.
+        self.policy = Policy(copy.deepcopy(policy.model), policy.sampler).requires_grad_(False).eval()
+        self.hash = weights_hash(self.policy.model)
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout) -> PolicyOutput:
+        """Forward pass of the frozen model on the same tokens."""
+        return self.policy.score(rollout)
+
+    def unchanged(self) -> bool:
+        """Whether the weights are still those that were frozen."""
+        return weights_hash(self.policy.model) == self.hash

@@ -1,0 +1,249 @@
+"""A decoder-only transformer from scratch, Llama-shaped, in one file.
+
+- RMSNorm before each block, rotary positions (RoPE, half-rotation layout), SwiGLU, grouped-query attention, no
+  biases, input and output embeddings tied: the layout, the parameter names and the config keys are those of Hugging
+  Face's Llama, so that a saved model opens there unchanged (and back).
+- Positions are explicit: prompts are left-padded, and a token's position counts real tokens only.
+- Attention goes through torch's scaled_dot_product_attention: the kernel is not ours to write.
+- The KV cache is allocated once, at its final size; a decoding step writes into it and looks at what is filled.
+- `forward` returns hidden states. The LM head (V times wider) is applied by models/policy.py, in chunks.
+
+Not here: dropout (off in RLHF: sampling and scoring must agree), attention kernels, sampling.
+Sources: RMSNorm 1910.07467, RoPE 2104.09864, SwiGLU 2002.05202, GQA 2305.13245, Llama 2302.13971.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minirlhf.errors import InputError
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the decoder, under the names of Hugging Face's LlamaConfig."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of config.json (read by transformers 4 and 5)."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.02,
+        }
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], where: str) -> "TransformerConfig":
+        """Read a config.json; anything that this decoder does not compute is refused by name (InputError)."""
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        unsupported = {
+            "model_type": config.get("model_type") == "llama",
+            "hidden_act": config.get("hidden_act", "silu") == "silu",
+            "attention_bias": not config.get("attention_bias", False),
+            "mlp_bias": not config.get("mlp_bias", False),
+            "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+            "rope_type": rope.get("rope_type", rope.get("type", "default")) == "default",
+        }
+        for key, supported in unsupported.items():
+            if not supported:
+                value = config.get(key, rope.get(key))
+                raise InputError(f"unsupported {key} = {value!r}", where, "minirlhf computes plain tied Llama only")
+        try:
+            read = cls(
+                vocab_size=config["vocab_size"],
+                hidden_size=config["hidden_size"],
+                intermediate_size=config["intermediate_size"],
+                num_hidden_layers=config["num_hidden_layers"],
+                num_attention_heads=config["num_attention_heads"],
+                num_key_value_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
+                max_position_embeddings=config["max_position_embeddings"],
+                rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+                rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            )
+        except KeyError as missing:
+            raise InputError(f"key {missing} is missing", where, "give a complete Llama config.json") from None
+        if config.get("head_dim", read.head_size) != read.head_size:
+            raise InputError(f"unsupported head_dim = {config['head_dim']}", where, "it must be width / heads")
+        return read
+
+
+class KVCache:
+    """Keys and values of all layers, (L,B,Hkv,S,D) each, allocated at their final length S; `filled` slots are valid."""
+
+    def __init__(self, config: TransformerConfig, batch: int, length: int, like: Tensor) -> None:
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_size)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+        self.filled = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B,Hkv,T,D) behind the filled slots; return what the layer may now attend to, (B,Hkv,filled+T,D)."""
+        end = self.filled + key.shape[2]
+        self.keys[layer, :, :, self.filled : end] = key
+        self.values[layer, :, :, self.filled : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def rotary(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotation angles: positions (B,T) -> two (B,1,T,D)."""
+    exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size
+    angles = positions.unsqueeze(-1).double() * theta**-exponent
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + D/2}) of queries or keys (B,H,T,D) by their position's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share Hkv key and value heads."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_size = config.head_size
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        b, t, _ = x.shape
+        q = self.q_proj(x).view(b, t, self.heads, self.head_size).transpose(1, 2)  # (B,H,T,D)
+        k = self.k_proj(x).view(b, t, self.kv_heads, self.head_size).transpose(1, 2)  # (B,Hkv,T,D)
+        v = self.v_proj(x).view(b, t, self.kv_heads, self.head_size).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=self.heads != self.kv_heads
+        )
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+        return mixed
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible, cache, layer)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """Token ids -> hidden states after the final norm. The LM head is `embed_tokens` transposed (tied)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> "Transformer":
+        """Normal(0, 0.02); the two projections that end in the residual stream by 1/sqrt(2L) less (GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+                continue
+            std = 0.02
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * self.config.num_hidden_layers)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        return self
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """ids (B,T) -> hidden (B,T,W).
+
+        mask (B,S) True = real token, over all S slots up to and including the ids' (S = T without a cache,
+        filled + T with one); None = every slot is real. Padding may stand anywhere: it is never attended to, and
+        positions count real tokens only.
+        """
+        b, t = ids.shape
+        start = 0 if cache is None else cache.filled
+        if mask is None:
+            positions = torch.arange(start, start + t, device=ids.device).expand(b, t)
+            visible = None if start == 0 else self._visible(ids.new_ones(b, start + t, dtype=torch.bool), t)
+        else:
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+            visible = self._visible(mask, t)
+        x = self.embed_tokens(ids)
+        cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta, x.dtype)
+        for index, block in enumerate(self.layers):
+            x = block(x, cos, sin, visible, cache, index)
+        if cache is not None:
+            cache.filled += t
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    @staticmethod
+    def _visible(mask: Tensor, queries: int) -> Tensor:
+        """Who may look at whom, (B,1,T,S): real tokens at or before the query.
+
+        A query always sees itself, or a padded query would have nothing to attend to and softmax would give NaN.
+        """
+        slots = torch.arange(mask.shape[1], device=mask.device)
+        at = slots[-queries:].unsqueeze(1)  # (T,1): the queries are the last T slots
+        seen = (slots <= at) & mask.unsqueeze(1)  # (B,T,S)
+        return (seen | (slots == at)).unsqueeze(1)

@@ -1,0 +1,357 @@
+"""The composition root: a config becomes objects, objects become stages, stages leave files.
+
+Everything that knows about everything stands here and only here: which device, which components, which files. Errors
+that a user can cause are found as early as possible, in this order: components, corpus and prompts, base, loop.
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+import minirlhf
+from minirlhf.base import Base, Emit, prepare_base
+from minirlhf.components import INPUTS, Built
+from minirlhf.config import Config, doubts, dump_toml
+from minirlhf.controllers import KLController
+from minirlhf.data import Prompts, PromptStream, batch, load_documents, load_prompts
+from minirlhf.errors import PluginError, UsageError
+from minirlhf.evaluate import Evaluation, evaluate
+from minirlhf.experience import Experience, Rollout
+from minirlhf.measures import Metrics
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.ppo import Parts, PPOState, train
+from minirlhf.registry import Registry
+from minirlhf.sampler import Sampler
+from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.shaping import Scored
+from minirlhf.store import checkpoint
+from minirlhf.store.files import complete_directory, write_json, write_text
+from minirlhf.store.lock import locked
+from minirlhf.store.metrics import JsonLines
+from minirlhf.store.model import resolve_device, save_policy
+from minirlhf.tensors import Moments, Whitening
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Components:
+    """The chosen components, built once a run."""
+
+    rewards: RewardModels
+    kl: Built
+    advantage: Built
+    loss: Built
+    observers: list[Built]
+
+
+def build_components(config: Config, registry: Registry, device: torch.device) -> Components:
+    """Resolve names and options; a class is constructed here (and may load what it needs)."""
+    rewards = [
+        (label, reward.weight, registry.find("reward", reward.use).build(reward.options, device=device))
+        for label, reward in config.rewards.items()
+    ]
+    return Components(
+        rewards=RewardModels(rewards),
+        kl=registry.find("kl", config.kl.estimator).build(config.kl.options, device=device),
+        advantage=registry.find("advantage", config.advantage.function).build(config.advantage.options, device=device),
+        loss=registry.find("loss", config.loss.policy).build(config.loss.options, device=device),
+        observers=[registry.find("observer", name).build({}, device=device) for name in config.run.observers],
+    )
+
+
+def whitening(config: Config, advantage: Built) -> Whitening:
+    """`auto`: over the batch for functions of V, none for group functions (it would bring back what they took out)."""
+    chosen = config.advantage.whiten
+    if chosen == "auto":
+        return "none" if advantage.names("group") else "batch"
+    return chosen
+
+
+def set_up(config: Config) -> torch.device:
+    """Threads and device; a sum over many elements depends on the number of threads, so it is the config's."""
+    torch.set_num_threads(config.run.threads)
+    return resolve_device(config.run.device)
+
+
+def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Path:
+    """Base, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README: Events)."""
+    started = perf_counter()
+    device = set_up(config)
+    components = build_components(config, registry, device)
+    documents = load_documents(config.corpus)
+    with run_directory(config, out) as directory:
+        emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
+        for message in doubts(config):
+            emit({"event": "warning", "message": message})
+        base = prepare_base(config, documents, device, emit)
+        longest = config.model.max_positions - config.sampler.max_new_tokens
+        prompts = load_prompts(config.corpus, documents, base.tokenizer, longest, INPUTS["reward"])
+        for note in prompts.notes:
+            emit({"event": "warning", "message": note})
+        components.rewards.check_columns({name for p in prompts.train + prompts.heldout for name in p.columns})
+        based = perf_counter()
+        state, parts = prepare_ppo(config, components, base, prompts, device)
+        emit(describe(config, state, parts))
+        observers = Observers(components.observers, emit)
+        observers.start(config, directory)
+        run_ppo(config, state, parts, components, observers, directory, emit)
+        learned = perf_counter()
+        emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(prompts.heldout))})
+        result = evaluate_run(config, state, components, prompts, base.tokenizer, device)
+        save_models(directory, state, base)
+        ended = perf_counter()
+        seconds = {"base": based - started, "ppo": learned - based, "evaluation": ended - learned}
+        summary = result.summary | {"seconds": {**seconds, "total": ended - started}}
+        finish(directory, config, result, summary, emit)
+        observers.finish(summary)
+    return directory
+
+
+@contextmanager
+def run_directory(config: Config, out: Path | None) -> Iterator[Path]:
+    """Make the directory exclusively, write config.toml first, hold its lock."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    directory = out or Path("runs") / f"{config.run.preset}-{stamp}-s{config.run.seed}"
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if not directory.is_dir() or any(directory.iterdir()):
+            raise UsageError(
+                "the run directory exists and is not empty", str(directory), "choose another --out, or remove it"
+            ) from None
+    with locked(directory / ".lock"):
+        write_text(directory / "config.toml", dump_toml(config))
+        yield directory
+
+
+def versions(config: Config, device: torch.device) -> dict[str, Any]:
+    """What a result depends on beside the config."""
+    return {
+        "preset": config.run.preset,
+        "device": str(device),
+        "threads": config.run.threads,
+        "minirlhf": minirlhf.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def prepare_ppo(
+    config: Config, components: Components, base: Base, prompts: Prompts, device: torch.device
+) -> tuple[PPOState, Parts]:
+    """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
+    tokenizer, ppo = base.tokenizer, config.ppo
+    sampler = Sampler(config.sampler.temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+    policy = Policy(base.trunk, sampler, separate_critic=config.model.separate_critic).to(device)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
+    total = max(1, ppo.iterations)
+    schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
+    state = PPOState(
+        policy=policy,
+        reference=Reference(policy),
+        optimizer=optimizer,
+        schedule=schedule,
+        controller=KLController(
+            config.kl.coef, config.kl.target if config.kl.controller == "adaptive" else None, config.kl.horizon
+        ),
+        score_moments=Moments(0.0, 0.0, 0),
+    )
+    stream = PromptStream(
+        prompts.train, tokenizer, config.run.seed, ppo.prompts_per_iteration, ppo.responses_per_prompt, device
+    )
+    parts = Parts(
+        prompts=stream,
+        reward_models=lambda rollout, step: score(components.rewards, rollout, step, config),
+        kl=components.kl,
+        advantage=components.advantage,
+        loss=components.loss,
+        whitening=whitening(config, components.advantage),
+        tokenizer=tokenizer,
+    )
+    return state, parts
+
+
+def score(models: RewardModels, rollout: Rollout, step: int, config: Config) -> Scored:
+    """Texts to reward models, their numbers back onto the rollout's device."""
+    result = models.score(
+        prompts=list(rollout.prompts),
+        completions=list(rollout.completions),
+        prompt_ids=rollout.prompt_id_lists,
+        completion_ids=rollout.completion_id_lists,
+        columns={name: list(values) for name, values in rollout.columns.items()},
+        rollout=rollout,
+        trainer_state=TrainerState(
+            global_step=step,
+            max_steps=config.ppo.iterations,
+            epoch=step / max(1, config.ppo.iterations),
+        ),
+    )
+    device, (b, r) = rollout.mask.device, rollout.mask.shape
+    token_rewards = torch.zeros(b, r)
+    for row, values in enumerate(result.token_rewards or []):
+        token_rewards[row, : len(values)] = torch.tensor(values)
+    metrics = dict(result.metrics)
+    for label, values in result.by_label.items():
+        given = [v for v in values if v is not None]
+        metrics[f"reward/{label}"] = sum(given) / len(given) if given else 0.0
+    metrics["count/unscored"] = float(sum(v is None for v in result.total))
+    return Scored(
+        scores=torch.tensor([v or 0.0 for v in result.total], device=device),
+        valid=torch.tensor([v is not None for v in result.total], device=device),
+        token_rewards=token_rewards.to(device),
+        metrics=metrics,
+    )
+
+
+def describe(config: Config, state: PPOState, parts: Parts) -> dict[str, Any]:
+    """The header of the PPO stage: what is chosen, and what a learner asks about the four models."""
+    notes = []
+    if not parts.learns_values:
+        notes.append(f"{config.advantage.function} does not read V: the value head is not trained")
+    if parts.whitening == "none":
+        notes.append("advantages are not whitened")
+    return {
+        "event": "stage",
+        "stage": "ppo",
+        "iterations": config.ppo.iterations,
+        "responses": config.ppo.prompts_per_iteration * config.ppo.responses_per_prompt,
+        "parameters": sum(p.numel() for p in state.policy.parameters()),
+        "reference_sha256": state.reference.hash,
+        "notes": notes,
+    }
+
+
+def run_ppo(
+    config: Config,
+    state: PPOState,
+    parts: Parts,
+    components: Components,
+    observers: "Observers",
+    directory: Path,
+    emit: Emit,
+) -> None:
+    """Drive the loop; write metrics, samples and checkpoints between its yields."""
+    checkpoints = directory / "checkpoints"
+    with JsonLines(directory / "metrics.jsonl") as metrics_file, JsonLines(directory / "samples.jsonl") as samples:
+        loop = train(state, parts, config)
+        while True:
+            try:
+                step, experience, metrics = next(loop)
+            except StopIteration:
+                break
+            except PluginError as fault:
+                raise fault.at_step(state.step + 1) from fault
+            metrics_file.write({"step": step, **metrics})
+            emit({"event": "step", "step": step, "iterations": config.ppo.iterations, **metrics})
+            if step % config.run.log_every == 0:
+                for row in sample_rows(experience, config.run.samples):
+                    samples.write({"step": step, **row})
+            observers.step(step, experience, metrics)
+            every = config.run.checkpoint_every
+            if step == config.ppo.iterations or (every and step % every == 0):
+                path = checkpoint.save(checkpoints, state, component_states(components), versions(config, torch.device("cpu")))
+                checkpoint.prune(checkpoints, config.run.keep_checkpoints)
+                emit({"event": "checkpoint", "step": step, "path": str(path)})
+
+
+def component_states(components: Components) -> dict[str, dict[str, Any]]:
+    """state_dict of every component that has one."""
+    named = {f"reward/{label}": built for label, _, built in components.rewards.models}
+    named |= {"kl": components.kl, "advantage": components.advantage, "loss": components.loss}
+    return {name: built.state.state_dict() for name, built in named.items() if built.stateful}
+
+
+def sample_rows(experience: Experience, count: int) -> Iterator[dict[str, Any]]:
+    """The first responses of a rollout, as samples.jsonl holds them."""
+    rollout = experience.rollout
+    for row in range(min(count, len(rollout))):
+        yield {
+            "prompt": rollout.prompts[row],
+            "completion": rollout.completions[row],
+            "score": experience.scores[row].item(),
+            "kl": experience.kl[row][rollout.mask[row]].sum().item(),
+            "terminated": bool(rollout.terminated[row]),
+        }
+
+
+class Observers:
+    """Plugins that watch a run. One that fails is dropped with one warning: watching must not stop what is watched."""
+
+    def __init__(self, observers: list[Built], emit: Emit) -> None:
+        self._alive, self._emit = list(observers), emit
+
+    def start(self, config: Config, directory: Path) -> None:
+        self._each("start", lambda o: o.start(config, directory))
+
+    def step(self, step: int, experience: Experience, metrics: Metrics) -> None:
+        self._each("step", lambda o: o.step(step, experience, dict(metrics)))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self._each("finish", lambda o: o.finish(dict(summary)))
+
+    def _each(self, moment: str, call: Callable[[Any], None]) -> None:
+        for built in list(self._alive):
+            try:
+                call(built.state)
+            except Exception as fault:  # whatever a plugin raises: it is reported and the plugin is let go
+                self._alive.remove(built)
+                component = built.component
+                message = f"observer {component.name} of {component.owner} failed in {moment} and is dropped: {fault!r}"
+                self._emit({"event": "warning", "message": message})
+
+
+def evaluate_run(
+    config: Config,
+    state: PPOState,
+    components: Components,
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    device: torch.device,
+) -> Evaluation:
+    """Reference against policy on the first `evaluation.prompts` held-out prompts."""
+    chosen = prompts.heldout[: config.evaluation.prompts]
+    return evaluate(
+        state.policy,
+        state.reference,
+        batch(chosen, tokenizer, device),
+        lambda rollout: score(components.rewards, rollout, config.ppo.iterations, config),
+        tokenizer,
+        max_new_tokens=config.sampler.max_new_tokens,
+        resamples=config.evaluation.bootstrap,
+        seed=config.run.seed,
+    )
+
+
+def save_models(directory: Path, state: PPOState, base: Base) -> None:
+    """model/ = the trained policy; reference/ = the base it started from, hard links where the file system allows."""
+    with complete_directory(directory / "model") as temporary:
+        save_policy(temporary, state.policy, base.tokenizer)
+    with complete_directory(directory / "reference") as temporary:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            try:
+                os.link(base.directory / name, temporary / name)
+            except OSError:  # another file system, or one without links
+                shutil.copy2(base.directory / name, temporary / name)
+        write_json(temporary / "reference.json", {"weights_sha256": state.reference.hash})
+
+
+def finish(directory: Path, config: Config, result: Evaluation, summary: dict[str, Any], emit: Emit) -> None:
+    """evaluation.json last: where it stands, the run is complete."""
+    with JsonLines(directory / "samples.jsonl") as samples:
+        for row in result.rows:
+            samples.write({"stage": "evaluation", **row})
+    write_json(directory / "evaluation.json", summary)
+    shown = result.rows[: config.evaluation.samples]
+    emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})

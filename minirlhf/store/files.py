@@ -1,0 +1,91 @@
+"""Files and directories that are complete or absent: temporary name, fsync, rename.
+
+A manifest holds the SHA-256 and the size of every file of a directory: safetensors finds a truncated file by itself,
+but not a flipped bit.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minirlhf.errors import CheckpointError
+
+MANIFEST = "MANIFEST.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, keys in the order given; NaN is refused (it is not JSON)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def complete_directory(path: Path) -> Iterator[Path]:
+    """Fill the yielded temporary directory; on success it appears as `path`, with a manifest, in one rename.
+
+    A directory of that name is replaced. On any error nothing is left behind.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        entries = {str(p.relative_to(temporary)): {"sha256": sha256(p), "size": p.stat().st_size} for p in files}
+        for file in files:
+            _sync(file)
+        write_json(temporary / MANIFEST, {"format": 1, "files": entries})
+        _sync(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify(path: Path) -> None:
+    """Hold a directory against its manifest: every file there, of its size and hash, and no other (CheckpointError)."""
+    todo = "delete this directory; an older one is used if there is any"
+    try:
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {str(name): (str(e["sha256"]), int(e["size"])) for name, e in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError("no readable manifest", str(path / MANIFEST), todo) from None
+    present = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
+    if present != set(expected):
+        raise CheckpointError(f"files differ from the manifest by {sorted(present ^ set(expected))}", str(path), todo)
+    for name, (digest, size) in expected.items():
+        file = path / name
+        if file.is_symlink() or file.stat().st_size != size or sha256(file) != digest:
+            raise CheckpointError("content differs from the manifest", str(file), todo)

@@ -1,0 +1,29 @@
+"""One process at a time in a directory: flock, which the kernel frees when the process dies, however it dies."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minirlhf.errors import UsageError
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`; a lock that another process holds is waited for, or refused naming its pid."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            owner = os.pread(handle, 100, 0).decode(errors="replace").strip() or "unknown"
+            raise UsageError(
+                f"another process works here ({owner})", str(path.parent), "wait for it, or choose another --out"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""Models on disk in Hugging Face's Llama layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
+
+The value head (and the separate critic, if there is one) has a file of its own, so that transformers reads the rest
+without a warning about unexpected keys. No pickle, ever: safetensors and JSON hold no code.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minirlhf.errors import CheckpointError, InputError
+from minirlhf.models.policy import Policy
+from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.sampler import Sampler
+from minirlhf.store.files import write_json
+from minirlhf.text.tokenizer import Tokenizer
+
+VALUE_HEAD = "value_head.safetensors"
+
+
+def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) -> None:
+    """Write the trunk with its tied LM head (no `lm_head` key) and its tokenizer."""
+    tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    dtype = str(trunk.embed_tokens.weight.dtype).removeprefix("torch.")
+    write_json(directory / "config.json", trunk.config.to_hf() | ids | {"dtype": dtype})
+    tokenizer.save(directory)
+
+
+def load_transformer(directory: Path) -> Transformer:
+    """Read the trunk back; every tensor's name, shape and finiteness is checked (InputError)."""
+    where = directory / "config.json"
+    trunk = Transformer(TransformerConfig.from_hf(read_json(where), str(where)))
+    tensors = read_tensors(directory / "model.safetensors")
+    restore(trunk, {k.removeprefix("model."): v for k, v in tensors.items()}, directory / "model.safetensors")
+    return trunk
+
+
+def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
+    """Write the trunk as above and the value head beside it."""
+    save_transformer(directory, policy.model, tokenizer)
+    head = {k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items() if not k.startswith("model.")}
+    save_file(head, directory / VALUE_HEAD)
+
+
+def load_policy(directory: Path, sampler: Sampler) -> Policy:
+    """Read a policy written by `save_policy`."""
+    head = read_tensors(directory / VALUE_HEAD)
+    trunk = load_transformer(directory)
+    policy = Policy(trunk, sampler, separate_critic=any(name.startswith("critic.") for name in head))
+    state = head | {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    restore(policy, state, directory / VALUE_HEAD)
+    return policy
+
+
+def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Load tensors into a module if they are exactly its own: names, shapes, finite (CheckpointError)."""
+    own = module.state_dict()
+    todo = "give a complete model of this configuration"
+    if own.keys() != tensors.keys():
+        raise CheckpointError(f"tensors differ by {sorted(own.keys() ^ tensors.keys())[:4]}", str(where), todo)
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+            raise CheckpointError(f"{name} has shape {shapes}", str(where), todo)
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{name} is not finite", str(where), todo)
+    module.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as fault:
+        raise CheckpointError(f"not a readable safetensors file ({fault})", str(path), "save it again") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"not readable as JSON ({fault})", str(path), "give a saved model or run") from None
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", str(path), "give a saved model or run")
+    return value
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA if there is one; a device that is not there is refused (InputError)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r} is not there", "run.device", "use --device cpu, or auto")
+    return device

@@ -1,0 +1,88 @@
+"""Masked arithmetic: values by hand, junk under the mask without effect, no NaN from degenerate batches."""
+
+import math
+
+import pytest
+import torch
+
+from minirlhf.tensors import (
+    gather_logprobs,
+    last_index,
+    masked_mean,
+    masked_sum,
+    moments,
+    ratio,
+    whiten,
+)
+
+X = torch.tensor([[1.0, 2.0, float("nan")], [4.0, float("inf"), 9.0]])
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def test_sum_mean_and_moments_ignore_junk_under_the_mask():
+    assert masked_sum(X, MASK) == 7
+    assert masked_mean(X, MASK) == pytest.approx(7 / 3)
+    stats = moments(X, MASK)
+    assert (stats.total, stats.squares, stats.count) == (7, 21, 3)
+    assert stats.variance() == pytest.approx((21 - 49 / 3) / 2)  # numbers 1, 2, 4
+    assert stats.variance(unbiased=False) == pytest.approx((21 - 49 / 3) / 3)
+
+
+def test_an_empty_mask_gives_zero_and_no_nan():
+    nothing = torch.zeros_like(MASK)
+    assert masked_mean(X, nothing) == 0
+    assert moments(X, nothing).mean == 0
+    assert moments(X, nothing).variance() == 0
+
+
+def test_gradients_do_not_pass_junk():
+    x = X.clone().requires_grad_()
+    masked_mean(3 * x, MASK).backward()
+    assert torch.equal(x.grad, torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("batch", [-4 / 3, -1 / 3, 5 / 3]),  # 1, 2, 4 minus 7/3, before the division
+        ("population", [-4 / 3, -1 / 3, 5 / 3]),
+        ("scale", [1, 2, 4]),
+        ("none", [1, 2, 4]),
+    ],
+)
+def test_whitening_variants_by_hand(variant, expected):
+    std = {"batch": math.sqrt(7 / 3), "population": math.sqrt(14 / 9), "scale": math.sqrt(7 / 3), "none": 1.0}[variant]
+    out, scale, flat = whiten(X, MASK, variant)
+    assert scale == pytest.approx(std)
+    assert not flat
+    assert out[MASK].tolist() == pytest.approx([e / std for e in expected])
+    assert (out[~MASK] == 0).all()
+
+
+@pytest.mark.parametrize("variant", ["batch", "population", "scale"])
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e6])
+def test_no_variance_gives_exact_zeros_and_says_so(variant, value):
+    x = torch.full((2, 3), value) + torch.tensor([[0, 1e-9, 0], [0, 0, 0]])
+    out, scale, flat = whiten(x, torch.ones(2, 3, dtype=torch.bool), variant)
+    assert flat or value == 0.0  # 1e-9 beside 0 is a real difference, beside 3 it is rounding
+    if flat:
+        assert (out == 0).all()
+        assert scale == 1.0
+
+
+def test_whitening_one_token_gives_zero_and_not_nan():
+    out, _, flat = whiten(X, torch.tensor([[True, False, False], [False, False, False]]), "batch")
+    assert flat
+    assert (out == 0).all()
+
+
+def test_ratio_is_finite_at_any_distance():
+    rho = ratio(torch.tensor([100.0, -100.0, 0.5]), torch.tensor([0.0, 0.0, 0.0]))
+    assert rho.tolist() == pytest.approx([math.exp(20), math.exp(-20), math.exp(0.5)])
+
+
+def test_gather_and_last_index():
+    dist = torch.tensor([[[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]]).log()
+    assert gather_logprobs(dist, torch.tensor([[2, 0]])).exp().tolist() == [pytest.approx([0.7, 0.5])]
+    holes = torch.tensor([[True, False, True, False], [False] * 4, [False, True, False, False]])
+    assert last_index(holes).tolist() == [2, -1, 1]
