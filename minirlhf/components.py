@@ -1,8 +1,9 @@
-"""A component: one function (or class) of a plugin, read, checked, built and called. Names choose, parameter names bind.
+"""A component: one function or class of a plugin, read, checked, built and called. Parameter names bind.
 
-Here are reading a signature, checking options, building, calling by name, and the checks of what comes back. Every
-fault of a plugin becomes one PluginError that names plugin, component, file and line. Not here: finding and loading
-plugins (registry.py), and adding rewards up (scoring.py). torch is not imported until a tensor is checked.
+Here are reading a signature, checking options, building, calling by name, and the checks of what comes
+back. Every fault of a plugin becomes one PluginError that names plugin, component, file and line. Not here:
+finding and loading plugins (registry.py), and adding rewards up (scoring.py). torch is not imported until a
+tensor is checked.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import difflib
 import functools
 import inspect
 import json
-import math
 import numbers
 import os
 import sys
@@ -33,16 +33,16 @@ NOUNS = {
     "loss": "policy loss",
     "observer": "observer",
 }
-# What a component of a kind may name. Names are only ever added: options win over inputs, so that no plugin breaks.
+# What a component of a kind may name. Names are only ever added; an option wins over one of them.
 INPUTS: dict[str, tuple[str, ...]] = {
     "reward": (
-        ("prompts", "completions", "prompt_ids", "completion_ids")
-        + ("rollout", "trainer_state", "log_metric", "log_extra")
+        *("prompts", "completions", "prompt_ids", "completion_ids"),
+        *("rollout", "trainer_state", "log_metric", "log_extra"),
     ),
     "kl": ("logprobs", "old_logprobs", "ref_logprobs", "log_dist", "ref_log_dist", "mask"),
     "advantage": (
-        ("rewards", "values", "mask", "scores", "greedy_scores", "group")
-        + ("logprobs", "ref_logprobs", "kl", "terminated", "bootstrap_values")
+        *("rewards", "values", "mask", "scores", "greedy_scores", "group"),
+        *("logprobs", "ref_logprobs", "kl", "terminated", "bootstrap_values"),
     ),
     "loss": ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "mask", "beta"),
     "observer": (),
@@ -60,7 +60,7 @@ RowScore = float | list[float] | None
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a component: annotation as evaluated (Any without one), default REQUIRED if it has none."""
+    """A setting of a component: annotation evaluated (Any without one), default REQUIRED if it has none."""
 
     name: str
     annotation: Any
@@ -75,9 +75,9 @@ class Option:
 class Component:
     """One named function or class of a plugin, as its signature describes it.
 
-    owner = the plugin's name, path = its file (or module). inputs: names of the kind's list that it takes; columns:
-    columns of the prompt file that it needs (rewards only); defaults: parameters that keep their own default unless
-    the prompt file has such a column; takes_columns: it has **kwargs and gets all the rest.
+    owner = the plugin's name, path = its file (or module). inputs: names of the kind's list that it takes;
+    columns: columns of the prompt file that it needs (rewards only); defaults: parameters that keep their own
+    default unless the prompt file has such a column; takes_columns: it has **kwargs and gets all the rest.
     """
 
     kind: str
@@ -99,7 +99,7 @@ class Component:
     @property
     def where(self) -> str:
         """FILE:LINE of its definition, as far as known."""
-        return _place(self.fn, self.path)
+        return place(self.fn, self.path)
 
     @property
     def doc(self) -> str:
@@ -111,7 +111,7 @@ class Component:
         return self._checked(values)[1]
 
     def build(self, values: Mapping[str, Any] | None = None, *, device: Any = None) -> "Built":
-        """Fix the options; construct a class (once), and move an nn.Module to `device`, put in eval and frozen.
+        """Fix the options; construct a class (once); an nn.Module is moved to `device`, put in eval, frozen.
 
         Raises ConfigError with all faults of the options, PluginError if the constructor raises.
         """
@@ -121,7 +121,7 @@ class Component:
         if not inspect.isclass(self.fn):
             return Built(self, options)
         with isolated(), naming(self.title, self.where, self.path):
-            state = self.fn(**options)
+            state: Any = self.fn(**options)
             if _is_module(state):
                 state = state.to(device).eval().requires_grad_(False)
         return Built(self, {}, state)
@@ -163,7 +163,7 @@ class Built:
 
     @property
     def stateful(self) -> bool:
-        """Belongs in a checkpoint: it has state_dict and load_state_dict (an nn.Module is frozen: nothing to save)."""
+        """Has state_dict and load_state_dict: checkpointed. An nn.Module is frozen: nothing to save."""
         return not self.is_module and all(
             callable(getattr(self.state, method, None)) for method in ("state_dict", "load_state_dict")
         )
@@ -181,12 +181,15 @@ class Built:
         return c.takes_columns or name in c.inputs or name in c.columns or name in c.defaults
 
     def __call__(self, available: Mapping[str, Any]) -> Any:
-        """Pick its inputs by name and call it. Raises PluginError for whatever it raises (not KeyboardInterrupt)
-        and if it changes a tensor in place; and, for a KL or a loss, if the result has lost its gradient."""
+        """Pick its inputs by name and call it.
+
+        Raises PluginError for whatever it raises (but KeyboardInterrupt), if it changes a tensor in place,
+        and, for a KL or a loss, if the result has lost its gradient.
+        """
         c = self.component
         inputs = {name: value for name, value in available.items() if self.names(name)}
         versions = {name: _version(value) for name, value in inputs.items()}
-        with isolated(), naming(self.title, c.where, c.path, code=c.fn):
+        with isolated(), self.guarded():
             result = (self.state if inspect.isclass(c.fn) else c.fn)(**inputs, **self.options)
         for name, version in versions.items():
             if _version(inputs[name]) != version:
@@ -194,6 +197,16 @@ class Built:
         if c.kind in ("kl", "loss"):
             self._check_gradient(inputs.values(), result)
         return result
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call a method of an observer; PluginError for whatever it raises (but KeyboardInterrupt)."""
+        with isolated(), self.guarded():
+            getattr(self.state, method)(*arguments)
+
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it, whatever is raised becomes a PluginError that names this component."""
+        c = self.component
+        return naming(self.title, c.where, c.path, code=c.fn)
 
     def error(self, what: str, todo: str) -> PluginError:
         """A fault of this component, with plugin, file and line."""
@@ -237,15 +250,14 @@ class _Reader:
     def component(self) -> Component:
         if inspect.isclass(self.obj):
             method = "forward" if _is_module_class(self.obj) else "__call__"
-            call = inspect.getattr_static(self.obj, method, None)
-            if not callable(getattr(self.obj, method, None)) or call is None:
+            call = _method(self.obj, method)
+            if call is None:
                 raise self.refuse(f"is a class without {method}", f"define {method}(self, ...)")
-            parameters = self.signature(getattr(self.obj, method))
-            if not isinstance(call, staticmethod | classmethod):
-                parameters = parameters[1:]  # self
-            return self.bind(parameters, self.constructor_options())
+            return self.bind(self.signature(call)[1:], self.constructor_options())  # without self
         if not callable(self.obj):
-            raise self.refuse(f"is a {type(self.obj).__name__}, not a function", "register a function or a class")
+            raise self.refuse(
+                f"is a {type(self.obj).__name__}, not a function", "register a function or a class"
+            )
         parameters = self.signature(self.obj)
         options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
         return self.bind([p for p in parameters if p not in options], self.options(options, self.obj))
@@ -257,7 +269,13 @@ class _Reader:
         if missing:
             raise self.refuse(f"has no {', '.join(missing)}", "an observer has start, step and finish")
         return Component(
-            self.kind, self.name, self.owner, self.path, self.obj, inputs=(), options=self.constructor_options()
+            self.kind,
+            self.name,
+            self.owner,
+            self.path,
+            self.obj,
+            inputs=(),
+            options=self.constructor_options(),
         )
 
     def bind(self, parameters: list[inspect.Parameter], options: dict[str, Option]) -> Component:
@@ -268,7 +286,8 @@ class _Reader:
             if p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY):
                 star = "*" if p.kind is p.VAR_POSITIONAL else ""
                 raise self.refuse(
-                    f"takes {star}{p.name} by position", "inputs are bound by name: wrap it in a def that names them"
+                    f"takes {star}{p.name} by position",
+                    "inputs are bound by name: wrap it in a def that names them",
                 )
             if p.kind is p.VAR_KEYWORD:
                 if self.kind != "reward":
@@ -296,7 +315,8 @@ class _Reader:
         for p in parameters:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty:
                 raise self.refuse(
-                    f"cannot be built: __init__ needs {p.name!r}", "make it keyword-only (after a *): it is an option"
+                    f"cannot be built: __init__ needs {p.name!r}",
+                    "make it keyword-only (after a *): it is an option",
                 )
         return self.options([p for p in parameters if p.kind is p.KEYWORD_ONLY], self.obj)
 
@@ -310,22 +330,23 @@ class _Reader:
             raise self.refuse("has no signature that can be read", "wrap it in a def") from None
 
     def annotation(self, parameter: inspect.Parameter, obj: Any) -> Any:
-        """Only options' annotations are evaluated, one by one: those of inputs may name what was never imported."""
+        """Only options' annotations are evaluated, one by one: an input's may name what is not imported."""
         found = Any if parameter.annotation is parameter.empty else parameter.annotation
-        space = getattr(_function(obj), "__globals__", {})
+        source = _method(obj, "__init__") if inspect.isclass(obj) else _function(obj)
+        space = getattr(source, "__globals__", {})
         while isinstance(found, str):  # `from __future__ import annotations` makes every annotation a string
             try:
                 found = eval(found, dict(space), dict(vars(obj)) if inspect.isclass(obj) else {})
             except Exception as fault:
                 raise self.refuse(
-                    f"has an option {parameter.name!r} whose annotation {found!r} cannot be evaluated ({fault})",
+                    f"has an option {parameter.name!r} with an annotation {found!r} that fails ({fault})",
                     "use a type that the plugin's file knows, such as float or list[str]",
                 ) from None
         return found
 
     def refuse(self, what: str, todo: str) -> PluginError:
         title = f"{NOUNS[self.kind]} {self.name!r} of plugin {self.owner!r}"
-        return PluginError(f"{title} {what}", _place(self.obj, self.path), todo)
+        return PluginError(f"{title} {what}", place(self.obj, self.path), todo)
 
 
 def _signature(obj: Any) -> inspect.Signature:
@@ -337,14 +358,17 @@ def _signature(obj: Any) -> inspect.Signature:
 
 
 def _convert(component: Component, option: Option, value: Any) -> Any:
-    """A config value as the option's annotation wants it; strict: "0.2" is no float, a bool no int, an int a float.
+    """A config value as the annotation wants it; strict: "0.2" is no float, a bool no int, an int is a float.
 
     Raises ValueError (TypeError) with the reason, PluginError for an annotation that cannot be checked.
     """
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-    # Through JSON, because strictness is then about the written value: an array serves a tuple as well as a list.
-    text = json.dumps(value, allow_nan=False)
+    # Through JSON, where being strict still lets an array be a tuple.
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("must be finite") from None
     if option.annotation is Any:
         return copy.deepcopy(value)
     config = None if _has_own_config(option.annotation) else ConfigDict(strict=True, allow_inf_nan=False)
@@ -357,7 +381,7 @@ def _convert(component: Component, option: Option, value: Any) -> Any:
         raise ValueError(f"expected {expected}, {first['msg'][0].lower()}{first['msg'][1:]}{at}") from None
     except (PydanticUserError, TypeError, NameError):
         raise PluginError(
-            f"{component.title} has an option {option.name!r} with an annotation that no config value can have"
+            f"{component.title} has an option {option.name!r} whose annotation cannot be checked"
             f" ({inspect.formatannotation(option.annotation)})",
             component.where,
             "use bool, int, float, str, Literal, or lists, tuples and unions of them",
@@ -375,24 +399,26 @@ def _has_own_config(annotation: Any) -> bool:
 
 
 @contextlib.contextmanager
-def naming(title: str, place: str, path: str, code: Any = None) -> Iterator[None]:
+def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None]:
     """Whatever the plugin raises (SystemExit and RecursionError too) becomes one PluginError that names it.
 
-    The place is the last line of the plugin's own file on the way to the fault, else `place`. KeyboardInterrupt is
-    the user's and passes.
+    The place is the last line of the plugin's own file on the way to the fault, else `where`.
+    KeyboardInterrupt is the user's and passes.
     """
     try:
         yield
     except KeyboardInterrupt:
         raise
     except BaseException as fault:
-        at = _raised_at(fault, {path, _filename(code)}) or place
-        raise PluginError(f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it") from fault
+        at = _raised_at(fault, {path, _filename(code)}) or where
+        raise PluginError(
+            f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it"
+        ) from fault
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """A plugin's prints go to stderr (stdout holds results); cwd, default dtype and grad mode are put back."""
+    """Prints go to stderr (stdout holds results); cwd, default dtype and grad mode are put back."""
     torch = sys.modules.get("torch")
     here = _cwd()
     mode = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
@@ -426,7 +452,7 @@ def _describe(fault: BaseException) -> str:
 
 
 def _raised_at(fault: BaseException, files: set[str]) -> str:
-    """FILE:LINE of the deepest frame inside these files; of the bad line for a syntax error in one of them."""
+    """FILE:LINE of the deepest frame inside these files, or of the line of a syntax error in one of them."""
     if isinstance(fault, SyntaxError) and fault.filename in files and fault.lineno:
         return f"{fault.filename}:{fault.lineno}"
     at = ""
@@ -439,12 +465,17 @@ def _raised_at(fault: BaseException, files: set[str]) -> str:
 def _function(obj: Any) -> Any:
     """The plain function behind a class, a partial, a decorated function or an object with __call__."""
     if inspect.isclass(obj):
-        own = [getattr(obj, m, None) for m in ("__init__", "forward", "__call__", "step")]
+        own = [_method(obj, name) for name in ("__call__", "step", "__init__")]
         return next((f for f in own if hasattr(f, "__code__")), obj)
     while isinstance(obj, functools.partial):
         obj = obj.func
     obj = inspect.unwrap(obj) if callable(obj) else obj
-    return obj if hasattr(obj, "__globals__") else getattr(type(obj), "__call__", obj)
+    return obj if hasattr(obj, "__globals__") else vars(type(obj)).get("__call__", obj)
+
+
+def _method(cls: type, name: str) -> Any:
+    """A method as the class or a base defines it; a plain getattr would find type.__call__ in every class."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _filename(obj: Any) -> str:
@@ -452,7 +483,8 @@ def _filename(obj: Any) -> str:
     return code.co_filename if code else ""
 
 
-def _place(obj: Any, path: str) -> str:
+def place(obj: Any, path: str) -> str:
+    """FILE:LINE of a function's definition; `path` where that is not known."""
     code = getattr(_function(obj), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else path
 
@@ -488,11 +520,12 @@ def _version(value: Any) -> int:
 def check_tensor(
     built: Built, result: Any, mask: "Tensor", given: Mapping[str, Any] | None = None
 ) -> "Tensor":
-    """The (B,R) tensor of a KL estimator, advantage function or policy loss: shape, dtype, device, finite on the mask.
+    """The (B,R) tensor of a KL estimator, advantage function or policy loss, checked.
 
-    Returns it with zeros where mask (B,R) is False, so that junk there (NaN included) has no effect; advantages are
-    detached. Raises PluginError with the first bad index. With `given`, the inputs of the call: if one of those was
-    already not finite, the model diverged and the plugin is not to blame: DivergedError.
+    Returns it with zeros where mask (B,R) is False, so that junk there (NaN included) has no effect;
+    advantages are detached. Raises PluginError with the first bad index. `given` are the inputs of the
+    call: if one of them was not finite already, the model diverged and the plugin is not to blame:
+    DivergedError.
     """
     import torch
 
@@ -504,16 +537,18 @@ def check_tensor(
         got = f"{str(result.dtype).removeprefix('torch.')} of shape {tuple(result.shape)}"
         raise built.error(f"returned a wrong result ({expected}, got {got})", todo)
     if result.device != mask.device:
-        raise built.error(f"returned a tensor on {result.device} (expected {mask.device})", "keep the inputs' device")
+        raise built.error(
+            f"returned a tensor on {result.device} (expected {mask.device})", "keep the inputs' device"
+        )
     kept = torch.where(mask, result, torch.zeros_like(result))
     if not bool(kept.isfinite().all()):
         for name, value in (given or {}).items():
             if built.names(name) and isinstance(value, torch.Tensor) and not _finite_on(value, mask):
                 raise DivergedError(f"{name} is not finite", built.component.title, "lower the learning rate")
         row, t = (~kept.isfinite()).nonzero()[0].tolist()
+        got = f"expected a finite number, got {kept[row, t].item()}"
         raise built.error(
-            f"returned a wrong result at index ({row}, {t}) (expected a finite number, got {kept[row, t].item()})",
-            "look at what it divides by, and at its exp and log",
+            f"returned a wrong value at index ({row}, {t}) ({got})", "look at its divisions, exp and log"
         )
     return kept.detach() if built.component.kind == "advantage" else kept
 
@@ -521,20 +556,25 @@ def check_tensor(
 def check_loss(
     built: Built, result: Any, mask: "Tensor", given: Mapping[str, Any] | None = None
 ) -> tuple["Tensor", dict[str, "Tensor"]]:
-    """A policy loss: a (B,R) tensor, or (that, {metric: (B,R) or 0-d tensor or number}); metrics come back detached."""
+    """A policy loss: a (B,R) tensor, or (that, {metric: (B,R) or 0-d tensor or number}).
+
+    Returns (the loss as check_tensor gives it, the metrics, detached). Raises as check_tensor does.
+    """
     import torch
 
     values, logged = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     todo = "return the loss (B,R), or (loss, {name: (B,R) or 0-d tensor})"
     if not isinstance(logged, Mapping) or not all(isinstance(name, str) for name in logged):
-        raise built.error(f"returned wrong metrics (expected a dict of tensors by name, got {_show(logged)})", todo)
+        raise built.error(
+            f"returned wrong metrics (expected a dict of tensors by name, got {_show(logged)})", todo
+        )
     metrics = {}
     for name, value in logged.items():
         tensor = torch.as_tensor(value, device=mask.device) if isinstance(value, numbers.Real) else value
         if not isinstance(tensor, torch.Tensor) or tensor.shape not in (mask.shape, torch.Size()):
             got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else _show(tensor)
             raise built.error(
-                f"returned a wrong metric {name!r} (expected a tensor of shape {tuple(mask.shape)} or (), got {got})",
+                f"returned a wrong metric {name!r} (expected shape {tuple(mask.shape)} or (), got {got})",
                 todo,
             )
         metrics[name] = tensor.detach()
@@ -544,16 +584,18 @@ def check_loss(
 def check_scores(
     built: Built, result: Any, count: int, completion_ids: Sequence[Sequence[int]]
 ) -> list[RowScore]:
-    """What a reward returned for `count` completions, as plain Python: a float, None or one float a token each.
+    """What a reward returned for `count` completions: a float, None or a float a token for each.
 
-    Accepted: a list or tuple, or anything with tolist() (tensors on any device, numpy arrays), of numbers (floats,
-    ints, bools, 0-d tensors) that float32 can hold; None = does not apply; or of lists of numbers, one a token of
-    completion_ids. Refused, with the first bad index: everything else; strings and NaN in particular.
+    Accepted: a list or tuple, or anything with tolist() (tensors on any device, numpy arrays), of numbers
+    that float32 can hold (floats, ints, bools, 0-d tensors), of None = does not apply, or of lists of
+    numbers, one a token of completion_ids. Refused, with the first bad index: everything else, strings and
+    NaN in particular.
     """
     todo = "return one float or None for each completion, or one float for each token of its completion_ids"
     expected = f"expected {count} values, one for each completion"
-    rows = result.tolist() if hasattr(result, "tolist") else result
-    if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
+    with built.guarded():
+        rows = _plain(result)
+    if not isinstance(rows, list):
         hint = "; does the function end without a return?" if rows is None else ""
         raise built.error(f"returned a wrong result ({expected}, got {_show(rows)}{hint})", todo)
     if len(rows) != count:
@@ -561,9 +603,8 @@ def check_scores(
         raise built.error(f"returned a wrong number of values ({expected}, got {len(rows)}: {first})", todo)
     checked: list[RowScore] = []
     for index, (row, ids) in enumerate(zip(rows, completion_ids, strict=True)):
-        value = row.tolist() if hasattr(row, "tolist") else row
         try:
-            checked.append(_row_score(value, len(ids)))
+            checked.append(_row_score(row, len(ids)))
         except ValueError as fault:
             raise built.error(f"returned a wrong value at index {index} ({fault})", todo) from None
     return checked
@@ -571,7 +612,7 @@ def check_scores(
 
 def finite_number(value: Any) -> float:
     """A finite number that float32 can hold, as a float: Python, numpy or a 0-d tensor. Raises ValueError."""
-    plain = value.tolist() if hasattr(value, "tolist") else value
+    plain = _plain(value)
     try:
         if isinstance(plain, numbers.Real) and abs(number := float(plain)) <= LARGEST:
             return number
@@ -583,13 +624,15 @@ def finite_number(value: Any) -> float:
 def _row_score(value: Any, tokens: int) -> RowScore:
     if value is None:
         return None
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list):
         try:
             return finite_number(value)
         except ValueError:
             raise ValueError(f"expected a finite number or None, got {_show(value)}") from None
     if len(value) != tokens:
-        raise ValueError(f"expected a number, or {tokens} numbers for its {tokens} tokens, got {len(value)} values")
+        raise ValueError(
+            f"expected a number, or {tokens} numbers for its {tokens} tokens, got {len(value)} values"
+        )
     numbers_: list[float] = []
     for t, item in enumerate(value):
         try:
@@ -599,8 +642,15 @@ def _row_score(value: Any, tokens: int) -> RowScore:
     return numbers_
 
 
+def _plain(value: Any) -> Any:
+    """Tensors, arrays, tuples and lists of them as plain lists; anything else as it is."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _finite_on(value: "Tensor", mask: "Tensor") -> bool:
-    """Finite where the mask is True, for (B,), (B,R) and (B,R,V); -inf is a banned token in a distribution."""
+    """Finite where the mask is True, for (B,), (B,R), (B,R,V); -inf is a banned token in a distribution."""
     import torch
 
     if value.ndim == 1 or value.shape[: mask.ndim] != mask.shape:

@@ -1,9 +1,10 @@
 """The plugin contract, on one screen: five hooks, called once at start-up to collect named components.
 
-Each returns {name: component}. A component is a function, or a class for what must be built once. Its ordinary
-parameters are inputs, bound by their names; its keyword-only parameters with defaults are options, set in the
-config. B responses, R response tokens, V vocabulary; log_dist and ref_log_dist (B,R,V) exist only for a component
-that names them. No hook is called while a model trains, and nothing here imports torch.
+Each returns {name: component}. A component is a function, or a class for what must be built once. Its
+ordinary parameters are inputs, bound by their names; its keyword-only parameters with defaults are options,
+set in the config. B responses, R response tokens, V vocabulary; log_dist and ref_log_dist (B,R,V) are only
+computed for a component that names them. No hook is called while a model trains, and nothing here imports
+torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +18,12 @@ Component = Callable[..., Any]
 
 @hookspec
 def register_reward_models() -> Mapping[str, Component]:  # type: ignore[empty-body]
-    """Rewards: one float or None (does not apply) a completion; or a list of floats, one a token of completion_ids.
+    """Rewards: a float or None (does not apply) a completion, or a list of floats, one a token of its ids.
 
-    Inputs: prompts, completions (B texts without special tokens), prompt_ids, completion_ids (B lists of ints, no
-    padding, EOS included), rollout (the tensors), trainer_state (global_step, max_steps, epoch), log_metric(name,
-    number), log_extra(name, B values), and any column of the prompt's row (B values, None where a row lacks it).
-    `**columns` takes all the rest: TRL's signature. May be async.
+    Inputs: prompts, completions (B texts without special tokens), prompt_ids, completion_ids (B lists of
+    ints, no padding, EOS included), rollout (the tensors), trainer_state (global_step, max_steps, epoch),
+    log_metric(name, number), log_extra(name, B values), and any column of the prompt's row (B values, None
+    where a row lacks it). `**columns` takes all the rest: TRL's signature. May be async.
     """
 
 
@@ -38,8 +39,9 @@ def register_kl_estimators() -> Mapping[str, Component]:  # type: ignore[empty-b
 def register_advantage_functions() -> Mapping[str, Component]:  # type: ignore[empty-body]
     """Advantages (B,R); advantages + values is the value target, whitening is the loop's.
 
-    Inputs: rewards, values, mask, logprobs, ref_logprobs, kl (B,R), scores, greedy_scores (score of the greedy
-    response), group (index of the prompt), terminated, bootstrap_values (B,). Without `values`: no value loss.
+    Inputs: rewards, values, mask, logprobs, ref_logprobs, kl (B,R); scores, greedy_scores (of the most
+    likely response), group (index of the prompt), terminated, bootstrap_values (B,). Without `values`: no
+    value loss.
     """
 
 

@@ -1,6 +1,7 @@
 """The built-in rewards: values derived by hand; `sentiment` against the hidden sentiment of the corpus."""
 
 import json
+import re
 from collections import Counter
 from math import exp, tanh
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_sentiment_agrees_with_the_hidden_sentiment_of_the_corpus(
     assert sum(score > 0 for score in of["positive"]) >= 0.97 * len(of["positive"])
     assert sum(score < 0 for score in of["negative"]) >= 0.97 * len(of["negative"])
     assert sum(score == 0 for score in of["neutral"]) >= 0.97 * len(of["neutral"])
+
+
+def test_every_sentence_of_a_review_agrees_with_its_hidden_sentiment() -> None:
+    sign = {"positive": 1, "negative": -1, "neutral": 0}
+    rows = [json.loads(line) for line in TEXT.read_text("ascii").splitlines()]
+    pairs = [
+        (sign[row["sentiment"]], sentence)
+        for row in rows
+        for sentence in re.split(r"(?<=[.!]) ", row["text"])
+    ]
+    scores = sentiment([sentence for _, sentence in pairs])
+    agree = [score == 0 or score * hidden > 0 for score, (hidden, _) in zip(scores, pairs, strict=True)]
+    assert [sentence for (_, sentence), fits in zip(pairs, agree, strict=True) if not fits] == []
 
 
 def test_sentiment_is_graded_and_not_told_by_the_length(reviews: list[tuple[str, float, int]]) -> None:

@@ -1,0 +1,37 @@
+"""An observer: the metrics of every step as a row of RUN/metrics.csv, for a spreadsheet.
+
+    minirlhf run --plugin plugins/csv_log.py --set 'run.observers=["csv_log"]'
+
+An observer watches and changes nothing: it gets copies of the numbers, and if it fails it is dropped with a
+warning while the run goes on.
+"""
+
+import csv
+
+from minirlhf import hookimpl
+
+
+class CsvLog:
+    """start, step, finish: the three moments of a run."""
+
+    def start(self, config, run_dir):
+        self.path = run_dir / "metrics.csv"
+        self.columns = []
+
+    def step(self, step, experience, metrics):
+        if not self.columns:  # the first step decides on them
+            self.columns = ["step", *metrics]
+            self.write(dict(zip(self.columns, self.columns, strict=True)))
+        self.write({"step": step, **metrics})
+
+    def finish(self, summary):
+        pass  # every row is in the file already
+
+    def write(self, row):
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+
+
+@hookimpl
+def register_observers():
+    return {"csv_log": CsvLog}

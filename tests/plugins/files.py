@@ -1,0 +1,53 @@
+"""Plugin files for tests: written, loaded, and held to the form of a refusal."""
+
+import re
+from pathlib import Path
+from textwrap import dedent
+
+from minirlhf.components import Built, read_component
+from minirlhf.errors import UserError
+from minirlhf.registry import Registry, load
+
+EXAMPLES = Path(__file__).parents[2] / "plugins"
+HEADER = "from minirlhf import hookimpl\n"
+
+
+def write(folder: Path, name: str, source: str) -> str:
+    """A plugin file of this source (dedented), hookimpl imported; returns its path."""
+    path = folder / f"{name}.py"
+    path.write_text(HEADER + dedent(source), encoding="utf-8")
+    return str(path.resolve())
+
+
+def reward_plugin(folder: Path, name: str, body: str = "return [0.0] * len(completions)") -> str:
+    """A plugin with one reward, called as its file; `body` is the function's, its only input `completions`."""
+    source = f"""
+        def {name}(completions):
+            {body}
+
+        @hookimpl
+        def register_reward_models():
+            return {{"{name}": {name}}}
+    """
+    return write(folder, name, source)
+
+
+def example(name: str) -> Registry:
+    """The built-ins and one plugin of plugins/."""
+    return load([str(EXAMPLES / f"{name}.py")], entry_points=False)
+
+
+def built(kind: str, fn: object, **options: object) -> Built:
+    """A component of plugin `p`, built."""
+    return read_component(kind, "it", "p", "p.py", fn).build(options)
+
+
+def refusal(error: UserError, code: int, *parts: str) -> str:
+    """One line, this exit code, and each part in it."""
+    text = str(error)
+    assert error.exit_code == code
+    assert "\n" not in text
+    assert re.search(r"[^;]: .*; |\w", text)
+    for part in parts:
+        assert part in text, f"{part!r} is not in: {text}"
+    return text
