@@ -120,7 +120,7 @@ class Component:
             raise ConfigError([f"{self.title}: {fault}" for fault in faults])
         if not inspect.isclass(self.fn):
             return Built(self, options)
-        with isolated(), naming(self.title, self.where, self.path):
+        with isolated(), naming(self.title, self.where, self.path, code=self.fn):
             state: Any = self.fn(**options)
             if _is_module(state):
                 state = state.to(device).eval().requires_grad_(False)
@@ -255,9 +255,7 @@ class _Reader:
                 raise self.refuse(f"is a class without {method}", f"define {method}(self, ...)")
             return self.bind(self.signature(call)[1:], self.constructor_options())  # without self
         if not callable(self.obj):
-            raise self.refuse(
-                f"is a {type(self.obj).__name__}, not a function", "register a function or a class"
-            )
+            raise self.refuse(f"is not a function but {_show(self.obj)}", "register a function or a class")
         parameters = self.signature(self.obj)
         options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
         return self.bind([p for p in parameters if p not in options], self.options(options, self.obj))
@@ -268,15 +266,8 @@ class _Reader:
         missing = [m for m in OBSERVER_METHODS if not callable(getattr(self.obj, m, None))]
         if missing:
             raise self.refuse(f"has no {', '.join(missing)}", "an observer has start, step and finish")
-        return Component(
-            self.kind,
-            self.name,
-            self.owner,
-            self.path,
-            self.obj,
-            inputs=(),
-            options=self.constructor_options(),
-        )
+        options = self.constructor_options()
+        return Component(self.kind, self.name, self.owner, self.path, self.obj, inputs=(), options=options)
 
     def bind(self, parameters: list[inspect.Parameter], options: dict[str, Option]) -> Component:
         """Every parameter finds its place: an input, a column, its own default, or a refusal."""
@@ -371,9 +362,9 @@ def _convert(component: Component, option: Option, value: Any) -> Any:
         raise ValueError("must be finite") from None
     if option.annotation is Any:
         return copy.deepcopy(value)
-    config = None if _has_own_config(option.annotation) else ConfigDict(strict=True, allow_inf_nan=False)
+    strict = ConfigDict(strict=True, allow_inf_nan=False)
     try:
-        return TypeAdapter(option.annotation, config=config).validate_json(text)
+        return TypeAdapter(option.annotation, config=strict).validate_json(text)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         at = f" at [{']['.join(str(part) for part in first['loc'])}]" if first["loc"] else ""
@@ -386,13 +377,6 @@ def _convert(component: Component, option: Option, value: Any) -> Any:
             component.where,
             "use bool, int, float, str, Literal, or lists, tuples and unions of them",
         ) from None
-
-
-def _has_own_config(annotation: Any) -> bool:
-    """Pydantic models and dataclasses bring their own strictness; pydantic refuses a second one."""
-    return inspect.isclass(annotation) and (
-        hasattr(annotation, "__pydantic_config__") or hasattr(annotation, "model_config")
-    )
 
 
 # ---- running a plugin's code -------------------------------------------------------------------------------
@@ -441,13 +425,7 @@ def nearest(name: str, choices: Collection[str]) -> str:
 
 def _describe(fault: BaseException) -> str:
     """ValueError (the message): printable, of bounded length, whatever the plugin put there."""
-    try:
-        message = str(fault)
-    except BaseException:
-        message = "its message cannot be read"
-    message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    if len(message) > 300:
-        message = f"{message[:300]}..."
+    message = _printable(str, fault, 300)
     return f"{type(fault).__name__} ({message})" if message else type(fault).__name__
 
 
@@ -465,7 +443,7 @@ def _raised_at(fault: BaseException, files: set[str]) -> str:
 def _function(obj: Any) -> Any:
     """The plain function behind a class, a partial, a decorated function or an object with __call__."""
     if inspect.isclass(obj):
-        own = [_method(obj, name) for name in ("__call__", "step", "__init__")]
+        own = [_method(obj, name) for name in ("forward", "__call__", "step", "__init__")]
         return next((f for f in own if hasattr(f, "__code__")), obj)
     while isinstance(obj, functools.partial):
         obj = obj.func
@@ -664,5 +642,14 @@ def _show(value: Any) -> str:
     """'good' (str), nan (float), None: a value and its type, short."""
     if value is None:
         return "None"
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{_printable(repr, value, 60)} ({type(value).__name__})"
+
+
+def _printable(write: Callable[[Any], str], value: Any, limit: int) -> str:
+    """str or repr of a plugin's object on one line, of bounded length, whatever it does when it is asked."""
+    try:
+        text = "".join(c if c.isprintable() else " " for c in write(value))
+    except Exception:
+        return "unreadable"
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}..."

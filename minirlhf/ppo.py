@@ -130,7 +130,7 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
     for rows, micro in batch.micro_batches(config.ppo.micro_batch_size or config.ppo.minibatch_size):
         weight, mask = weights[rows], micro.mask
         new = state.policy.score(micro.rollout)  # new <- forward pass of the active policy on the same data
-        value_loss = masked_sum(weight * value_error(new.values, micro, config.loss.value_clip), mask)
+        value_loss = masked_sum(weight * value_error(new.values, micro, config.loss.value_clip or None), mask)
         surrogate, logged = policy_loss(parts.loss, new, micro, state.controller.beta)
         loss = masked_sum(weight * surrogate, mask)  # ratio, policy loss <- mean(-advantages * ratio), N10 or N11
         log.add({"loss/policy_avg": loss, "loss/value_avg": value_loss})
@@ -141,7 +141,7 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
         if config.loss.entropy_coef:
             loss = loss - config.loss.entropy_coef * masked_sum(weight * new.entropy, mask)
         loss.backward()  # type: ignore[no-untyped-call]
-        log.add_means(drift(new, micro, config.loss.value_clip) | logged, mask)
+        log.add_means(drift(new, micro, config.loss.value_clip or None) | logged, mask)
         log.add_largest("log_ratio", (new.logprobs - micro.old_logprobs).abs(), mask)
     return optimizer_step(state, config, log)  # backward, optimizer step, zero grad
 

@@ -143,7 +143,8 @@ class Registry:
         path = str(module.__file__)
         if not hasattr(module, name) or name.startswith("__"):
             functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-            raise PluginError(f"plugin {owner!r} has no function {name!r}{nearest(name, functions)}", path)
+            what = f"plugin {owner!r} has no function {name!r}{nearest(name, functions)}"
+            raise PluginError(what, path, f"it has {', '.join(functions) or 'none'}")
         return read_component(kind, name, owner, path, getattr(module, name))
 
     def _module(self, file: str) -> tuple[ModuleType, str]:
@@ -269,6 +270,6 @@ def _origin(module: str) -> str:
     """The file of a module, as far as it can be known without running the module."""
     try:
         spec = importlib.util.find_spec(module)
-    except BaseException:  # importing a parent package failed: loading it will say why
+    except (Exception, SystemExit):  # importing a parent package failed: loading it will say why
         return module
     return (spec and spec.origin) or module

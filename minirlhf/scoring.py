@@ -177,10 +177,9 @@ class _Call:
     def log_extra(self, column: str, values: Any) -> None:
         """TRL's: one value a completion, shown beside the samples."""
         listed = values.tolist() if hasattr(values, "tolist") else list(values)
-        if len(listed) != len(self.batch.completions):
-            raise ValueError(
-                f"expected {len(self.batch.completions)} values for {column!r}, got {len(listed)}"
-            )
+        expected = len(self.batch.completions)
+        if len(listed) != expected:
+            raise ValueError(f"expected {expected} values to log as {column!r}, got {len(listed)}")
         self.extras.append((_text(column), listed))
 
 

@@ -4,7 +4,8 @@
 
 Options are the constructor's keyword-only parameters, inputs those of __call__; it is built once a run.
 With state_dict and load_state_dict its memory is part of every checkpoint: tensors, or anything that JSON
-can hold.
+can hold. A score that depends on what came before cannot compare two models: evaluate with the other
+reward.
 """
 
 from minirlhf import hookimpl

@@ -102,7 +102,7 @@ def test_a_partial_a_lambda_and_a_callable_object_are_functions_too():
         ("loss", lambda logprobs, *, mystery: 0, "an unknown input 'mystery'"),
         ("reward", dict.get, "by position"),
         ("reward", type("NoCall", (), {}), "is a class without __call__"),
-        ("reward", 3, "is a int, not a function"),
+        ("reward", 3, "is not a function but 3 (int)"),
         ("observer", lambda: 0, "is not a class"),
         ("observer", type("Half", (), {"start": id, "step": id}), "has no finish"),
     ],
@@ -298,6 +298,13 @@ def test_an_annotation_that_no_config_can_hold_is_refused_when_it_is_set():
 # ---- calling -----------------------------------------------------------------------------------------------
 
 
+class Unprintable:
+    def __str__(self):
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
 def deeper(n):
     return deeper(n + 1)
 
@@ -310,6 +317,8 @@ def deeper(n):
         (lambda: deeper(0), "RecursionError"),
         (lambda: (_ for _ in ()).throw(asyncio.CancelledError()), "CancelledError"),
         (lambda: {}["a\nb\x1b[2J"], "KeyError ('a\\nb\\x1b[2J')"),
+        (lambda: (_ for _ in ()).throw(OSError("a\nb\x1b[2J" + "x" * 999)), "OSError (a b [2Jxxx"),
+        (lambda: (_ for _ in ()).throw(OSError(Unprintable())), "OSError (unreadable)"),
     ],
 )
 def test_whatever_a_plugin_raises_becomes_one_line_that_names_it(action, said):
@@ -320,6 +329,7 @@ def test_whatever_a_plugin_raises_becomes_one_line_that_names_it(action, said):
         built("reward", fn)({"completions": []})
     text = refusal(error.value, 5, "reward 'it' of plugin 'p' raised", said, f"{HERE}:")
     assert text.isprintable()
+    assert len(text) < 600
 
 
 def test_the_line_is_where_it_was_raised():
@@ -424,8 +434,14 @@ def test_junk_under_the_mask_has_no_effect():
         (torch.zeros(3, 2), "shape (3, 2)"),
         (torch.zeros(2, 3, dtype=torch.long), "got int64 of shape (2, 3)"),
         (torch.zeros(2, 3, device="meta"), "on meta"),
-        (torch.tensor([[0, 0, 0], [float("nan"), 0, 0]]), "at index (1, 0) (expected a finite number, got nan)"),
-        (torch.tensor([[0, float("-inf"), 0], [0, 0, 0]]), "at index (0, 1) (expected a finite number, got -inf)"),
+        (
+            torch.tensor([[0, 0, 0], [float("nan"), 0, 0]]),
+            "at index (1, 0) (expected a finite number, got nan)",
+        ),
+        (
+            torch.tensor([[0, float("-inf"), 0], [0, 0, 0]]),
+            "at index (0, 1) (expected a finite number, got -inf)",
+        ),
     ],
 )
 def test_a_wrong_tensor_is_refused(result, said):
@@ -526,6 +542,7 @@ def test_scores_are_accepted_and_become_plain_floats(result, expected):
         ([1.0, 10**400], "at index 1 (expected a finite number"),
         ([1.0, 1 + 1j], "(complex)"),
         ([1.0, {"score": 1}], "(dict)"),
+        ([Unprintable(), 1.0], "got unreadable (Unprintable)"),
         ([[1.0, 2.0, 3.0], [1.0, None]], "at index 1 (token 1: expected a finite number, got None)"),
         ([[1.0, 2.0, [3.0]], 1.0], "at index 0 (token 2: expected a finite number, got [3.0] (list))"),
     ],

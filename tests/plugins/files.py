@@ -1,6 +1,5 @@
 """Plugin files for tests: written, loaded, and held to the form of a refusal."""
 
-import re
 from pathlib import Path
 from textwrap import dedent
 
@@ -19,8 +18,11 @@ def write(folder: Path, name: str, source: str) -> str:
     return str(path.resolve())
 
 
-def reward_plugin(folder: Path, name: str, body: str = "return [0.0] * len(completions)") -> str:
-    """A plugin with one reward, called as its file; `body` is the function's, its only input `completions`."""
+ZEROS = "return [0.0] * len(completions)"
+
+
+def reward_plugin(folder: Path, name: str, body: str = ZEROS) -> str:
+    """A plugin with one reward, called as its file; `body` is the function's, its input `completions`."""
     source = f"""
         def {name}(completions):
             {body}
@@ -47,7 +49,6 @@ def refusal(error: UserError, code: int, *parts: str) -> str:
     text = str(error)
     assert error.exit_code == code
     assert "\n" not in text
-    assert re.search(r"[^;]: .*; |\w", text)
     for part in parts:
         assert part in text, f"{part!r} is not in: {text}"
     return text

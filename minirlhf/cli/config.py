@@ -1,0 +1,35 @@
+"""minirlhf config show | schema"""
+
+import json
+from typing import Any
+
+import click
+
+from minirlhf.cli.options import config_options, resolve
+
+
+@click.group("config")
+def command() -> None:
+    """Show a resolved configuration, or the schema of one."""
+
+
+@command.command("show")
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def show(as_json: bool, **options: Any) -> None:
+    """Print the configuration that `run` would use with the same options; it can be run again as a file."""
+    config, _ = resolve(**options)
+
+    from minirlhf.config import doubts, dump_toml, to_dict
+
+    for doubt in doubts(config):
+        click.echo(f"warning: {doubt}", err=True)
+    click.echo(json.dumps(to_dict(config), ensure_ascii=False) if as_json else dump_toml(config), nl=as_json)
+
+
+@command.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a configuration file: every key with its meaning, type and default."""
+    from minirlhf.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))

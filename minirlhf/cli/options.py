@@ -1,0 +1,57 @@
+"""The options that choose a configuration, shared by every command that takes one."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from minirlhf.config import Config
+    from minirlhf.registry import Registry
+
+FLAGS = {"kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.policy", "seed": "run.seed"}
+
+_OPTIONS = [
+    click.argument("preset", required=False, metavar="[PRESET|FILE.toml]"),
+    click.option("--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Reward, repeatable; replaces the set."),
+    click.option("--kl", metavar="NAME", help="KL estimator."),
+    click.option("--advantage", metavar="NAME", help="Advantage function."),
+    click.option("--loss", metavar="NAME", help="Policy loss."),
+    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key, repeatable: --set ppo.lr=3e-4"),
+    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Plugin to load, repeatable."),
+    click.option("--seed", type=int, metavar="N", help="Seed of the run."),
+    click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
+]
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add them to a command; they arrive as keyword arguments for `resolve`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--plugin alone, for commands that read no config."""
+    return _OPTIONS[6](command)
+
+
+def resolve(
+    *,
+    preset: str | None,
+    rewards: tuple[str, ...],
+    sets: tuple[str, ...],
+    plugins: tuple[str, ...],
+    device: str | None,
+    **flags: Any,
+) -> "tuple[Config, Registry]":
+    """Config and plugins from the options; warnings of plugins go to stderr."""
+    from minirlhf.config import load_config
+
+    chosen = {FLAGS[name]: value for name, value in flags.items() if value is not None}
+    if device is not None:
+        chosen["run.device"] = device
+    config, registry = load_config(preset, options=chosen, sets=sets, rewards=rewards, plugins=plugins)
+    for warning in registry.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return config, registry

@@ -1,0 +1,100 @@
+"""minirlhf plugins list | show"""
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minirlhf.cli.options import plugin_option
+
+if TYPE_CHECKING:
+    from minirlhf.components import Component
+    from minirlhf.registry import Registry
+
+
+@click.group("plugins")
+def command() -> None:
+    """List components, show one."""
+
+
+def loaded(plugins: tuple[str, ...]) -> "Registry":
+    from minirlhf.registry import load
+
+    registry = load(plugins)
+    for warning in registry.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return registry
+
+
+@command.command("list")
+@plugin_option
+@click.option("--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), help="Only this kind.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
+    """Every component that can be named, with its owner and what it is."""
+    rows = [c for c in loaded(plugins).listing() if kind in (None, c.kind)]
+    if as_json:
+        for component in rows:
+            click.echo(json.dumps(facts(component)))
+        return
+    from minirlhf.cli.show import printable
+
+    cells = [("kind", "name", "owner", ""), *((c.kind, c.name, c.owner, printable(c.doc)) for c in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(3)]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        click.echo(f"{line}  {row[3]}".rstrip())
+
+
+@command.command("show")
+@click.argument("name")
+@plugin_option
+@click.option("--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), help="If several have it.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
+    """What a component takes and what can be set: NAME, OWNER:NAME, or FILE.py:FUNCTION with --kind."""
+    for component in found(loaded(plugins), name, kind):
+        if as_json:
+            click.echo(json.dumps(facts(component)))
+            continue
+        from minirlhf.cli.show import printable
+
+        taken = ", ".join([*component.inputs, *component.columns, *(["**columns"] if component.takes_columns else [])])
+        click.echo(f"{component.name}: {component.kind} of plugin {component.owner}")
+        click.echo(f"  defined  {component.where}")
+        click.echo(f"  takes    {taken or 'nothing'}")
+        for option in component.options.values():
+            click.echo(f"  option   {option}")
+        for line in (inspect.getdoc(component.fn) or "").splitlines():
+            click.echo(f"  {printable(line)}".rstrip())
+
+
+def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]":
+    """The components of that name; an unknown one is refused with the choices of its kind, or of all kinds."""
+    from minirlhf.components import KINDS, nearest
+    from minirlhf.errors import UsageError
+
+    if kind is not None:
+        return [registry.find(kind, name)]
+    if ".py:" in name:
+        raise UsageError(f"of which kind is {name!r}", todo=f"add --kind {'|'.join(KINDS)}")
+    rows = [c for c in registry.listing() if name in (c.name, f"{c.owner}:{c.name}")]
+    if not rows:
+        names = sorted({c.name for c in registry.listing()})
+        raise UsageError(f"no component is called {name!r}{nearest(name, names)}", todo=f"there are {', '.join(names)}")
+    return rows
+
+
+def facts(component: "Component") -> dict[str, Any]:
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "owner": component.owner,
+        "defined": component.where,
+        "inputs": list(component.inputs),
+        "columns": list(component.columns),
+        "takes_columns": component.takes_columns,
+        "options": {name: str(option) for name, option in component.options.items()},
+        "doc": component.doc,
+    }

@@ -1,0 +1,25 @@
+"""minirlhf pretrain"""
+
+from typing import Any
+
+import click
+
+from minirlhf.cli.options import config_options, resolve
+
+
+@click.command("pretrain")
+@config_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
+def command(as_json: bool, **options: Any) -> None:
+    """Make the base of a configuration, or find it, and print its directory."""
+    config, _ = resolve(**options)
+
+    from minirlhf.base import prepare_base
+    from minirlhf.cli.show import Printer
+    from minirlhf.data import load_documents
+    from minirlhf.run import set_up
+
+    device = set_up(config)
+    base = prepare_base(config, load_documents(config.corpus), device, Printer(as_json=as_json))
+    if not as_json:
+        click.echo(base.directory)

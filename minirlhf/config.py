@@ -1,0 +1,617 @@
+"""The whole run as frozen, strict pydantic models, and how files and flags become one.
+
+Layers, later ones win: the defaults below (the preset `reviews` is exactly them), then a preset's or a file's keys,
+then options such as `--kl`, then `--set key=value`. A layer that chooses another component drops the options that
+lower layers gave to the old one. A file that has [rewards] replaces the set of rewards, and so does `--reward`, which
+keeps the options that the file gave to equal labels.
+
+The sections kl, advantage, loss and rewards.LABEL choose a component: their own keys are fixed, every other key is an
+option of that component and is checked against its signature. All faults are found in one go (ConfigError), each with
+its dotted path, its value, where it came from and what may have been meant.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minirlhf import registry as plugin_registry
+from minirlhf.components import nearest
+from minirlhf.errors import ConfigError, UsageError
+from minirlhf.registry import Registry
+from minirlhf.text.corpus import is_packaged
+
+MAX_BYTES = 1 << 20  # a config of more than 1 MiB is something else given by mistake
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    preset: str = Field("reviews", pattern=LABEL.pattern.join("^$"), description="name in the run directory's name")
+    seed: int = Field(0, ge=0, description="decides prompts' order, sampling, minibatches and evaluation")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(2, ge=1, le=1024, description="CPU threads; sums depend on it, so it is part of the config")
+    bases: str = Field("runs/bases", min_length=1, description="where pretrained bases are kept and found again")
+    observers: tuple[str, ...] = Field((), description="observers that watch the run")
+    log_every: int = Field(1, ge=1, description="iterations between two entries of samples.jsonl")
+    samples: int = Field(4, ge=0, description="responses of an iteration that samples.jsonl keeps")
+    checkpoint_every: int = Field(25, ge=0, description="iterations between checkpoints; 0 = only the last")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+
+
+class TokenizerConfig(Section):
+    vocab_size: int = Field(1280, ge=259, le=1 << 20, description="tokens, the 3 special ones and 256 bytes included")
+
+
+class ModelConfig(Section):
+    layers: int = Field(3, ge=1, le=256, description="decoder blocks")
+    hidden_size: int = Field(128, ge=2, le=65536, description="width")
+    heads: int = Field(4, ge=1, description="query heads; divides hidden_size into an even head size")
+    kv_heads: int = Field(4, ge=1, description="key and value heads (grouped-query attention); divides heads")
+    intermediate_size: int = Field(256, ge=1, le=1 << 20, description="width of the SwiGLU block")
+    max_positions: int = Field(128, ge=8, le=1 << 20, description="context: prompt and response, tokens")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    norm_eps: float = Field(1e-5, gt=0, description="added to the mean square in RMSNorm")
+    separate_critic: bool = Field(False, description="values from a second trunk instead of a head on the policy's")
+
+
+class CorpusConfig(Section):
+    text: str = Field("reviews", min_length=1, description="what to pretrain on: file, folder or packaged name")
+    prompts: str | None = Field(None, min_length=1, description="training prompts; left out: the packaged ones, or openings")
+    heldout_prompts: str | None = Field(None, min_length=1, description="evaluation prompts; left out: a fifth of prompts")
+    opening_words: int = Field(4, ge=1, description="length of an opening that serves as a prompt: words, or characters")
+    heldout_share: float = Field(0.02, gt=0, lt=1, description="documents held out for the pretraining loss")
+    errors: Literal["strict", "replace"] = Field("strict", description="bytes that are not UTF-8: an error, or U+FFFD")
+
+
+class PretrainConfig(Section):
+    steps: int = Field(800, ge=1, description="optimiser steps (never the clock)")
+    batch_size: int = Field(32, ge=1, description="documents a step")
+    sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
+    lr: float = Field(5e-3, gt=0, description="largest learning rate")
+    warmup: int = Field(40, ge=0, description="steps of linear warm-up")
+    final_lr: float = Field(0.05, ge=0, le=1, description="share of lr at the end of the cosine")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices, decoupled (AdamW)")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean square")
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    seed: int = Field(0, ge=0, description="decides initial weights and data order; runs of all seeds share a base")
+
+
+class ComponentSection(Section):
+    """A section that chooses a component; `options` holds its other keys."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class RewardConfig(ComponentSection):
+    use: str = Field(min_length=1, description="reward: NAME, OWNER:NAME or FILE.py:FUNCTION (left out: the label)")
+    weight: float = Field(1.0, description="in the sum of the rewards")
+
+
+class KLConfig(ComponentSection):
+    estimator: str = Field("k1", min_length=1, description="KL estimator: nats a token against the reference")
+    place: Literal["reward", "loss", "both"] = Field("reward", description="where beta KL goes")
+    coef: float = Field(0.05, ge=0, description="beta: score units per nat")
+    controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
+    target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
+    horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
+
+
+class AdvantageConfig(ComponentSection):
+    function: str = Field("gae", min_length=1, description="advantage function")
+    whiten: Literal["auto", "batch", "population", "scale", "none"] = Field(
+        "auto", description="auto: batch, but none for functions of groups"
+    )
+
+
+class LossConfig(ComponentSection):
+    policy: str = Field("ppo_clip", min_length=1, description="policy loss")
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean", description="how token losses become one number"
+    )
+    value_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    value_clip: float = Field(0.2, ge=0, description="values may move this far from the old ones; 0 = no clip")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+
+
+class PPOConfig(Section):
+    iterations: int = Field(60, ge=0, description="rollouts, each followed by its epochs")
+    prompts_per_iteration: int = Field(64, ge=1, description="prompts a rollout")
+    responses_per_prompt: int = Field(1, ge=1, description="responses a prompt: a group")
+    epochs: int = Field(4, ge=1, description="passes over a rollout")
+    minibatch_size: int = Field(16, ge=1, description="responses an optimiser step")
+    micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    schedule: Literal["linear", "constant"] = Field("linear", description="linear: to 0 over the iterations")
+    adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    target_kl: float | None = Field(None, gt=0, description="stop the epochs at 1.5 x this approx_kl (nats a token)")
+    critic_warmup: int = Field(0, ge=0, description="first iterations that train only the value head")
+    score_clip: float | None = Field(None, gt=0, description="scores are cut to +- this")
+    score_normalize: bool = Field(False, description="scores to mean 0, variance 1 over the run so far")
+
+
+class SamplerConfig(Section):
+    temperature: float = Field(1.0, gt=0, description="of sampling and of every log-probability")
+    max_new_tokens: int = Field(64, ge=1, description="longest response")
+
+
+class TruncationConfig(Section):
+    rule: Literal["keep", "penalty", "replace", "mask", "bootstrap"] = Field(
+        "keep", description="what becomes of a response without EOS"
+    )
+    value: float | None = Field(None, description="penalty: subtracted; replace: the score")
+
+
+class EvaluationConfig(Section):
+    prompts: int = Field(256, ge=1, description="held-out prompts")
+    samples: int = Field(8, ge=0, description="of them shown side by side")
+    bootstrap: int = Field(2000, ge=100, description="resamples of the interval")
+
+
+class Config(Section):
+    """One run. `config show` prints it, `config schema` describes it."""
+
+    plugins: tuple[str, ...] = Field((), description="plugin files and modules to load")
+    run: RunConfig = RunConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    corpus: CorpusConfig = CorpusConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    rewards: dict[str, RewardConfig] = Field({"sentiment": RewardConfig(use="sentiment")}, description="label -> reward")
+    kl: KLConfig = KLConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    loss: LossConfig = LossConfig()
+    ppo: PPOConfig = PPOConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    truncation: TruncationConfig = TruncationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+CHOOSERS = {"kl": "estimator", "advantage": "function", "loss": "policy"}  # section -> the key that names a component
+OWN_KEYS = {
+    name: set(model.model_fields) - {"options"}
+    for name, model in {"kl": KLConfig, "advantage": AdvantageConfig, "loss": LossConfig, "rewards": RewardConfig}.items()
+}
+PATHS = ("text", "prompts", "heldout_prompts")  # of [corpus]
+FILTERS = ("top_k", "top_p", "min_p")
+
+
+# ---- loading -----------------------------------------------------------------------------------------------
+
+
+def load_config(
+    preset_or_file: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+    rewards: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    registry_loader: Callable[[Sequence[str]], Registry] = plugin_registry.load,
+) -> tuple[Config, Registry]:
+    """Defaults < preset or file < options (dotted key -> value) < sets ("key=value"), with the loaded plugins.
+
+    Raises ConfigError with every fault, UsageError for a preset that does not exist, PluginError from a plugin.
+    """
+    draft = Draft()
+    first = preset_or_file or "reviews"
+    if first.endswith(".toml"):
+        draft.add(read_file(Path(first)), first, Path(first).absolute().parent)
+        draft.name(Path(first).stem)
+    else:
+        draft.add(tomllib.loads(preset_text(first)), f"preset {first}", Path.cwd())
+        draft.name(first)
+    cwd = Path.cwd()
+    if rewards:
+        draft.choose_rewards(rewards, cwd)
+    for key, value in (options or {}).items():
+        draft.add(nested(key, value), option_name(key), cwd)
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            draft.faults.append(f"--set {text!r}: expected key=value, such as ppo.lr=1e-3")
+            continue
+        draft.add(nested(key.strip(), toml_value(value)), "--set", cwd)
+    draft.add_plugins(plugins, cwd)
+    draft.settle(cwd)
+    registry = registry_loader(draft.plugin_names())
+    return draft.finish(registry), registry
+
+
+class Draft:
+    """Layers on their way to a Config: plain nested dicts, where each value came from, and the faults so far."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}  # dotted path -> the layer that set it
+        self.faults: list[str] = []
+
+    def name(self, stem: str) -> None:
+        """What the run is called, unless a file says it."""
+        run = self.values.setdefault("run", {})
+        if isinstance(run, dict):
+            run.setdefault("preset", re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-") or "run")
+
+    def add(self, layer: dict[str, Any], source: str, folder: Path) -> None:
+        """Put a layer on top; paths in it are relative to `folder`."""
+        layer = absolute_paths(layer, folder)
+        if isinstance(layer.get("rewards"), dict) and source.endswith(".toml") | source.startswith("preset "):
+            self.values.pop("rewards", None)
+        for path, value in leaves(layer):
+            self._drop_options(path, value)
+            place, *rest = self._descend(path[:-1])
+            if rest:
+                self.faults.append(f"{'.'.join(path)} = {shown(value)} ({source}): {rest[0]} is a value, not a section")
+                continue
+            place[path[-1]] = value
+            self.origin[".".join(path)] = source
+
+    def choose_rewards(self, chosen: Sequence[str], folder: Path) -> None:
+        """`--reward LABEL[=WEIGHT]`: this set and no other; a label that was there keeps its options."""
+        before = self.values.get("rewards")
+        before = before if isinstance(before, dict) else {}
+        self.values["rewards"] = {}
+        for text in chosen:
+            use, weight = split_weight(text)
+            label = use.rpartition(":")[2]
+            if label in self.values["rewards"]:
+                self.faults.append(f"--reward {text}: label {label!r} is given twice; name them in a file instead")
+            kept = before.get(label, {}) if use == label else {}
+            reward = dict(kept) if isinstance(kept, dict) else {}
+            if use != label:
+                reward["use"] = absolute_component(use, folder)
+            if weight is not None:
+                reward["weight"] = weight
+            self.values["rewards"][label] = reward
+            self.origin[f"rewards.{label}"] = "--reward"
+
+    def settle(self, cwd: Path) -> None:
+        """What the defaults cannot know: the bases are kept under the current directory."""
+        run = self.values.get("run")
+        if isinstance(run, dict):
+            run.setdefault("bases", str(cwd / "runs" / "bases"))
+
+    def add_plugins(self, names: Sequence[str], folder: Path) -> None:
+        there = self.values.get("plugins", [])
+        if names and isinstance(there, list):
+            self.values["plugins"] = [*there, *(absolute_plugin(name, folder) for name in names)]
+
+    def plugin_names(self) -> list[str]:
+        names = self.values.get("plugins", [])
+        return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+
+    def finish(self, registry: Registry) -> Config:
+        """Validate everything at once."""
+        config = None
+        try:
+            config = Config.model_validate_json(json.dumps(self._split(), default=str))
+        except ValidationError as faults:
+            self.faults += [self._fault(dict(fault)) for fault in faults.errors(include_url=False)]
+        self.faults += [self._at(path, reason) for path, reason in component_faults(self._split(), registry)]
+        if config is not None:
+            self.faults += [self._at(path, reason) for path, reason in cross_faults(config)]
+        if self.faults or config is None:
+            raise ConfigError(self.faults)
+        return config
+
+    def _descend(self, path: Sequence[str]) -> Iterator[Any]:
+        """The dict at a path, made where missing; or (None, the dotted path that is no dict)."""
+        place = self.values
+        for depth, key in enumerate(path):
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                return iter((None, ".".join(path[: depth + 1])))
+        return iter((place,))
+
+    def _drop_options(self, path: Sequence[str], value: Any) -> None:
+        """Another component chosen: the old one's options do not fit it."""
+        section, key = tuple(path[:-1]), path[-1]
+        if section[:1] == ("rewards",) and len(section) == 2 and key == "use":
+            own, at = OWN_KEYS["rewards"], self.values.get("rewards", {})
+            place = at.get(section[1]) if isinstance(at, dict) else None
+        elif len(section) == 1 and CHOOSERS.get(section[0]) == key:
+            own, place = OWN_KEYS[section[0]], self.values.get(section[0])
+        else:
+            return
+        if isinstance(place, dict) and place.get(key) != value:
+            for option in [name for name in place if name not in own]:
+                del place[option]
+
+    def _split(self) -> dict[str, Any]:
+        """The values with the options of components under `options`, and a reward's `use` filled in."""
+        out = dict(self.values)
+        for name in CHOOSERS:
+            if isinstance(out.get(name), dict):
+                out[name] = with_options(out[name], OWN_KEYS[name])
+        if isinstance(out.get("rewards"), dict):
+            out["rewards"] = {
+                label: with_options({"use": label, **reward}, OWN_KEYS["rewards"]) if isinstance(reward, dict) else reward
+                for label, reward in out["rewards"].items()
+            }
+        return out
+
+    def _at(self, path: str, reason: str) -> str:
+        """PATH (where it came from): REASON; a path may be followed by ` = value`."""
+        key = path.partition(" = ")[0]
+        source = self.origin.get(key) or self.origin.get(key.rpartition(".")[0])
+        return f"{path}{f' ({source})' if source else ''}: {reason}"
+
+    def _fault(self, fault: dict[str, Any]) -> str:
+        """One of pydantic's faults in our words."""
+        path, value = ".".join(str(part) for part in fault["loc"]), fault.get("input")
+        reason = str(fault["msg"])
+        reason = reason[0].lower() + reason[1:]
+        kind = str(fault["type"])
+        if kind == "extra_forbidden":
+            section, key = fault["loc"][:-1], str(fault["loc"][-1])
+            if section == ("sampler",) and key in FILTERS:
+                reason = (
+                    "a run samples from the policy itself, because a token outside such a cut has probability 0 in "
+                    "sampling and not in the loss; use it with `minirlhf sample`"
+                )
+            else:
+                reason = f"there is no such key{nearest(key, known_keys(section))}"
+        elif kind.endswith("_type") and isinstance(value, str) and re.fullmatch(r"[-+0-9.eE_]+|true|false", value):
+            reason += "; this is a string: remove the quotes"
+        return self._at(f"{path} = {shown(value)}", reason)
+
+
+def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tuple[str, str]]:
+    """(path, reason) of every component that does not exist and every option that it does not take."""
+    chosen = [(name, name, key, values.get(name, {})) for name, key in CHOOSERS.items()]
+    rewards = values.get("rewards", {})
+    if isinstance(rewards, dict):
+        chosen += [(f"rewards.{label}", "reward", "use", reward) for label, reward in rewards.items()]
+    defaults = {"kl": "k1", "advantage": "gae", "loss": "ppo_clip"}
+    for path, kind, key, section in chosen:
+        name = section.get(key, defaults.get(kind)) if isinstance(section, dict) else None
+        if not isinstance(name, str) or not name:
+            continue  # pydantic says so
+        try:
+            component = registry.find(kind, name)
+        except UsageError as fault:
+            yield f"{path}.{key} = {shown(name)}", str(fault)
+            continue
+        for option in component.option_faults(section.get("options", {})):
+            yield f"{path}.{option.partition(':')[0]}", option.partition(": ")[2]
+    for name in values.get("run", {}).get("observers", []) if isinstance(values.get("run"), dict) else []:
+        if isinstance(name, str):
+            try:
+                registry.find("observer", name)
+            except UsageError as fault:
+                yield f"run.observers = {shown(name)}", str(fault)
+
+
+def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
+    """(path, reason) of values that are fine alone and not together."""
+    responses = c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt
+    if c.ppo.minibatch_size > responses:
+        yield f"ppo.minibatch_size = {c.ppo.minibatch_size}", f"an iteration has only {responses} responses"
+    if c.ppo.micro_batch_size and c.ppo.micro_batch_size > c.ppo.minibatch_size:
+        yield f"ppo.micro_batch_size = {c.ppo.micro_batch_size}", "larger than ppo.minibatch_size"
+    if c.kl.controller == "adaptive" and c.kl.target is None:
+        yield "kl.target", "the adaptive controller needs a target, in nats per sequence"
+    if c.kl.controller == "fixed" and c.kl.target is not None:
+        yield f"kl.target = {c.kl.target}", "a target needs kl.controller = adaptive"
+    if c.model.hidden_size % c.model.heads or c.model.hidden_size // c.model.heads % 2:
+        yield f"model.heads = {c.model.heads}", f"must divide hidden_size = {c.model.hidden_size} into even parts"
+    if c.model.heads % c.model.kv_heads:
+        yield f"model.kv_heads = {c.model.kv_heads}", f"must divide heads = {c.model.heads}"
+    if c.sampler.max_new_tokens + 2 > c.model.max_positions:
+        yield (
+            f"sampler.max_new_tokens = {c.sampler.max_new_tokens}",
+            f"leaves no room for a prompt in model.max_positions = {c.model.max_positions}",
+        )
+    if c.pretrain.sequence_length > c.model.max_positions:
+        yield f"pretrain.sequence_length = {c.pretrain.sequence_length}", f"over max_positions = {c.model.max_positions}"
+    if c.truncation.rule in ("penalty", "replace") and c.truncation.value is None:
+        yield "truncation.value", f"the rule {c.truncation.rule} needs it"
+    if c.truncation.rule not in ("penalty", "replace") and c.truncation.value is not None:
+        yield f"truncation.value = {c.truncation.value}", f"the rule {c.truncation.rule} does not use it"
+    if c.corpus.heldout_prompts and not c.corpus.prompts:
+        yield f"corpus.heldout_prompts = {shown(c.corpus.heldout_prompts)}", "needs corpus.prompts beside it"
+    if not c.rewards:
+        yield "rewards", "there must be at least one"
+    for label in c.rewards:
+        if not LABEL.fullmatch(label):
+            yield f"rewards.{label}", "a label has letters, digits, . _ - and begins with a letter or digit"
+
+
+def doubts(config: Config) -> list[str]:
+    """Choices that optimise something else than they seem to, each with the reason in a sentence."""
+    estimator, place = config.kl.estimator.rpartition(":")[2], config.kl.place
+    if not config.kl.coef:
+        return []
+    reasons = {
+        ("exact", "reward"): "given the tokens before it, the exact KL does not depend on the token taken, so only the "
+        "KL of later tokens is penalised (none at all for responses of one token); kl.place=both has the full gradient",
+        ("k1", "loss"): "the gradient of k1 in the loss is zero in expectation: it regularises nothing; use k2 or k3 "
+        "in the loss, or k1 in the reward",
+        ("k2", "reward"): "k2 in the reward is not the gradient of a KL, because k2 is biased as an estimate; use k1",
+        ("k3", "reward"): "k3 in the reward is not the gradient of the KL: runs climb, then collapse; use k1",
+        ("abs", "reward"): "|log ratio| in the reward is a distance, not a KL, and pulls in both directions; use k1",
+        ("k2", "both"): "k2 in both places is the gradient of E[k2], which is not the KL; use exact, k1 or k3",
+        ("abs", "both"): "|log ratio| is a distance, not a KL; use exact, k1 or k3",
+        ("abs", "loss"): "the gradient of |log ratio| has one size at every distance and is not that of a KL; use k2",
+        ("exact", "loss"): "the KL of each token given those before it: how a token changes later KL is left out",
+        ("k2", "loss"): "the gradient of each token's KL given those before it: later KL is left out",
+        ("k3", "loss"): "the gradient of the reverse direction KL(ref, policy), token by token (as in GRPO)",
+    }
+    reason = reasons.get((estimator, place))
+    return [f"kl {estimator} in {place}: {reason}"] if reason else []
+
+
+# ---- writing and describing --------------------------------------------------------------------------------
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values as a file has them: options among the keys of their section, keys without a value left out."""
+    plain = config.model_dump(mode="json")
+    for section in [*(plain[name] for name in CHOOSERS), *plain["rewards"].values()]:
+        section.update(section.pop("options"))
+    return _without_none(plain)
+
+
+def dump_toml(config: Config) -> str:
+    """The config as TOML that loads back to an equal one."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a file; the keys of a component section that are not its own are its component's options."""
+    schema = Config.model_json_schema()
+    for definition in schema["$defs"].values():
+        if "options" in definition["properties"]:
+            del definition["properties"]["options"]
+            definition["additionalProperties"] = True
+        definition["required"] = []
+    schema["properties"]["rewards"].pop("default", None)
+    return schema
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value
+
+
+# ---- small parts -------------------------------------------------------------------------------------------
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the program."""
+    folder = resources.files("minirlhf") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    if name not in preset_names():
+        raise UsageError(
+            f"unknown preset {name!r}{nearest(name, preset_names())}",
+            todo=f"choose from {', '.join(preset_names())}, or give a file that ends in .toml",
+        )
+    return (resources.files("minirlhf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts (ConfigError with file and line for one that is none)."""
+    try:
+        if not path.is_file():
+            raise ConfigError([f"{path}: no such file" if not path.exists() else f"{path}: not a regular file"])
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError([f"{path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}"])
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as fault:
+        raise ConfigError([f"{path}: cannot be read ({fault.strerror})"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: not UTF-8 text; save it as UTF-8"]) from None
+    except tomllib.TOMLDecodeError as fault:
+        raise ConfigError([f"{path}: not TOML: {fault}"]) from None
+    except (RecursionError, ValueError) as fault:
+        raise ConfigError([f"{path}: not TOML: {type(fault).__name__}"]) from None
+
+
+def toml_value(text: str) -> Any:
+    """A TOML value if it parses, else the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def leaves(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of everything that is no table; an empty table is a leaf, so that it exists."""
+    for key, value in layer.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def with_options(section: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    kept = {k: v for k, v in section.items() if k in own}
+    return {**kept, "options": {k: v for k, v in section.items() if k not in own}}
+
+
+def known_keys(section: tuple[Any, ...]) -> list[str]:
+    """The keys that a section has, for did-you-mean."""
+    model: Any = Config
+    for part in section:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if annotation is None or not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            arguments = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+            if not arguments:
+                return []
+            annotation = arguments[0]
+        model = annotation
+    return [name for name in model.model_fields if name != "options"]
+
+
+def option_name(key: str) -> str:
+    """The flag that sets a key, for messages."""
+    flags = {"kl.estimator": "--kl", "advantage.function": "--advantage", "loss.policy": "--loss"}
+    return flags.get(key, f"--{key.rpartition('.')[2]}")
+
+
+def split_weight(text: str) -> tuple[str, Any]:
+    """LABEL[=WEIGHT] -> (label, weight or None); a weight that is no number is left for validation to refuse."""
+    use, equals, weight = text.rpartition("=")
+    return (use, toml_value(weight)) if equals else (text, None)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, printable."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The layer with every relative path made absolute; bare corpus names and module names stay."""
+    out = dict(layer)
+    if isinstance(out.get("corpus"), dict):
+        out["corpus"] = {
+            k: str(folder / v) if k in PATHS and isinstance(v, str) and v and not is_packaged(v) else v
+            for k, v in out["corpus"].items()
+        }
+    if isinstance(out.get("run"), dict) and isinstance(out["run"].get("bases"), str):
+        out["run"] = {**out["run"], "bases": str(folder / out["run"]["bases"])}
+    if isinstance(out.get("plugins"), list):
+        out["plugins"] = [absolute_plugin(name, folder) if isinstance(name, str) else name for name in out["plugins"]]
+    for section, key in CHOOSERS.items():
+        if isinstance(out.get(section), dict) and isinstance(out[section].get(key), str):
+            out[section] = {**out[section], key: absolute_component(out[section][key], folder)}
+    if isinstance(out.get("rewards"), dict):
+        out["rewards"] = {
+            label: {**reward, "use": absolute_component(reward["use"], folder)}
+            if isinstance(reward, dict) and isinstance(reward.get("use"), str)
+            else reward
+            for label, reward in out["rewards"].items()
+        }
+    return out
+
+
+def absolute_plugin(name: str, folder: Path) -> str:
+    return str(folder / name) if name.endswith(".py") or "/" in name else name
+
+
+def absolute_component(name: str, folder: Path) -> str:
+    """FILE.py:FUNCTION with its file made absolute; any other name as it is."""
+    file, _, function = name.rpartition(":")
+    return f"{folder / file}:{function}" if file.endswith(".py") else name

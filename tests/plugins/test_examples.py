@@ -1,0 +1,119 @@
+"""Every example in plugins/ loads, says how to run it, and does what it says: expected values by hand."""
+
+import csv
+import inspect
+from math import e, exp, expm1
+
+import pytest
+import torch
+
+from minirlhf.components import check_loss, check_scores, check_tensor
+from minirlhf.registry import load
+from minirlhf.scoring import RewardModels, TrainerState
+from tests.plugins.files import EXAMPLES, example
+
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+MASK = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def chosen(kind, file, name=None, **options):
+    return example(file).find(kind, name or file).build(options)
+
+
+def test_each_example_has_a_test_here():
+    here = inspect.getsource(inspect.getmodule(test_each_example_has_a_test_here))
+    assert [name for name in NAMES if f'"{name}"' not in here] == []
+    assert len(NAMES) >= 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_example_says_how_to_run_it(name):
+    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    assert f"minirlhf run --plugin plugins/{name}.py --" in source
+    assert [c.owner for c in example(name).components if c.owner != "minirlhf"] == [name]
+
+
+def test_all_examples_live_together():
+    registry = load([str(EXAMPLES / f"{name}.py") for name in NAMES], entry_points=False)
+    assert {c.owner for c in registry.components} == {"minirlhf", *NAMES}
+
+
+def test_brevity():
+    built = chosen("reward", "brevity", target=2)
+    result = built({"completions": ["a b", "a", "a b c d", ""]})
+    assert check_scores(built, result, 4, [[1]] * 4) == [1.0, 1 / 1.5, 0.5, 0.5]
+
+
+def test_trl_style():
+    rewards = RewardModels([("g", 1.0, chosen("reward", "trl_style", "grounded"))])
+    result = rewards.score(
+        prompts=["a red lens", ""],
+        completions=["The red LENS", "x"],
+        prompt_ids=[[3], [4]],
+        completion_ids=[[3], [4]],
+        columns={"topic": ["lens", None]},
+        trainer_state=TrainerState(0, 1, 0.0),
+    )
+    assert result.total == [2 / 3, None]
+    assert result.metrics == {"reward/g/skipped": 1.0}
+
+
+def test_novelty_remembers_across_a_checkpoint():
+    built = chosen("reward", "novelty", words=2)
+    assert built({"completions": ["a b c", "a b d", "x"]}) == [1, 1 / 2, 1]
+    assert built.stateful
+    again = chosen("reward", "novelty", words=2)
+    again.state.load_state_dict(built.state.state_dict())
+    assert again({"completions": ["a b", "y"]}) == [1 / 3, 1]
+
+
+def test_ratio_k3_has_the_value_of_k3_and_on_policy_the_gradient_of_k2():
+    built = chosen("kl", "ratio_k3")
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.5, -1.0, 0.0]], requires_grad=True)
+    ref = torch.tensor([[-1.5, -1.0, -3.0], [-1.0, -1.0, 0.0]])
+    given = {"logprobs": logprobs, "old_logprobs": logprobs.detach(), "ref_logprobs": ref}
+    kl = check_tensor(built, built(given), MASK)
+    expected = [[expm1(-0.5) + 0.5, expm1(1.0) - 1, 0], [expm1(0.5) - 0.5, 0, 0]]
+    torch.testing.assert_close(kl, torch.tensor(expected))
+    kl.sum().backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.5, -1.0, 0.0], [-0.5, 0.0, 0.0]]))
+
+
+def test_remax_is_the_return_to_go_minus_the_greedy_score():
+    built = chosen("advantage", "remax")
+    rewards = torch.tensor([[-1.0, 0.0, 5.0], [2.0, 1.0, float("nan")]])
+    given = {"rewards": rewards, "mask": MASK, "greedy_scores": torch.tensor([1.0, 2.0]), "values": rewards}
+    advantages = check_tensor(built, built(given), MASK)
+    assert advantages.tolist() == [[3, 4, 4], [1, -1, 0]]
+    assert built.names("greedy_scores")
+    assert not built.names("values")
+
+
+def test_dual_clip_holds_the_cost_of_a_bad_token():
+    built = chosen("loss", "dual_clip", clip=0.2, floor=3.0)
+    # rho = e^2, 1, 1/e  (A = 1, 1, 1)  and  e^2, 1.1  (A = -1, -1)
+    new = torch.tensor([[2.0, 0.0, -1.0], [2.0, 0.0953102, 0.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 0.0]])
+    result = built({"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages})
+    loss, metrics = check_loss(built, result, MASK)
+    torch.testing.assert_close(loss, torch.tensor([[-1.2, -1.0, -1 / e], [3.0, 1.1, 0.0]]))
+    assert metrics["floored"].tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert exp(2) > 3  # without the floor this token would cost e^2
+    loss.sum().backward()
+    torch.testing.assert_close(new.grad, torch.tensor([[0.0, -1.0, -1 / e], [0.0, 1.1, 0.0]]))
+
+
+def test_csv_log_writes_one_row_a_step(tmp_path):
+    built = chosen("observer", "csv_log")
+    built.tell("start", None, tmp_path)
+    built.tell("step", 1, None, {"a": 0.5, "b": 2.0})
+    built.tell("step", 2, None, {"b": 3.0, "a": 1.5, "new": 9.0})
+    built.tell("step", 3, None, {"a": 2.5})
+    built.tell("finish", {})
+    with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [
+            ["step", "a", "b"],
+            ["1", "0.5", "2.0"],
+            ["2", "1.5", "3.0"],
+            ["3", "2.5", ""],
+        ]
