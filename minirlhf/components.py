@@ -548,7 +548,10 @@ def check_loss(
         )
     metrics = {}
     for name, value in logged.items():
-        tensor = torch.as_tensor(value, device=mask.device) if isinstance(value, numbers.Real) else value
+        with built.guarded():
+            tensor = (
+                torch.tensor(float(value), device=mask.device) if isinstance(value, numbers.Real) else value
+            )
         if not isinstance(tensor, torch.Tensor) or tensor.shape not in (mask.shape, torch.Size()):
             got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else _show(tensor)
             raise built.error(
@@ -594,7 +597,7 @@ def finite_number(value: Any) -> float:
     try:
         if isinstance(plain, numbers.Real) and abs(number := float(plain)) <= LARGEST:
             return number
-    except OverflowError:
+    except (OverflowError, TypeError, ValueError):  # an int beyond floats, a number that is none
         pass
     raise ValueError(f"expected a finite number, got {_show(plain)}")
 

@@ -225,8 +225,6 @@ def _read(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator
 def _entry_points() -> list[importlib.metadata.EntryPoint]:
     """Installed plugins that MINIRLHF_LOAD_PLUGINS allows, by name."""
     allowed = os.environ.get("MINIRLHF_LOAD_PLUGINS")
-    if allowed is not None and not allowed.strip():
-        return []
     found = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.name, e.value))
     if allowed is None:
         return found

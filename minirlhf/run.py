@@ -32,6 +32,7 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.registry import Registry
 from minirlhf.sampler import Sampler
+from minirlhf.saved import heldout_prompts, open_run
 from minirlhf.scoring import RewardModels, TrainerState
 from minirlhf.shaping import Scored
 from minirlhf.store import checkpoint
@@ -40,6 +41,7 @@ from minirlhf.store.lock import locked
 from minirlhf.store.metrics import JsonLines
 from minirlhf.store.model import resolve_device, save_policy
 from minirlhf.tensors import Moments, Whitening
+from minirlhf.text.corpus import fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -328,6 +330,30 @@ def evaluate_run(
         batch(chosen, tokenizer, device),
         lambda rollout: score(components.rewards, rollout, config.ppo.iterations, config),
         tokenizer,
+        max_new_tokens=config.sampler.max_new_tokens,
+        resamples=config.evaluation.bootstrap,
+        seed=config.run.seed,
+    )
+
+
+def reevaluate(directory: Path, config: Config, registry: Registry, prompts_file: str | None) -> Evaluation:
+    """Evaluate a finished run again: by the config's rewards, on its held-out prompts or those of a file."""
+    device = set_up(config)
+    rewards = build_components(config, registry, device).rewards
+    saved = open_run(directory, config, device)
+    if prompts_file is None:
+        prompts = heldout_prompts(config, saved.tokenizer).heldout
+    else:
+        longest = config.model.max_positions - config.sampler.max_new_tokens - 1
+        prompts = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
+        prompts, _ = fit_prompts(prompts, saved.tokenizer, longest)
+    rewards.check_columns({name for p in prompts for name in p.columns})
+    return evaluate(
+        saved.policy,
+        saved.reference,
+        batch(prompts[: config.evaluation.prompts], saved.tokenizer, device),
+        lambda rollout: score(rewards, rollout, config.ppo.iterations, config),
+        saved.tokenizer,
         max_new_tokens=config.sampler.max_new_tokens,
         resamples=config.evaluation.bootstrap,
         seed=config.run.seed,

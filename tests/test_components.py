@@ -457,8 +457,8 @@ def test_a_model_that_diverged_is_not_the_plugins_fault():
         check_tensor(fn, nan, MASK, {"logprobs": nan, "ref_logprobs": nan})
     refusal(error.value, 3, "logprobs is not finite")
     padding = torch.where(MASK, 0.0, nan)  # junk where nobody looks explains nothing
-    with pytest.raises(PluginError):
-        check_tensor(fn, nan, MASK, {"logprobs": padding})
+    with pytest.raises(PluginError):  # nor does an input that it does not take
+        check_tensor(fn, nan, MASK, {"logprobs": padding, "ref_logprobs": nan})
 
 
 def test_a_loss_may_bring_metrics():
@@ -474,6 +474,7 @@ def test_a_loss_may_bring_metrics():
     [
         ((torch.ones(2, 3), {"a": torch.ones(3)}), "wrong metric 'a'"),
         ((torch.ones(2, 3), {"a": "x"}), "wrong metric 'a'"),
+        ((torch.ones(2, 3), {"a": 10**400}), "raised OverflowError"),
         ((torch.ones(2, 3), 5), "wrong metrics"),
         ((torch.ones(2, 3), {}, {}), "(tuple)"),
         (({}, torch.ones(2, 3)), "wrong metrics"),

@@ -45,7 +45,10 @@ def resolve(
     device: str | None,
     **flags: Any,
 ) -> "tuple[Config, Registry]":
-    """Config and plugins from the options; warnings of plugins go to stderr."""
+    """Config and plugins from the options; warnings of plugins go to stderr.
+
+    The remaining `flags` are --kl, --advantage, --loss and --seed, None where not given.
+    """
     from minirlhf.config import load_config
 
     chosen = {FLAGS[name]: value for name, value in flags.items() if value is not None}

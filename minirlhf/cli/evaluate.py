@@ -1,0 +1,41 @@
+"""minirlhf evaluate"""
+
+from pathlib import Path
+
+import click
+
+from minirlhf.cli.options import plugin_option
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Score by these instead of the run's.")
+@click.option("--prompts", metavar="FILE", help="Prompts of your own instead of the held-out ones.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Such as evaluation.prompts=64, run.seed=7")
+@plugin_option
+@click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="The content of evaluation.json on one line.")
+def command(
+    run: Path,
+    rewards: tuple[str, ...],
+    prompts: str | None,
+    sets: tuple[str, ...],
+    plugins: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Compare reference and policy of a finished RUN on the same prompts with the same random numbers."""
+    from minirlhf.cli.options import resolve
+    from minirlhf.saved import config_file
+
+    config, registry = resolve(preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device)
+
+    from minirlhf.cli.show import print_evaluation
+    from minirlhf.run import reevaluate
+    from minirlhf.store.metrics import json_line
+
+    result = reevaluate(run, config, registry, None if prompts is None else str(Path(prompts).absolute()))
+    if as_json:
+        click.echo(json_line(result.summary))
+    else:
+        print_evaluation(result.summary, result.rows[: config.evaluation.samples])

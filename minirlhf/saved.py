@@ -1,0 +1,52 @@
+"""A finished run, opened again: its config, models, prompts and rewards, for `evaluate` and `sample`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minirlhf.components import INPUTS
+from minirlhf.config import Config
+from minirlhf.data import Prompts, load_documents, load_prompts
+from minirlhf.errors import UsageError
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.sampler import Sampler
+from minirlhf.store.files import verify
+from minirlhf.store.model import load_policy, load_transformer
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """Policy and reference of a run, its tokenizer, and the device they are on."""
+
+    policy: Policy
+    reference: Reference
+    tokenizer: Tokenizer
+    device: torch.device
+
+
+def config_file(directory: Path) -> str:
+    """RUN/config.toml, or UsageError if this is no finished run."""
+    if not (directory / "config.toml").is_file():
+        raise UsageError("not a run directory", str(directory), "give a directory that `minirlhf run` has made")
+    if not (directory / "model").is_dir():
+        raise UsageError("this run has no model: it did not finish", str(directory), "run its config.toml again")
+    return str(directory / "config.toml")
+
+
+def open_run(directory: Path, config: Config, device: torch.device) -> SavedRun:
+    """Load and verify model/ and reference/ (CheckpointError if a file is not what was written)."""
+    verify(directory / "model")
+    verify(directory / "reference")
+    tokenizer = Tokenizer.load(directory / "model")
+    sampler = Sampler(config.sampler.temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+    policy = load_policy(directory / "model", sampler).to(device).eval()
+    base = Policy(load_transformer(directory / "reference"), sampler).to(device)
+    return SavedRun(policy, Reference(base), tokenizer, device)
+
+
+def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
+    """The prompts of the run's own config, read again."""
+    longest = config.model.max_positions - config.sampler.max_new_tokens
+    return load_prompts(config.corpus, load_documents(config.corpus), tokenizer, longest, INPUTS["reward"])
