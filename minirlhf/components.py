@@ -198,10 +198,10 @@ class Built:
             self._check_gradient(inputs.values(), result)
         return result
 
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Call a method of an observer; PluginError for whatever it raises (but KeyboardInterrupt)."""
+    def tell(self, method: str, *arguments: Any) -> Any:
+        """Call a method of a class component; PluginError for whatever it raises (but KeyboardInterrupt)."""
         with isolated(), self.guarded():
-            getattr(self.state, method)(*arguments)
+            return getattr(self.state, method)(*arguments)
 
     def guarded(self) -> contextlib.AbstractContextManager[None]:
         """Inside it, whatever is raised becomes a PluginError that names this component."""
@@ -395,9 +395,7 @@ def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None
         raise
     except BaseException as fault:
         at = _raised_at(fault, {path, _filename(code)}) or where
-        raise PluginError(
-            f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it"
-        ) from fault
+        raise PluginError(f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it") from fault
 
 
 @contextlib.contextmanager
@@ -495,9 +493,7 @@ def _version(value: Any) -> int:
 # ---- what comes back ---------------------------------------------------------------------------------------
 
 
-def check_tensor(
-    built: Built, result: Any, mask: "Tensor", given: Mapping[str, Any] | None = None
-) -> "Tensor":
+def check_tensor(built: Built, result: Any, mask: "Tensor", given: Mapping[str, Any] | None = None) -> "Tensor":
     """The (B,R) tensor of a KL estimator, advantage function or policy loss, checked.
 
     Returns it with zeros where mask (B,R) is False, so that junk there (NaN included) has no effect;
@@ -515,9 +511,7 @@ def check_tensor(
         got = f"{str(result.dtype).removeprefix('torch.')} of shape {tuple(result.shape)}"
         raise built.error(f"returned a wrong result ({expected}, got {got})", todo)
     if result.device != mask.device:
-        raise built.error(
-            f"returned a tensor on {result.device} (expected {mask.device})", "keep the inputs' device"
-        )
+        raise built.error(f"returned a tensor on {result.device} (expected {mask.device})", "keep the inputs' device")
     kept = torch.where(mask, result, torch.zeros_like(result))
     if not bool(kept.isfinite().all()):
         for name, value in (given or {}).items():
@@ -525,9 +519,7 @@ def check_tensor(
                 raise DivergedError(f"{name} is not finite", built.component.title, "lower the learning rate")
         row, t = (~kept.isfinite()).nonzero()[0].tolist()
         got = f"expected a finite number, got {kept[row, t].item()}"
-        raise built.error(
-            f"returned a wrong value at index ({row}, {t}) ({got})", "look at its divisions, exp and log"
-        )
+        raise built.error(f"returned a wrong value at index ({row}, {t}) ({got})", "look at its divisions, exp and log")
     return kept.detach() if built.component.kind == "advantage" else kept
 
 
@@ -543,15 +535,11 @@ def check_loss(
     values, logged = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     todo = "return the loss (B,R), or (loss, {name: (B,R) or 0-d tensor})"
     if not isinstance(logged, Mapping) or not all(isinstance(name, str) for name in logged):
-        raise built.error(
-            f"returned wrong metrics (expected a dict of tensors by name, got {_show(logged)})", todo
-        )
+        raise built.error(f"returned wrong metrics (expected a dict of tensors by name, got {_show(logged)})", todo)
     metrics = {}
     for name, value in logged.items():
         with built.guarded():
-            tensor = (
-                torch.tensor(float(value), device=mask.device) if isinstance(value, numbers.Real) else value
-            )
+            tensor = torch.tensor(float(value), device=mask.device) if isinstance(value, numbers.Real) else value
         if not isinstance(tensor, torch.Tensor) or tensor.shape not in (mask.shape, torch.Size()):
             got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else _show(tensor)
             raise built.error(
@@ -562,9 +550,7 @@ def check_loss(
     return check_tensor(built, values, mask, given), metrics
 
 
-def check_scores(
-    built: Built, result: Any, count: int, completion_ids: Sequence[Sequence[int]]
-) -> list[RowScore]:
+def check_scores(built: Built, result: Any, count: int, completion_ids: Sequence[Sequence[int]]) -> list[RowScore]:
     """What a reward returned for `count` completions: a float, None or a float a token for each.
 
     Accepted: a list or tuple, or anything with tolist() (tensors on any device, numpy arrays), of numbers
@@ -611,9 +597,7 @@ def _row_score(value: Any, tokens: int) -> RowScore:
         except ValueError:
             raise ValueError(f"expected a finite number or None, got {_show(value)}") from None
     if len(value) != tokens:
-        raise ValueError(
-            f"expected a number, or {tokens} numbers for its {tokens} tokens, got {len(value)} values"
-        )
+        raise ValueError(f"expected a number, or {tokens} numbers for its {tokens} tokens, got {len(value)} values")
     numbers_: list[float] = []
     for t, item in enumerate(value):
         try:

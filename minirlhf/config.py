@@ -66,9 +66,11 @@ class ModelConfig(Section):
 
 class CorpusConfig(Section):
     text: str = Field("reviews", min_length=1, description="what to pretrain on: file, folder or packaged name")
-    prompts: str | None = Field(None, min_length=1, description="training prompts; left out: the packaged ones, or openings")
-    heldout_prompts: str | None = Field(None, min_length=1, description="evaluation prompts; left out: a fifth of prompts")
-    opening_words: int = Field(4, ge=1, description="length of an opening that serves as a prompt: words, or characters")
+    prompts: str | None = Field(
+        None, min_length=1, description="training prompts; left out: packaged ones, or openings"
+    )
+    heldout_prompts: str | None = Field(None, min_length=1, description="evaluation prompts; else a fifth of prompts")
+    opening_words: int = Field(4, ge=1, description="length of an opening that serves as a prompt: words or characters")
     heldout_share: float = Field(0.02, gt=0, lt=1, description="documents held out for the pretraining loss")
     errors: Literal["strict", "replace"] = Field("strict", description="bytes that are not UTF-8: an error, or U+FFFD")
 
@@ -168,7 +170,9 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     corpus: CorpusConfig = CorpusConfig()
     pretrain: PretrainConfig = PretrainConfig()
-    rewards: dict[str, RewardConfig] = Field({"sentiment": RewardConfig(use="sentiment")}, description="label -> reward")
+    rewards: dict[str, RewardConfig] = Field(
+        {"sentiment": RewardConfig(use="sentiment")}, description="label -> reward"
+    )
     kl: KLConfig = KLConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
@@ -179,10 +183,13 @@ class Config(Section):
 
 
 CHOOSERS = {"kl": "estimator", "advantage": "function", "loss": "policy"}  # section -> the key that names a component
-OWN_KEYS = {
-    name: set(model.model_fields) - {"options"}
-    for name, model in {"kl": KLConfig, "advantage": AdvantageConfig, "loss": LossConfig, "rewards": RewardConfig}.items()
+SECTIONS: dict[str, type[ComponentSection]] = {
+    "kl": KLConfig,
+    "advantage": AdvantageConfig,
+    "loss": LossConfig,
+    "rewards": RewardConfig,
 }
+OWN_KEYS = {name: set(section.model_fields) - {"options"} for name, section in SECTIONS.items()}
 PATHS = ("text", "prompts", "heldout_prompts")  # of [corpus]
 FILTERS = ("top_k", "top_p", "min_p")
 
@@ -335,7 +342,9 @@ class Draft:
                 out[name] = with_options(out[name], OWN_KEYS[name])
         if isinstance(out.get("rewards"), dict):
             out["rewards"] = {
-                label: with_options({"use": label, **reward}, OWN_KEYS["rewards"]) if isinstance(reward, dict) else reward
+                label: with_options({"use": label, **reward}, OWN_KEYS["rewards"])
+                if isinstance(reward, dict)
+                else reward
                 for label, reward in out["rewards"].items()
             }
         return out
@@ -413,7 +422,10 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
             f"leaves no room for a prompt in model.max_positions = {c.model.max_positions}",
         )
     if c.pretrain.sequence_length > c.model.max_positions:
-        yield f"pretrain.sequence_length = {c.pretrain.sequence_length}", f"over max_positions = {c.model.max_positions}"
+        yield (
+            f"pretrain.sequence_length = {c.pretrain.sequence_length}",
+            f"over max_positions = {c.model.max_positions}",
+        )
     if c.truncation.rule in ("penalty", "replace") and c.truncation.value is None:
         yield "truncation.value", f"the rule {c.truncation.rule} needs it"
     if c.truncation.rule not in ("penalty", "replace") and c.truncation.value is not None:
@@ -456,10 +468,11 @@ def doubts(config: Config) -> list[str]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain values as a file has them: options among the keys of their section, keys without a value left out."""
-    plain = config.model_dump(mode="json")
+    plain: dict[str, Any] = config.model_dump(mode="json")
     for section in [*(plain[name] for name in CHOOSERS), *plain["rewards"].values()]:
         section.update(section.pop("options"))
-    return _without_none(plain)
+    cleaned: dict[str, Any] = _without_none(plain)
+    return cleaned
 
 
 def dump_toml(config: Config) -> str:

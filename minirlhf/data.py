@@ -26,6 +26,7 @@ from minirlhf.text.corpus import (
 )
 from minirlhf.text.tokenizer import Tokenizer
 
+
 @dataclass(frozen=True)
 class Documents:
     """Documents for pretraining and for its held-out loss."""
@@ -48,34 +49,46 @@ def load_documents(corpus: CorpusConfig) -> Documents:
     return Documents(*split_documents(read_documents(corpus.text, corpus.errors), corpus.heldout_share))
 
 
-def load_prompts(
-    corpus: CorpusConfig, documents: Documents, tokenizer: Tokenizer, longest: int, reserved: Collection[str]
-) -> Prompts:
-    """Prompts of at most `longest` tokens, BOS included; `reserved` = names that no column may have.
+@dataclass(frozen=True)
+class Candidates:
+    """Prompts as they were read, before a tokenizer says which fit; heldout None = to be split off."""
 
-    In this order: the prompts of the config; those that come with a packaged corpus; openings of held-out documents.
-    Without a held-out file a fifth is held out by hash.
+    train: list[Prompt]
+    heldout: list[Prompt] | None
+    notes: list[str]
+
+    @property
+    def columns(self) -> set[str]:
+        return {name for prompt in [*self.train, *(self.heldout or [])] for name in prompt.columns}
+
+
+def read_candidates(corpus: CorpusConfig, documents: Documents, reserved: Collection[str]) -> Candidates:
+    """The prompts of the config; else those that come with a packaged corpus; else openings of held-out documents.
+
+    `reserved` = names that no column may have, because a reward's own inputs are called so.
     """
-    notes = list[str]()
-    heldout: list[Prompt] | None = None
     source = corpus.prompts or (corpus.text if is_packaged(corpus.text) else None)
     if source is None:
-        train = openings(documents.heldout, corpus.opening_words)
-        notes.append(f"no prompts given: {len(train)} openings of held-out documents serve")
-    else:
-        train = read_prompts(source, corpus.errors, which="prompts", reserved=reserved)
-        other = corpus.heldout_prompts or (source if is_packaged(source) else None)
-        if other is not None:
-            heldout = read_prompts(other, corpus.errors, which="heldout_prompts", reserved=reserved)
-    # What does not fit leaves before the split, so that "under ten" counts prompts that can be used.
-    train, note = fit_prompts(train, tokenizer, longest - 1)
-    notes += [note] if note else []
-    if heldout is None:
+        found = openings(documents.heldout, corpus.opening_words)
+        return Candidates(found, None, [f"no prompts given: {len(found)} openings of held-out documents serve"])
+    train = read_prompts(source, corpus.errors, which="prompts", reserved=reserved)
+    other = corpus.heldout_prompts or (source if is_packaged(source) else None)
+    if other is None:
+        return Candidates(train, None, [])
+    return Candidates(train, read_prompts(other, corpus.errors, which="heldout_prompts", reserved=reserved), [])
+
+
+def fit(candidates: Candidates, tokenizer: Tokenizer, longest: int) -> Prompts:
+    """Prompts of at most `longest` tokens, BOS included; without a held-out file a fifth is held out by hash.
+
+    What does not fit leaves before the split, so that "under ten" counts prompts that can be used.
+    """
+    train, dropped = fit_prompts(candidates.train, tokenizer, longest - 1)
+    if candidates.heldout is None:
         train, heldout, note = split_prompts(train)
     else:
-        heldout, note = fit_prompts(heldout, tokenizer, longest - 1)
-    notes += [note] if note else []
-    return Prompts(train, heldout, notes)
+        heldout, note = fit_prompts(candidates.heldout, tokenizer, longest - 1)
+    return Prompts(train, heldout, [*candidates.notes, *(n for n in (dropped, note) if n)])
 
 
 @dataclass(frozen=True)
@@ -97,9 +110,7 @@ class PromptStream:
         return batch([self.prompts[i] for i in picked], self.tokenizer, self.device, self.responses)
 
     def _order(self, epoch: int) -> list[int]:
-        order: list[int] = torch.randperm(
-            len(self.prompts), generator=generator(self.seed, "prompts", epoch)
-        ).tolist()
+        order: list[int] = torch.randperm(len(self.prompts), generator=generator(self.seed, "prompts", epoch)).tolist()
         return order
 
 

@@ -7,6 +7,7 @@ temperature), whatever estimator the run trained with. Intervals are bootstrap p
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator
 def pairs(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
     """The bigrams of token ids inside each response, EOS left out, in the order of the responses."""
     texts = [[i for i in row if i != eos] for row in rows]
-    return [pair for ids in texts for pair in zip(ids[:-1], ids[1:], strict=True)]
+    return [pair for ids in texts for pair in pairwise(ids)]
 
 
 def distinct_share(items: Sequence[object]) -> float:

@@ -160,9 +160,7 @@ class Experience:
         """The rows of `index` (b,), in its order."""
         tensors = {name: getattr(self, name)[index] for name in (*_PER_TOKEN, "scores")}
         whole = self.ref_log_dist
-        return replace(
-            self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors
-        )
+        return replace(self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors)
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator["Experience"]:
         """All rows once, in a fresh random order, `size` at a time (the last one may be smaller)."""

@@ -109,7 +109,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             if ppo.target_kl and any(u["policy/approxkl_avg"] > 1.5 * ppo.target_kl for u in done):
                 break
         metrics = rollout_metrics(experience, active.entropy, penalty, parts.tokenizer.eos_id)
-        metrics |= scored.metrics | update_metrics(updates, beta, state.schedule.get_last_lr()[0])
+        metrics |= scored.metrics | update_metrics(updates, beta, float(state.schedule.get_last_lr()[0]))
         check_same_policy(metrics["policy/first_log_ratio"], step)
         ended = perf_counter()
         metrics |= {"time/rollout": sampled - started, "time/score": collected - sampled}

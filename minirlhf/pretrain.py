@@ -99,7 +99,7 @@ def token_losses(model: Transformer, ids: Tensor, pad: int) -> tuple[Tensor, Ten
 def train(
     state: PretrainState, data: Sequence[list[int]], tokenizer: Tokenizer, config: PretrainConfig, device: torch.device
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps until `pretrain.steps`; yields (step, metrics) after each: loss (nats a token), lr, tokens, tokens_per_s."""
+    """Steps until `pretrain.steps`; yields (step, {loss in nats a token, lr, tokens, tokens_per_s}) after each."""
     stream = batches(data, config.batch_size, config.seed, tokenizer.pad_id)
     for _ in range(state.step):
         next(stream)  # a resumed run continues where the data was
@@ -114,7 +114,9 @@ def train(
         read, size, tokens = torch.stack([loss.detach(), norm, count]).tolist()
         if not (math.isfinite(read) and math.isfinite(size)):
             raise DivergedError(
-                f"pretraining loss = {read}, gradient norm = {size}", f"step {state.step + 1}", "try a lower pretrain.lr"
+                f"pretraining loss = {read}, gradient norm = {size}",
+                f"step {state.step + 1}",
+                "try a lower pretrain.lr",
             )
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)

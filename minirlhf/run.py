@@ -4,10 +4,11 @@ Everything that knows about everything stands here and only here: which device, 
 that a user can cause are found as early as possible, in this order: components, corpus and prompts, base, loop.
 """
 
+import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ from minirlhf.base import Base, Emit, prepare_base
 from minirlhf.components import INPUTS, Built
 from minirlhf.config import Config, doubts, dump_toml
 from minirlhf.controllers import KLController
-from minirlhf.data import Prompts, PromptStream, batch, load_documents, load_prompts
+from minirlhf.data import Prompts, PromptStream, batch, fit, load_documents, read_candidates
 from minirlhf.errors import PluginError, UsageError
 from minirlhf.evaluate import Evaluation, evaluate
 from minirlhf.experience import Experience, Rollout
@@ -91,16 +92,17 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     device = set_up(config)
     components = build_components(config, registry, device)
     documents = load_documents(config.corpus)
+    candidates = read_candidates(config.corpus, documents, INPUTS["reward"])
+    components.rewards.check_columns(candidates.columns)
     with run_directory(config, out) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
         for message in doubts(config):
             emit({"event": "warning", "message": message})
         base = prepare_base(config, documents, device, emit)
         longest = config.model.max_positions - config.sampler.max_new_tokens
-        prompts = load_prompts(config.corpus, documents, base.tokenizer, longest, INPUTS["reward"])
+        prompts = fit(candidates, base.tokenizer, longest)
         for note in prompts.notes:
             emit({"event": "warning", "message": note})
-        components.rewards.check_columns({name for p in prompts.train + prompts.heldout for name in p.columns})
         based = perf_counter()
         state, parts = prepare_ppo(config, components, base, prompts, device)
         emit(describe(config, state, parts))
@@ -202,8 +204,8 @@ def score(models: RewardModels, rollout: Rollout, step: int, config: Config) -> 
     )
     device, (b, r) = rollout.mask.device, rollout.mask.shape
     token_rewards = torch.zeros(b, r)
-    for row, values in enumerate(result.token_rewards or []):
-        token_rewards[row, : len(values)] = torch.tensor(values)
+    for row, placed in enumerate(result.token_rewards or []):
+        token_rewards[row, : len(placed)] = torch.tensor(placed)
     metrics = dict(result.metrics)
     for label, values in result.by_label.items():
         given = [v for v in values if v is not None]
@@ -263,7 +265,9 @@ def run_ppo(
             observers.step(step, experience, metrics)
             every = config.run.checkpoint_every
             if step == config.ppo.iterations or (every and step % every == 0):
-                path = checkpoint.save(checkpoints, state, component_states(components), versions(config, torch.device("cpu")))
+                path = checkpoint.save(
+                    checkpoints, state, component_states(components), versions(config, torch.device("cpu"))
+                )
                 checkpoint.prune(checkpoints, config.run.keep_checkpoints)
                 emit({"event": "checkpoint", "step": step, "path": str(path)})
 
@@ -272,7 +276,13 @@ def component_states(components: Components) -> dict[str, dict[str, Any]]:
     """state_dict of every component that has one."""
     named = {f"reward/{label}": built for label, _, built in components.rewards.models}
     named |= {"kl": components.kl, "advantage": components.advantage, "loss": components.loss}
-    return {name: built.state.state_dict() for name, built in named.items() if built.stateful}
+    states = {name: built.tell("state_dict") for name, built in named.items() if built.stateful}
+    for name, state in states.items():
+        try:
+            json.dumps({key: value for key, value in state.items() if not isinstance(value, torch.Tensor)})
+        except (TypeError, ValueError, AttributeError) as fault:
+            raise named[name].error(f"has a state that cannot be saved ({fault})", "use tensors or JSON") from None
+    return states
 
 
 def sample_rows(experience: Experience, count: int) -> Iterator[dict[str, Any]]:
@@ -295,23 +305,21 @@ class Observers:
         self._alive, self._emit = list(observers), emit
 
     def start(self, config: Config, directory: Path) -> None:
-        self._each("start", lambda o: o.start(config, directory))
+        self._each("start", config, directory)
 
     def step(self, step: int, experience: Experience, metrics: Metrics) -> None:
-        self._each("step", lambda o: o.step(step, experience, dict(metrics)))
+        self._each("step", step, experience, dict(metrics))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        self._each("finish", lambda o: o.finish(dict(summary)))
+        self._each("finish", dict(summary))
 
-    def _each(self, moment: str, call: Callable[[Any], None]) -> None:
-        for built in list(self._alive):
+    def _each(self, method: str, *arguments: Any) -> None:
+        for observer in list(self._alive):
             try:
-                call(built.state)
-            except Exception as fault:  # whatever a plugin raises: it is reported and the plugin is let go
-                self._alive.remove(built)
-                component = built.component
-                message = f"observer {component.name} of {component.owner} failed in {moment} and is dropped: {fault!r}"
-                self._emit({"event": "warning", "message": message})
+                observer.tell(method, *arguments)
+            except PluginError as fault:
+                self._alive.remove(observer)
+                self._emit({"event": "warning", "message": f"an observer is dropped: {fault}"})
 
 
 def evaluate_run(

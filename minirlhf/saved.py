@@ -7,7 +7,7 @@ import torch
 
 from minirlhf.components import INPUTS
 from minirlhf.config import Config
-from minirlhf.data import Prompts, load_documents, load_prompts
+from minirlhf.data import Prompts, fit, load_documents, read_candidates
 from minirlhf.errors import UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.sampler import Sampler
@@ -49,4 +49,4 @@ def open_run(directory: Path, config: Config, device: torch.device) -> SavedRun:
 def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     """The prompts of the run's own config, read again."""
     longest = config.model.max_positions - config.sampler.max_new_tokens
-    return load_prompts(config.corpus, load_documents(config.corpus), tokenizer, longest, INPUTS["reward"])
+    return fit(read_candidates(config.corpus, load_documents(config.corpus), INPUTS["reward"]), tokenizer, longest)

@@ -53,9 +53,7 @@ def shape_scores(
     scores, valid = scored.scores, scored.valid
     if ppo.score_normalize:
         now = moments(scores, valid)
-        running = Moments(
-            running.total + now.total, running.squares + now.squares, running.count + now.count
-        )
+        running = Moments(running.total + now.total, running.squares + now.squares, running.count + now.count)
         scores = (scores - running.mean) / (running.std() or 1.0)
     if ppo.score_clip is not None:
         scores = scores.clamp(-ppo.score_clip, ppo.score_clip)

@@ -17,9 +17,7 @@ def loaded(*plugins):
 
 
 def rewards(registry):
-    return {
-        f"{c.owner}:{c.name}" for c in registry.listing() if c.kind == "reward" and c.owner != BUILTIN_OWNER
-    }
+    return {f"{c.owner}:{c.name}" for c in registry.listing() if c.kind == "reward" and c.owner != BUILTIN_OWNER}
 
 
 # ---- built-ins and the contract ---------------------------------------------------------------------------
@@ -56,9 +54,7 @@ def test_two_loads_share_nothing(tmp_path, monkeypatch):
     file = reward_plugin(tmp_path, "one")
     assert rewards(loaded(file)) == {"one:one"}
     assert rewards(loaded()) == set()
-    reward_plugin(
-        tmp_path, "one", "return [1.0] * len(completions)"
-    )  # the same length, within the same second
+    reward_plugin(tmp_path, "one", "return [1.0] * len(completions)")  # the same length, within the same second
     again = loaded(file).find("reward", "one").build({})
     assert again({"completions": ["a"]}) == [1.0]
     assert list(tmp_path.iterdir()) == [tmp_path / "one.py"]  # no __pycache__ beside it

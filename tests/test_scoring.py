@@ -41,9 +41,7 @@ def score(*given, **changes):
 
 
 def test_the_total_is_the_weighted_sum_and_none_leaves_it():
-    result = score(
-        ("a", 2.0, lambda completions: [1.0, None, None]), ("b", -0.5, lambda completions: [4, 2, None])
-    )
+    result = score(("a", 2.0, lambda completions: [1.0, None, None]), ("b", -0.5, lambda completions: [4, 2, None]))
     assert result.total == [2 * 1 - 0.5 * 4, -0.5 * 2, None]
     assert result.by_label == {"a": [1.0, None, None], "b": [4.0, 2.0, None]}
     assert result.token_rewards is None
@@ -90,9 +88,7 @@ def test_columns_are_checked_at_the_start():
     rewards = models(lambda completions: 0, ("mine", 1.0, lambda completions, anwser: 0))
     with pytest.raises(PluginError) as error:
         rewards.check_columns({"answer", "style"})
-    refusal(
-        error.value, 5, "(label 'mine')", "unknown input 'anwser' (did you mean 'answer'?)", "(answer, style)"
-    )
+    refusal(error.value, 5, "(label 'mine')", "unknown input 'anwser' (did you mean 'answer'?)", "(answer, style)")
     models(lambda answer, style, **rest: 0).check_columns({"answer", "style"})
 
 
@@ -322,9 +318,7 @@ def test_a_fault_names_the_right_plugin_of_three(tmp_path, fault):
     )
     with pytest.raises(PluginError) as error:
         rewards.score(**BATCH)
-    text = refusal(
-        error.value.at_step(7), 5, "step 7: reward 'middle' of plugin 'middle' (label 'my-middle')", said
-    )
+    text = refusal(error.value.at_step(7), 5, "step 7: reward 'middle' of plugin 'middle' (label 'my-middle')", said)
     assert f"{files[1]}:" in text
     assert "first" not in text.replace("pytest-", "")
     assert "last" not in text
@@ -338,9 +332,7 @@ def test_an_unknown_input_names_the_right_plugin_of_three(tmp_path):
     ]
     registry = load([files[0], files[2]], entry_points=False)
     names = ["first", f"{files[1]}:middle", "last"]
-    rewards = RewardModels(
-        [(str(i), 1.0, registry.find("reward", name).build({})) for i, name in enumerate(names)]
-    )
+    rewards = RewardModels([(str(i), 1.0, registry.find("reward", name).build({})) for i, name in enumerate(names)])
     with pytest.raises(PluginError) as error:
         rewards.check_columns(["answer"])
     refusal(error.value, 5, "plugin 'middle'", f"{files[1]}:2", "'anser' (did you mean 'answer'?)")

@@ -866,8 +866,7 @@ AFTER_CLAUSE, AFTER_STATE, VERDICTS_FIRST = pools(CLAUSES), pools(STATES), pools
 GENERAL_FACTS, LAST_WORDS = of_place(FACTS), of_place(VERDICTS)
 DRAWN = {name: templates(texts) for name, texts in PHRASES.items()}
 OF_TOPIC = {  # slots that draw from the topic's own words
-    topic: {slot: templates(entry.get(key, ())) for slot, key in TOPIC_SLOTS}
-    for topic, entry in TOPICS.items()
+    topic: {slot: templates(entry.get(key, ())) for slot, key in TOPIC_SLOTS} for topic, entry in TOPICS.items()
 }
 SCENES = {
     (topic, sentiment): pool(entry[key])
@@ -880,9 +879,7 @@ ASPECTS_OF = {topic: entry["aspects"] for topic, entry in PRODUCTS.items()} | {
 }
 OPENING = {
     where: tuple(
-        ((Template(core), templates(tails)), weight)
-        for place, core, tails, weight in OPENINGS
-        if place == where
+        ((Template(core), templates(tails)), weight) for place, core, tails, weight in OPENINGS if place == where
     )
     for where in "pf"
 }
@@ -995,9 +992,7 @@ class Review:
                 return self.fresh(ADJECTIVES[kind][not self.negative])
             case "iadj" | "igadj":
                 word = self.slot(name[1:])
-                return (
-                    word if self.rng.random() < 0.5 else f"{draw(self.rng, DEGREES[word in STRONG])} {word}"
-                )
+                return word if self.rng.random() < 0.5 else f"{draw(self.rng, DEGREES[word in STRONG])} {word}"
             case "faultb":
                 return self.fresh(faults.split())
             case "fault":
@@ -1055,11 +1050,7 @@ def evaluation(review: Review, hits: int) -> str:
     """A sentence with so many evaluative words."""
     key = review.where, review.sentiment
     scenes = SCENES[review.topic, review.sentiment]
-    kinds = [
-        (one, weight)
-        for one, weight in ((ASPECTS[key], 56), (OVERALLS[key], 22), (scenes, 22))
-        if hits in one
-    ]
+    kinds = [(one, weight) for one, weight in ((ASPECTS[key], 56), (OVERALLS[key], 22), (scenes, 22)) if hits in one]
     unsaid = [(kind, weight) for kind, weight in kinds if review.unused(kind[hits])]
     kind = weighted(review.rng, unsaid or kinds)
     review.details += kind is scenes

@@ -42,9 +42,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, bootstrap_values: Tensor, *, gam
     return _discounted(rewards, mask, gamma, bootstrap_values)
 
 
-def mc(
-    rewards: Tensor, values: Tensor, mask: Tensor, bootstrap_values: Tensor, *, gamma: float = 1.0
-) -> Tensor:
+def mc(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap_values: Tensor, *, gamma: float = 1.0) -> Tensor:
     """Reward-to-go minus V(s_t) (N5): unbiased whatever V is; V takes out what was to be expected."""
     togo = _discounted(rewards, mask, gamma, bootstrap_values)
     return torch.where(mask, togo - values, torch.zeros_like(togo))

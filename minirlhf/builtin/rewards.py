@@ -20,8 +20,7 @@ from minirlhf import hookimpl
 
 # Thai, Lao, Burmese, Khmer; kana; Han with its extensions.
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 )
 _UNSPACED_CHARACTER = re.compile(f"([{_UNSPACED}])")
 _PUNCTUATION = string.punctuation + "«»‘’“”„‹›–—…·•¡¿、。〈〉《》「」『』【】・！（），．：；？～"

@@ -9,7 +9,9 @@ from minirlhf.cli.options import plugin_option
 
 @click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Score by these instead of the run's.")
+@click.option(
+    "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Score by these instead of the run's."
+)
 @click.option("--prompts", metavar="FILE", help="Prompts of your own instead of the held-out ones.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Such as evaluation.prompts=64, run.seed=7")
 @plugin_option

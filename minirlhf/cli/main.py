@@ -57,7 +57,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(minirlhf.__version__, prog_name="minirlhf")
 def group() -> None:
-    """The whole of RLHF in two minutes: a language model that you train, improve by PPO, and can open at every joint."""
+    """The whole of RLHF in two minutes: a language model that you train, improve by PPO, and can take apart."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -86,7 +86,9 @@ def report(fault: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(fault, OSError) and fault.errno in DISK:
-        fault = DiskError(f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk or choose --out")
+        fault = DiskError(
+            f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk or choose --out"
+        )
     if isinstance(fault, click.ClickException):
         say(f"error: {' '.join(fault.format_message().split())}")
         return fault.exit_code

@@ -13,7 +13,9 @@ FLAGS = {"kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.
 
 _OPTIONS = [
     click.argument("preset", required=False, metavar="[PRESET|FILE.toml]"),
-    click.option("--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Reward, repeatable; replaces the set."),
+    click.option(
+        "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Reward, repeatable; replaces the set."
+    ),
     click.option("--kl", metavar="NAME", help="KL estimator."),
     click.option("--advantage", metavar="NAME", help="Advantage function."),
     click.option("--loss", metavar="NAME", help="Policy loss."),

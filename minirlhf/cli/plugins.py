@@ -50,7 +50,9 @@ def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @plugin_option
-@click.option("--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), help="If several have it.")
+@click.option(
+    "--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), help="If several have it."
+)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
     """What a component takes and what can be set: NAME, OWNER:NAME, or FILE.py:FUNCTION with --kind."""

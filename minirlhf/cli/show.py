@@ -125,5 +125,6 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
     low, high = summary["score_gain_ci95"]
     print(
         f"score gain {summary['score_gain']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "
-        f"better on {summary['win_rate']:.0%} of the prompts, KL {summary['kl_nats_per_sequence']:.2f} nats per response"
+        f"better on {summary['win_rate']:.0%} of the prompts, "
+        f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )

@@ -99,7 +99,7 @@ class TransformerConfig:
 
 
 class KVCache:
-    """Keys and values of all layers, (L,B,Hkv,S,D) each, allocated at their final length S; `filled` slots are valid."""
+    """Keys and values of all layers, (L,B,Hkv,S,D) each, allocated at their final length S; `filled` are valid."""
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, like: Tensor) -> None:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_size)

@@ -1,6 +1,7 @@
 """The whole state of a run, in a directory that is complete or absent.
 
-    checkpoints/step_00000120/  policy.safetensors  optimizer.safetensors  components.safetensors  state.json  MANIFEST.json
+    checkpoints/step_00000120/  policy.safetensors  optimizer.safetensors  components.safetensors
+                                state.json  MANIFEST.json
 
 Floats of the state (beta, reward moments) are written as `float.hex()`, so that they come back to the bit.
 """
@@ -120,7 +121,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 def split_state(components: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Tensors to safetensors (LABEL/KEY), everything else to JSON."""
-    tensors, plain = {}, {}
+    tensors, plain = dict[str, Tensor](), dict[str, dict[str, Any]]()
     for label, state in components.items():
         plain[label] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
         tensors |= {f"{label}/{k}": v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}

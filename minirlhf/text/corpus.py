@@ -459,9 +459,7 @@ def _opening(text: str, words: int) -> str:
     return text[: -len(parts[-1])].rstrip() if len(parts) > words else ""
 
 
-def fit_prompts(
-    prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: int
-) -> tuple[list[Prompt], str | None]:
+def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: int) -> tuple[list[Prompt], str | None]:
     """(prompts of at most `max_tokens` tokens, BOS not counted; a note on what was dropped or repeats).
 
     Errors: InputError if none is left.

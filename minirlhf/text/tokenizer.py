@@ -153,9 +153,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
 
 def _bos_first(bos_id: int) -> processors.TemplateProcessing:
     """For transformers: begin a text with <bos>, as every sequence here does (`encode` leaves it out)."""
-    return processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", bos_id)]
-    )
+    return processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", bos_id)])
 
 
 def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:

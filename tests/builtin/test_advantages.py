@@ -87,7 +87,7 @@ def test_with_the_exact_value_function_gae_is_the_true_advantage_for_every_lambd
     chance = {0: 1 - p, 1: p}
     v1 = {a: sum(chance[b] * reward[a, b] for b in (0, 1)) for a in (0, 1)}  # V after the first action
     v0 = sum(chance[a] * v1[a] for a in (0, 1))
-    expected = {a: 0.0 for a in (0, 1)}
+    expected = dict.fromkeys((0, 1), 0.0)
     for a, b in itertools.product((0, 1), repeat=2):
         got = gae(row(0, reward[a, b]), row(v0, v1[a]), torch.ones(1, 2, dtype=torch.bool), NONE, lam=lam)[0]
         expected[a] += chance[b] * got[0].item()  # E over the rest of the episode, given the first action

@@ -81,9 +81,7 @@ def reviews() -> list[tuple[str, float, int]]:
     """(hidden sentiment, score, number of words) of every review."""
     rows = [json.loads(line) for line in TEXT.read_text("ascii").splitlines()]
     scores = sentiment([row["text"] for row in rows])
-    return [
-        (row["sentiment"], score, len(row["text"].split())) for row, score in zip(rows, scores, strict=True)
-    ]
+    return [(row["sentiment"], score, len(row["text"].split())) for row, score in zip(rows, scores, strict=True)]
 
 
 def test_sentiment_agrees_with_the_hidden_sentiment_of_the_corpus(
@@ -100,11 +98,7 @@ def test_sentiment_agrees_with_the_hidden_sentiment_of_the_corpus(
 def test_every_sentence_of_a_review_agrees_with_its_hidden_sentiment() -> None:
     sign = {"positive": 1, "negative": -1, "neutral": 0}
     rows = [json.loads(line) for line in TEXT.read_text("ascii").splitlines()]
-    pairs = [
-        (sign[row["sentiment"]], sentence)
-        for row in rows
-        for sentence in re.split(r"(?<=[.!]) ", row["text"])
-    ]
+    pairs = [(sign[row["sentiment"]], sentence) for row in rows for sentence in re.split(r"(?<=[.!]) ", row["text"])]
     scores = sentiment([sentence for _, sentence in pairs])
     agree = [score == 0 or score * hidden > 0 for score, (hidden, _) in zip(scores, pairs, strict=True)]
     assert [sentence for (_, sentence), fits in zip(pairs, agree, strict=True) if not fits] == []
@@ -139,9 +133,7 @@ def test_length_counts_characters_where_words_have_no_spaces() -> None:
 
 def test_keywords_is_the_share_of_distinct_words_present() -> None:
     texts = ["The lens and the LENS", "lenses", "a zoom lens, red dot", "", "red\ndot"]
-    assert keywords(texts, words=["lens", "zoom", "red dot", "Lens"]) == pytest.approx(
-        [1 / 3, 0, 1, 0, 1 / 3]
-    )
+    assert keywords(texts, words=["lens", "zoom", "red dot", "Lens"]) == pytest.approx([1 / 3, 0, 1, 0, 1 / 3])
     assert keywords(["水壶很好"], words=["水壶", "灯"]) == [0.5]
     assert keywords(["C++ is c"], words=["c++"]) == [1.0]
 

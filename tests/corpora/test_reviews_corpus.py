@@ -79,8 +79,7 @@ def test_there_are_enough_word_types_and_none_is_rare(rows: list[dict[str, str]]
 
 def test_the_hidden_attributes_are_columns_with_their_shares(rows: list[dict[str, str]]) -> None:
     assert all(
-        list(row) == ["text", "sentiment", "topic", "specificity", "length_class"] and all(row.values())
-        for row in rows
+        list(row) == ["text", "sentiment", "topic", "specificity", "length_class"] and all(row.values()) for row in rows
     )
     share = {
         column: {value: count / len(rows) for value, count in Counter(row[column] for row in rows).items()}
@@ -119,12 +118,7 @@ def test_prompts_are_distinct_and_short(prompts: list[str], heldout: list[str]) 
 
 def beginnings(texts: list[str]) -> set[str]:
     """Every beginning of up to seven words, without the punctuation behind it."""
-    return {
-        " ".join(words[:k]).rstrip(".,")
-        for text in texts
-        for words in [text.split(" ", 7)]
-        for k in range(3, 8)
-    }
+    return {" ".join(words[:k]).rstrip(".,") for text in texts for words in [text.split(" ", 7)] for k in range(3, 8)}
 
 
 def test_a_training_prompt_begins_a_review_and_a_heldout_one_begins_none(
@@ -135,9 +129,7 @@ def test_a_training_prompt_begins_a_review_and_a_heldout_one_begins_none(
     assert [prompt for prompt in heldout if prompt in begun] == []
 
 
-def test_no_prompt_of_one_set_is_the_beginning_of_one_of_the_other(
-    prompts: list[str], heldout: list[str]
-) -> None:
+def test_no_prompt_of_one_set_is_the_beginning_of_one_of_the_other(prompts: list[str], heldout: list[str]) -> None:
     assert not beginnings(prompts) & set(heldout)
     assert not beginnings(heldout) & set(prompts)
 

@@ -74,9 +74,7 @@ ARRAY = '[\n {"text": "one", "label": 1},\n {"tags": ["a", null], "x": 0.5, "ok"
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.JSONL"])
-@pytest.mark.parametrize(
-    "content", [LINES, ARRAY, "\ufeff" + LINES, ARRAY.replace("\n", "\r\n"), ARRAY[:-2] + "]"]
-)
+@pytest.mark.parametrize("content", [LINES, ARRAY, "\ufeff" + LINES, ARRAY.replace("\n", "\r\n"), ARRAY[:-2] + "]"])
 def test_content_tells_json_lines_from_an_array(tmp_path: Path, name: str, content: str) -> None:
     assert read_documents(put(tmp_path / name, content)) == ROWS
 
