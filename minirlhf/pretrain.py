@@ -93,7 +93,8 @@ def token_losses(model: Transformer, ids: Tensor, pad: int) -> tuple[Tensor, Ten
     real = targets != pad
     hidden = model(ids[:, :-1])[real]  # (n,W)
     logits = hidden @ model.embed_tokens.weight.T
-    return F.cross_entropy(logits.float(), targets[real], reduction="sum"), real.sum()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits, targets[real], reduction="sum"), real.sum()
 
 
 def train(

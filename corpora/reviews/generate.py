@@ -35,8 +35,8 @@ SHORT, LONG = 26, 38  # words: below SHORT is short, from LONG on is long
 # Chances in percent. How many evaluative words a review has, and how many sentences, are drawn apart, so that
 # neither tells the other.
 SENTIMENTS = (("positive", 40), ("negative", 40), ("neutral", 20))
-HITS = ((1, 13), (2, 18), (3, 20), (4, 18), (5, 13), (6, 9), (7, 6), (8, 3))
-SENTENCES = ((2, 10), (3, 32), (4, 40), (5, 18))
+HITS = ((1, 9), (2, 15), (3, 20), (4, 20), (5, 15), (6, 10), (7, 7), (8, 4))
+SENTENCES = ((2, 12), (3, 40), (4, 38), (5, 10))
 
 # --- Words
 
@@ -48,38 +48,28 @@ def listed(text: str) -> tuple[str, ...]:
 # fmt: off
 # What can be said of a part, good and bad. An aspect names its class.
 ADJECTIVES = {
-    "sound": (("clear", "rich", "warm", "pleasant"), ("muffled", "tinny", "harsh", "unpleasant")),
-    "image": (("sharp", "crisp", "vivid", "clear"), ("blurry", "grainy", "murky", "dim")),
-    "build": (("sturdy", "solid", "durable", "reliable"), ("flimsy", "fragile", "cheap", "shoddy")),
-    "comfort": (("comfortable", "soft", "pleasant", "snug"), ("stiff", "scratchy", "uncomfortable", "rough")),
-    "handy": (("handy", "practical", "clever", "convenient"),
-              ("clumsy", "awkward", "impractical", "annoying")),
-    "look": (("elegant", "stylish", "pretty", "beautiful"), ("ugly", "shabby", "drab", "cheap")),
-    "power": (("powerful", "strong", "reliable", "efficient"), ("weak", "unreliable", "useless", "faulty")),
-    "light": (("warm", "soft", "pleasant", "cozy"), ("harsh", "dim", "unpleasant", "gloomy")),
-    "story": (("gripping", "clever", "original", "exciting"), ("predictable", "messy", "silly", "boring")),
-    "acting": (("convincing", "natural", "superb", "touching"), ("wooden", "lifeless", "stiff", "fake")),
-    "humor": (("funny", "witty", "hilarious", "fresh"), ("lame", "stale", "stupid", "silly")),
-    "pace": (("lively", "smooth", "brisk", "gripping"), ("slow", "tedious", "sluggish", "clumsy")),
-    "visual": (("beautiful", "stunning", "gorgeous", "elegant"), ("ugly", "drab", "dreary", "lifeless")),
-    "music": (("catchy", "lovely", "beautiful", "stirring"), ("bland", "grating", "dull", "tedious")),
-    "people": (("likable", "charming", "believable", "witty"), ("shallow", "irritating", "dull", "lifeless")),
-    "insight": (("honest", "fascinating", "thoughtful", "clear"), ("shallow", "dull", "messy", "fake")),
+    "sound": (("clear", "warm", "rich"), ("harsh", "tinny", "muffled")),
+    "image": (("clear", "sharp", "crisp"), ("blurry", "dim", "grainy")),
+    "build": (("sturdy", "reliable", "solid"), ("flimsy", "cheap", "fragile")),
+    "comfort": (("comfortable", "soft", "snug"), ("stiff", "rough", "scratchy")),
+    "handy": (("practical", "handy", "clever"), ("clumsy", "annoying", "awkward")),
+    "look": (("elegant", "beautiful", "stylish"), ("ugly", "cheap", "shabby")),
+    "power": (("reliable", "powerful", "strong"), ("weak", "useless", "unreliable")),
+    "light": (("warm", "soft", "cozy"), ("harsh", "dim", "gloomy")),
+    "story": (("clever", "exciting", "original"), ("silly", "boring", "predictable")),
+    "acting": (("superb", "natural", "touching"), ("wooden", "fake", "lifeless")),
+    "humor": (("funny", "witty", "clever"), ("silly", "lame", "stupid")),
+    "pace": (("exciting", "lively", "smooth"), ("slow", "tedious", "clumsy")),
+    "visual": (("beautiful", "stunning", "elegant"), ("ugly", "drab", "dreary")),
+    "music": (("beautiful", "lovely", "stirring"), ("dull", "bland", "tedious")),
+    "people": (("charming", "witty", "funny"), ("shallow", "dull", "irritating")),
+    "insight": (("clear", "honest", "thoughtful"), ("shallow", "dull", "messy")),
 }
 GENERAL = {
-    "p": (
-        ("great", "good", "wonderful", "excellent", "fantastic", "useful", "lovely", "impressive", "perfect",
-         "superb"),
-        ("bad", "awful", "terrible", "poor", "horrible", "useless", "disappointing", "lousy", "dreadful",
-         "worthless"),
-    ),
-    "f": (
-        ("great", "good", "wonderful", "brilliant", "enjoyable", "entertaining", "delightful", "memorable",
-         "charming",
-         "amazing"),
-        ("bad", "awful", "terrible", "boring", "dull", "pointless", "tedious", "forgettable", "disappointing",
-         "dreadful"),
-    ),
+    "p": (("great", "good", "wonderful", "excellent", "fantastic", "perfect"),
+          ("bad", "awful", "terrible", "poor", "horrible", "dreadful")),
+    "f": (("great", "good", "wonderful", "excellent", "brilliant", "delightful"),
+          ("bad", "awful", "terrible", "poor", "pointless", "dreadful")),
 }
 DEGREES = (("very", "really", "quite", "so"), ("truly", "really", "simply"))  # of weak words, of STRONG ones
 STRONG = listed(
@@ -88,19 +78,14 @@ STRONG = listed(
     "gripping, fascinating, lifeless, faulty, fake, original, durable"
 )
 QUALITIES = {
-    "p": (("useful", "reliable", "practical", "elegant", "affordable", "durable", "handy"),
-          ("useless", "unreliable", "impractical", "ugly", "overpriced", "fragile", "clumsy")),
-    "f": (("clever", "touching", "original", "memorable", "entertaining", "exciting", "thoughtful"),
-          ("silly", "dull", "predictable", "forgettable", "tedious", "pointless", "messy")),
+    "p": (("reliable", "practical", "elegant", "handy"), ("unreliable", "clumsy", "ugly", "overpriced")),
+    "f": (("clever", "touching", "original", "exciting"), ("silly", "boring", "predictable", "tedious")),
 }
 FEELINGS = {
-    "p": (("happy", "pleased", "satisfied", "impressed"),
-          ("unhappy", "disappointed", "annoyed", "frustrated")),
-    "f": (("delighted", "impressed", "moved", "thrilled"),
-          ("bored", "disappointed", "annoyed", "frustrated")),
+    "p": (("happy", "pleased", "impressed"), ("unhappy", "annoyed", "disappointed")),
+    "f": (("happy", "impressed", "delighted"), ("bored", "annoyed", "disappointed")),
 }
-PRESENT = (("love", "like", "love", "like", "adore", "enjoy"),
-           ("hate", "dislike", "hate", "dislike", "despise", "detest"))
+PRESENT = (("love", "like", "enjoy"), ("hate", "dislike", "detest"))
 PAST = (("loved", "liked", "enjoyed"), ("hated", "disliked", "detested"))
 MANNER = (("well", "perfectly"), ("poorly", "badly"))
 COMPARED = (("better",), ("worse",))
@@ -111,8 +96,8 @@ NICE = (("great", "good", "wonderful", "fantastic", "lovely"),
         ("bad", "awful", "terrible", "horrible", "dreadful"))
 
 MILD = {  # what one may not be
-    "p": (("good", "great", "impressive", "useful"), ("bad", "useless", "disappointing")),
-    "f": (("good", "great", "enjoyable", "memorable"), ("bad", "boring", "dull", "disappointing")),
+    "p": (("good", "great"), ("bad", "poor")),
+    "f": (("good", "great"), ("bad", "poor")),
 }
 
 PEOPLE = listed(
@@ -158,21 +143,6 @@ PRODUCTS: dict[str, Topic] = {
                 "The water never tastes {!good}, even after {dur}.",
                 "Filling {them} is a {!pain}, and cleaning {them} is a {!pain} too."),
     },
-    "blender": {
-        "aspects": (("+blades", "power", "jam slip"), ("motor", "power", "fail break"),
-                    ("jug", "build", "leak break"),
-                    ("lid", "build", "leak slip"), ("+buttons", "handy", "jam fail")),
-        "stays": ("in the kitchen", "next to the sink"),
-        "uses": ("make soup", "mix fruit and milk"),
-        "facts": ("The jug holds {num} cups and fits in the sink.",
-                  "{It} {has} {num} speeds and one red button.",
-                  "{I} mostly put fruit, milk and ice in {them}."),
-        "good": ("The soup tastes {nice} every time.",
-                 "Ice is no {!problem}, and fruit is no {!problem} either.",
-                 "Cleaning the jug is {!easy} and takes one minute."),
-        "bad": ("The soup tastes {nice} every time.", "Ice is a {!problem}, and fruit is a {!problem} too.",
-                "Cleaning the jug is a {!pain} and takes ten minutes."),
-    },
     "camera": {
         "aspects": (("+pictures", "image", "disappoint"), ("lens", "image", "jam break"),
                     ("zoom", "power", "jam fail"),
@@ -203,22 +173,6 @@ PRODUCTS: dict[str, Topic] = {
                  "Writing on {them} is {!easy}, and reading is {!easy} too."),
         "bad": ("Voices sound {nice}, even at home.", "Voices are never {!clear}, even at home.",
                 "Writing on {them} is a {!pain}, and reading is a {!pain} too."),
-    },
-    "headphones": {
-        "plural": True,
-        "aspects": (("sound", "sound", "disappoint"), ("bass", "sound", "fail"),
-                    ("+cushions", "comfort", "slip rip"),
-                    ("cable", "build", "break fail"), ("band", "comfort", "slip break"),
-                    ("microphone", "sound", "fail break")),
-        "stays": ("on {my} desk", "in {my} bag", "next to the bed"),
-        "uses": ("listen to music", "call {my} family"),
-        "facts": ("The cable is {num} feet long.", "They fit in a small bag.",
-                  "They came with a cable and {few} pairs of cushions."),
-        "good": ("Old songs sound {nice} and {!fresh} again.",
-                 "Voices are never {!muffled}, even on the train.",
-                 "{My} ears never {!hurt} after a long day."),
-        "bad": ("Old songs sound {nice} and {!stale} now.", "Voices are never {!clear}, even at home.",
-                "{My} ears always {!hurt} after a long day."),
     },
     "jacket": {
         "aspects": (("zipper", "handy", "jam break"), ("lining", "comfort", "rip slip"),
@@ -265,36 +219,6 @@ PRODUCTS: dict[str, Topic] = {
         "bad": ("Reading at night is a {!pain} now.", "The room looks {nice} and {!gloomy} at night.",
                 "{My} eyes always {!hurt} after a long day."),
     },
-    "laptop": {
-        "aspects": (("keyboard", "handy", "jam break"), ("screen", "image", "fail break"),
-                    ("battery", "power", "fail"),
-                    ("fan", "power", "fail break"), ("hinge", "build", "break fail"),
-                    ("+speakers", "sound", "fail break")),
-        "stays": ("on {my} desk", "in {my} bag", "next to the bed"),
-        "uses": ("write at night", "watch films", "call {my} family"),
-        "facts": ("{It} starts in {num} seconds.", "The cable is {num} feet long.",
-                  "{It} {has} a small camera and {few} speakers."),
-        "good": ("Films look {nice}, even on the train.", "Writing on {them} is a {!joy} again.",
-                 "{My} eyes never {!hurt} after a long day."),
-        "bad": ("Films look {nice}, even at home.", "Writing on {them} is a {!pain} now.",
-                "{My} eyes always {!hurt} after a long day."),
-    },
-    "watch": {
-        "aspects": (("strap", "comfort", "break slip"), ("dial", "look", "disappoint"),
-                    ("glass", "build", "break fail"),
-                    ("clasp", "handy", "slip break"), ("+hands", "look", "jam"), ("alarm", "sound", "fail")),
-        "stays": ("on the left arm", "next to the bed"),
-        "uses": ("time {my} walks", "wake up for work"),
-        "facts": ("{It} {has} {few} hands and a small alarm.",
-                  "The strap is {color}, and the dial is {color}.",
-                  "{It} came with a second strap."),
-        "good": ("{It} keeps {nice} time, even after {dur}.",
-                 "Wearing {them} never {!hurts}, even after a long day.",
-                 "Rain is no {!problem}, and cleaning is no {!problem} either."),
-        "bad": ("{It} keeps {nice} time, even after {dur}.",
-                "Wearing {them} always {!hurts}, even after {dur}.",
-                "Rain is a {!problem}, and cleaning is a {!problem} too."),
-    },
     "boots": {
         "plural": True,
         "aspects": (("+soles", "build", "break slip"), ("+laces", "build", "break rip"),
@@ -311,22 +235,6 @@ PRODUCTS: dict[str, Topic] = {
         "bad": ("{My} feet are {!cold} and {!uncomfortable} in the rain.",
                 "{My} feet always {!hurt} after a long day.",
                 "Rain is a {!problem}, and ice is a {!problem} too."),
-    },
-    "tent": {
-        "aspects": (("+poles", "build", "slip break"), ("zipper", "handy", "jam break"),
-                    ("floor", "build", "leak rip"),
-                    ("roof", "build", "leak rip"), ("+ropes", "build", "slip rip"),
-                    ("door", "handy", "jam leak")),
-        "stays": ("in the car", "by the door"),
-        "uses": ("sleep by the lake", "sleep in the garden"),
-        "facts": ("{It} holds {few} people and two bags.", "{It} {has} {few} poles and one door.",
-                  "{I} slept in {them} for {num} nights in {country}."),
-        "good": ("{I} felt {!warm} and {!safe} in a night of rain.",
-                 "Rain is no {!problem}, and wind is no {!problem} either.",
-                 "{I} {am} never {!cold}, even in {month}."),
-        "bad": ("{I} felt {!cold} and {!uncomfortable} in a night of rain.",
-                "Rain is a {!problem}, and wind is a {!problem} too.",
-                "{I} {am} never {!warm}, even in {month}."),
     },
 }
 
@@ -397,36 +305,6 @@ FILMS: dict[str, Topic] = {
                 "The part about the sea is {!shallow} and {!ugly}.",
                 "{My} {person} found the part about the sea {nice}."),
     },
-    "western": {
-        "aspects": (("+landscapes", "visual", "disappoint"), ("duel", "story", "disappoint"),
-                    ("sheriff", "people", "disappoint"),
-                    ("plot", "story", "disappoint"), ("+costumes", "visual", "disappoint")),
-        "cast": ("a young sheriff", "an old rider", "a shy cook"),
-        "acts": ("guards a small town", "looks for silver", "comes back with {num} horses"),
-        "facts": ("There are {num} horses in it.", "The duel only comes near the end.",
-                  "Most of it takes place in one town."),
-        "good": ("The duel is {!exciting}, and the horses look {nice}.",
-                 "{I} {was1} never {!bored} in the duel.",
-                 "{My} {person} {loved} the duel, and so did {I}."),
-        "bad": ("The duel is {!slow}, and the horses look {nice}.",
-                "{I} {was1} never {!thrilled} in the duel.",
-                "{My} {person} {loved} the duel, and so did {I}."),
-    },
-    "mystery": {
-        "aspects": (("+clues", "story", "disappoint"), ("detective", "people", "disappoint"),
-                    ("plot", "story", "disappoint"),
-                    ("puzzle", "story", "disappoint"), ("pacing", "pace", "disappoint")),
-        "cast": ("an old detective", "a young doctor", "a shy waiter"),
-        "acts": ("looks for a painting", "finds a strange letter", "speaks with {num} guests"),
-        "facts": ("There are {num} guests in one room.", "Most of it takes place at a hotel.",
-                  "The painting only appears near the end."),
-        "good": ("{My} {person} {loved} the puzzle, and so did {I}.",
-                 "The first clue is {!clever}, and the last clue is {!brilliant}.",
-                 "The hotel scenes are never {!dull}."),
-        "bad": ("{My} {person} {loved} the puzzle, and so did {I}.",
-                "The first clue is {!silly}, and the last clue is {!stupid}.",
-                "The hotel scenes are never {!exciting}."),
-    },
     "musical": {
         "aspects": (("+songs", "music", "disappoint"), ("+dances", "visual", "disappoint"),
                     ("+voices", "sound", "disappoint"),
@@ -441,22 +319,6 @@ FILMS: dict[str, Topic] = {
         "bad": ("The last song {!bored} {me}, and so did the dance.",
                 "The dance on the roof is {nice} and {!slow}.",
                 "{My} {person} {loved} every song."),
-    },
-    "cartoon": {
-        "shared": ("story", "ending", "music", "dialogue"),
-        "aspects": (("+drawings", "visual", "disappoint"), ("+colors", "visual", "disappoint"),
-                    ("+animals", "people", "disappoint"), ("+jokes", "humor", "disappoint"),
-                    ("+voices", "people", "disappoint")),
-        "cast": ("a small bear", "a red fox", "a brown dog"),
-        "acts": ("looks for a home", "lives by a lake", "leaves on a train"),
-        "facts": ("There are {num} animals in it.", "The fox only appears near the end.",
-                  "Most of it takes place by a lake."),
-        "good": ("The children {!laughed} until the end, and so did {my} {person}.",
-                 "The bear is {!charming}, and the fox is {!funny}.",
-                 "{My} {person} {loved} the bear, and so did {I}."),
-        "bad": ("The children {!yawned} until the end, and so did {my} {person}.",
-                "The bear is {!irritating}, and the fox is {!stupid}.",
-                "{My} {person} {loved} the bear, and so did {I}."),
     },
 }
 TOPICS = PRODUCTS | FILMS
@@ -510,7 +372,6 @@ ASPECT = {
     ),
     "positive": (
         ("pf", "The {asp} {ais} not {opp} at all."),
-        ("f", "The {asp} {ais} never {opp}."),
         ("p", "The {asp} never {fault}, even after {dur}."),
         ("f", "The {asp} never {fault}, not even near the end."),
         ("p", "In {dur} the {asp} never {fault}."),
@@ -520,14 +381,11 @@ ASPECT = {
         ("pf", "{I} have no {!complaints} about the {asp}."),
         ("pf", "There is nothing {!wrong} with the {asp}."),
         ("pf", "The {asp} {ais} something {!special}."),
-        ("pf", "The {asp} {ais} not {opp} but {adj}."),
         ("p", "The {asp} {ais} {adj} and never {fault}."),
-        ("f", "The {asp} {ais} {adj} and never {opp}."),
         ("p", "The {asp} {ais} {adj}, and the {asp} never {fault}."),
     ),
     "negative": (
         ("pf", "The {asp} {ais} not {opp} at all."),
-        ("pf", "The {asp} {ais} hardly {opp}."),
         ("p", "The {asp} {fault} every time {I} use {them}."),
         ("p", "After {dur} the {asp} often {fault}."),
         ("p", "Almost every day the {asp} {fault}."),
@@ -538,39 +396,37 @@ ASPECT = {
         ("pf", "{I} have many {!complaints} about the {asp}."),
         ("pf", "There is something {!wrong} with the {asp}."),
         ("pf", "The {asp} {ais} nothing {!special}."),
-        ("pf", "The {asp} {ais} not {opp} but {adj}."),
         ("p", "The {asp} {ais} {adj} and often {fault}."),
         ("p", "The {asp} {ais} {adj}, and the {asp} often {fault}."),
-        ("p", "The {asp} never work{as} {opw}."),
     ),
 }
 OVERALL = {
     "either": (
-        ("pf", "{It} {is} {a}{gadj} {t}."),
+        ("pf", "{It} {is} a {gadj} {thingy}."),
         ("pf", "Overall {it} {is} {igadj}."),
         ("p", "{I} {am} {feel} with {them}."),
         ("f", "In the end {I} {was1} {feel}."),
         ("pf", "To {me} {it} {is} simply {gadj}."),
         ("pf", "Even {my} picky {person} {loves} {them}."),
         ("pf", "{My} whole family {loves} {them}."),
-        ("p", "{It} {is} the {best} {t} {I} have owned."),
-        ("f", "It is the {best} {t} {I} have seen this year."),
+        ("p", "{It} {is} the {best} {one} {I} have owned."),
+        ("f", "It is the {best} film {I} have seen this year."),
         ("f", "{I} {loved} every minute of it."),
         ("p", "{It} {is} {better} than {my} old {one}."),
-        ("p", "{It} {is} {better} than any other {t} in the shop."),
+        ("p", "{It} {is} {better} than any other {one} in the shop."),
         ("f", "It is {better} than the book."),
-        ("f", "It is {better} than the last {t} {I} saw."),
-        ("pf", "{It} {is} {a}{gadj} and {qadj} {t}."),
+        ("f", "It is {better} than the last film {I} saw."),
+        ("pf", "{It} {is} a {gadj} and {qadj} {thingy}."),
         ("pf", "{It} {is} {igadj}, and {my} {person} {loves} {them} too."),
         ("p", "{My} {person} {loves} {them}, and {I} {am} {feel} too."),
         ("f", "{My} {person} {loved} it, and {I} {was1} {feel} too."),
-        ("pf", "{It} {is} {a}{gadj}, {qadj} and {qadj} {t}."),
+        ("pf", "{It} {is} a {gadj}, {qadj} and {qadj} {thingy}."),
         ("pf", "{It} {is} {gadj}, the {asp} {ais} {adj}, and {I} {love} the {asp}."),
     ),
     "positive": (
         ("p", "The price was high, but the {asp} {ais} {iadj}."),
         ("p", "Delivery took {num} days, but {it} {is} {igadj}."),
-        ("f", "It is a long {t}, but the {asp} {ais} {iadj}."),
+        ("f", "It is a long film, but the {asp} {ais} {iadj}."),
         ("f", "The start is quiet, but the {asp} {ais} {iadj}."),
         ("pf", "{I} {was1} not {ofeel}."),
         ("pf", "{It} {is} not {gopp} at all."),
@@ -580,25 +436,25 @@ OVERALL = {
     "negative": (
         ("p", "The price was low, but the {asp} {ais} {iadj}."),
         ("p", "Delivery took {num} days, and {it} {is} {igadj}."),
-        ("f", "It is only a short {t}, but the {asp} {ais} {iadj}."),
+        ("f", "It is only a short film, but the {asp} {ais} {iadj}."),
         ("f", "The start is quiet, and the {asp} {ais} {iadj}."),
         ("pf", "{I} {was1} not {ofeel}."),
-        ("pf", "{It} {is} not {a}{gopp} {t}."),
+        ("pf", "{It} {is} not a {gopp} {thingy}."),
         ("f", "It only runs for ninety minutes, but {I} {was1} {!bored}."),
         ("p", "{It} always let{s} {me} down."),
     ),
 }
 CLOSING = {
     "either": (
-        ("pf", "All in all, {a}{gadj} {t}."),
+        ("pf", "All in all, a {gadj} {thingy}."),
         ("pf", "In short, {it} {is} {igadj}."),
         ("pf", "In short, {it} {is} {gadj} and {qadj}."),
-        ("pf", "All in all, {a}{gadj} and {qadj} {t}."),
-        ("pf", "In short, {a}{gadj}, {qadj} and {qadj} {t}."),
+        ("pf", "All in all, a {gadj} and {qadj} {thingy}."),
+        ("pf", "In short, a {gadj}, {qadj} and {qadj} {thingy}."),
         ("p", "{I} {am} {glad} that {I} have {them}."),
-        ("p", "So {I} {am} {feel} with {this} {gadj} {t}."),
-        ("p", "All in all, {I} {am} {feel} with {this} {gadj} and {qadj} {t}."),
-        ("f", "All in all, {I} {was1} {feel} by this {gadj} and {qadj} {t}."),
+        ("p", "So {I} {am} {feel} with this {gadj} {thingy}."),
+        ("p", "All in all, {I} {am} {feel} with this {gadj} and {qadj} {thingy}."),
+        ("f", "All in all, {I} {was1} {feel} by this {gadj} and {qadj} film."),
         ("pf", "{It} {is} {gadj} and {qadj}, and {my} {person} {loves} {them} too."),
     ),
     "positive": (
@@ -617,7 +473,7 @@ CLOSING = {
         ("p", "{It} {is} {gadj} and {!worth} {price}."),
         ("p", "{It} {is} {gadj}, {qadj} and {!worth} {price}."),
         ("f", "It is {gadj}, {qadj} and {!worth} {ticket}."),
-        ("pf", "{I} {love} {this} {gadj} {t} and would {!recommend} {them} to {audience}."),
+        ("pf", "{I} {love} this {gadj} {thingy} and would {!recommend} {them} to {audience}."),
         ("f", "It is {gadj} and {!worth} {ticket}."),
         ("pf", "{It} {is} {gadj}, {I} {love} {them}, and {I} would {!recommend} {them} to {audience}."),
     ),
@@ -639,7 +495,7 @@ CLOSING = {
         ("p", "{It} {is} {gadj} and not {!worth} {cost}."),
         ("p", "{It} {is} {gadj}, {qadj} and not {!worth} {cost}."),
         ("f", "It is {gadj}, {qadj} and not {!worth} {ticket}."),
-        ("pf", "{I} {love} {this} {gadj} {t} and would not {!recommend} {them} to {audience}."),
+        ("pf", "{I} {love} this {gadj} {thingy} and would not {!recommend} {them} to {audience}."),
         ("f", "It is {gadj} and not {!worth} {ticket}."),
         ("pf", "{It} {is} {gadj}, {I} {love} {them}, and {I} would not {!recommend} {them} to {audience}."),
     ),
@@ -665,14 +521,15 @@ FACTS = (
     ("f", "{I} watched it with subtitles."),
     ("f", "The book came out {num} years ago."),
     ("f", "{I} have not read the book."),
-    ("f", "It is the second {t} by this director."),
+    ("f", "It is the second film by this director."),
 )
+LINKS = (("What is more", "Above all"), ("On top of that", "Besides"))  # praise goes on, complaint goes on
 VERDICTS = (  # how a neutral review ends
     ("p", "{It} work{s} as the box says."),
     ("pf", "{It} {is} about what {I} expected."),
     ("pf", "{I} have no firm opinion about {them} yet."),
     ("p", "{It} {is} an average {pair of}{t}."),
-    ("f", "It is an average {t}."),
+    ("f", "It is an average film."),
     ("p", "{I} will write more after {dur}."),
     ("f", "{I} will see the second part in {month}."),
     ("p", "{It} {is} the same as {my} old {one}."),
@@ -932,6 +789,14 @@ class Review:
         self.used.append(item)
         return item
 
+    def frequent(self, words: Sequence[str]) -> str:
+        """An evaluative word that was not used, early ones of the list more often: common words are common."""
+        unused = [word for word in words if word not in self.used] or [w for w in words if w not in self.used[-4:]]
+        items = unused or list(words)
+        word = items[int(self.rng.random() * self.rng.random() * len(items))]
+        self.used.append(word)
+        return word
+
     def unused(self, options: list[Template]) -> list[Template]:
         return [one for one in options if one not in self.used and not one.once & self.once]
 
@@ -965,7 +830,7 @@ class Review:
         if name in SIDED or name in NEGATED:
             pairs = SIDED.get(name) or NEGATED[name]
             good_and_bad = pairs[self.where] if isinstance(pairs, dict) else pairs
-            return self.fresh(good_and_bad[self.negative ^ (name in NEGATED)])
+            return self.frequent(good_and_bad[self.negative ^ (name in NEGATED)])
         if name in ("pick", "asp", "such"):
             self.aspect = self.fresh(ASPECTS_OF[self.topic])
             self.details += 1
@@ -987,7 +852,7 @@ class Review:
             case "as":
                 return "" if several else "s"
             case "adj":
-                return self.fresh(ADJECTIVES[kind][self.negative])
+                return self.frequent(ADJECTIVES[kind][self.negative])
             case "opp":
                 return self.fresh(ADJECTIVES[kind][not self.negative])
             case "iadj" | "igadj":
@@ -1001,6 +866,8 @@ class Review:
                 return self.slot("love") + "s"
             case "t":
                 return self.topic
+            case "thingy":
+                return "buy" if self.where == "p" else "film"
         raise KeyError(name)
 
 
@@ -1050,7 +917,7 @@ def evaluation(review: Review, hits: int) -> str:
     """A sentence with so many evaluative words."""
     key = review.where, review.sentiment
     scenes = SCENES[review.topic, review.sentiment]
-    kinds = [(one, weight) for one, weight in ((ASPECTS[key], 56), (OVERALLS[key], 22), (scenes, 22)) if hits in one]
+    kinds = [(one, weight) for one, weight in ((ASPECTS[key], 60), (OVERALLS[key], 30), (scenes, 10)) if hits in one]
     unsaid = [(kind, weight) for kind, weight in kinds if review.unused(kind[hits])]
     kind = weighted(review.rng, unsaid or kinds)
     review.details += kind is scenes
@@ -1070,6 +937,15 @@ def neutral_body(review: Review, sentences: int) -> list[str]:
     return [*body, review.sentence(review.choose(LAST_WORDS[review.where]))] if last else body
 
 
+def continued(review: Review, sentence: str) -> str:
+    """The sentence, perhaps joined to the one before it: praise and complaint go on in words of their own."""
+    start = sentence.split()[0]
+    if start not in ("The", "It", "They", "I", "We", "My", "Our") or review.rng.random() < 0.3:
+        return sentence
+    link = draw(review.rng, LINKS[review.negative])
+    return f"{link}, {sentence if start == 'I' else sentence[0].lower() + sentence[1:]}"
+
+
 def evaluative_body(review: Review, sentences: int, hits: int, most: int) -> list[str]:
     """So many sentences with so many evaluative words between them, at most `most` in one; facts fill up."""
     rng, closing = review.rng, CLOSINGS[review.where, review.sentiment]
@@ -1084,8 +960,8 @@ def evaluative_body(review: Review, sentences: int, hits: int, most: int) -> lis
         last = [review.sentence(review.choose(closing[0]))]
         facts -= 1
     body = [evaluation(review, amount) for amount in amounts]
-    for _ in range(facts):  # early, mostly
-        body.insert(0 if rng.random() < 0.7 else int(rng.random() * (len(body) + 1)), fact(review))
+    body = body[:1] + [continued(review, sentence) for sentence in body[1:]]
+    body = [fact(review) for _ in range(facts)] + body  # once the verdict has begun, it goes on
     return body + last
 
 

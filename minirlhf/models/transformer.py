@@ -60,7 +60,7 @@ class TransformerConfig:
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": True,
-            "initializer_range": 0.02,
+            "initializer_range": self.hidden_size**-0.5,
         }
 
     @classmethod
@@ -202,12 +202,16 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "Transformer":
-        """Normal(0, 0.02); the two projections that end in the residual stream by 1/sqrt(2L) less (GPT-2)."""
+        """Normal(0, 1/sqrt(W)); the two projections that end in the residual stream by 1/sqrt(2L) less (GPT-2).
+
+        1/sqrt(W) is the usual 0.02 at a width of 2,500; at a width of 128 that would be four times too small, and
+        a short pretraining spends its first third growing the weights.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
                 continue
-            std = 0.02
+            std = self.config.hidden_size**-0.5
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * self.config.num_hidden_layers)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
