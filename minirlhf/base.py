@@ -78,6 +78,7 @@ def prepare_base(config: Config, documents: Documents, device: torch.device, emi
 
 
 def load_base(directory: Path, device: torch.device) -> Base:
+    """Read a base that `build_base` has made."""
     trunk = load_transformer(directory).to(device)
     return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
 

@@ -24,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from minirlhf import registry as plugin_registry
 from minirlhf.components import nearest
 from minirlhf.errors import ConfigError, UsageError
-from minirlhf.registry import Registry
+from minirlhf.registry import BUILTIN_OWNER, Registry
 from minirlhf.text.corpus import is_packaged
 
 MAX_BYTES = 1 << 20  # a config of more than 1 MiB is something else given by mistake
+MAX_DEPTH = 32  # tables and arrays within each other: no key needs more, and what reads them recurses
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -49,11 +50,11 @@ class RunConfig(Section):
 
 
 class TokenizerConfig(Section):
-    vocab_size: int = Field(1280, ge=259, le=1 << 20, description="tokens, the 3 special ones and 256 bytes included")
+    vocab_size: int = Field(1536, ge=259, le=1 << 20, description="tokens, the 3 special ones and 256 bytes included")
 
 
 class ModelConfig(Section):
-    layers: int = Field(3, ge=1, le=256, description="decoder blocks")
+    layers: int = Field(2, ge=1, le=256, description="decoder blocks")
     hidden_size: int = Field(128, ge=2, le=65536, description="width")
     heads: int = Field(4, ge=1, description="query heads; divides hidden_size into an even head size")
     kv_heads: int = Field(4, ge=1, description="key and value heads (grouped-query attention); divides heads")
@@ -76,8 +77,8 @@ class CorpusConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: int = Field(800, ge=1, description="optimiser steps (never the clock)")
-    batch_size: int = Field(32, ge=1, description="documents a step")
+    steps: int = Field(2000, ge=1, description="optimiser steps (never the clock)")
+    batch_size: int = Field(16, ge=1, le=1 << 20, description="documents a step")
     sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
     lr: float = Field(5e-3, gt=0, description="largest learning rate")
     warmup: int = Field(40, ge=0, description="steps of linear warm-up")
@@ -103,7 +104,7 @@ class RewardConfig(ComponentSection):
 class KLConfig(ComponentSection):
     estimator: str = Field("k1", min_length=1, description="KL estimator: nats a token against the reference")
     place: Literal["reward", "loss", "both"] = Field("reward", description="where beta KL goes")
-    coef: float = Field(0.05, ge=0, description="beta: score units per nat")
+    coef: float = Field(0.1, ge=0, description="beta: score units per nat")
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
     horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
@@ -127,13 +128,13 @@ class LossConfig(ComponentSection):
 
 
 class PPOConfig(Section):
-    iterations: int = Field(60, ge=0, description="rollouts, each followed by its epochs")
-    prompts_per_iteration: int = Field(64, ge=1, description="prompts a rollout")
-    responses_per_prompt: int = Field(1, ge=1, description="responses a prompt: a group")
+    iterations: int = Field(40, ge=0, description="rollouts, each followed by its epochs")
+    prompts_per_iteration: int = Field(64, ge=1, le=1 << 20, description="prompts a rollout")
+    responses_per_prompt: int = Field(1, ge=1, le=1 << 16, description="responses a prompt: a group")
     epochs: int = Field(4, ge=1, description="passes over a rollout")
     minibatch_size: int = Field(16, ge=1, description="responses an optimiser step")
     micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
-    lr: float = Field(1e-3, gt=0, description="learning rate")
+    lr: float = Field(3e-4, gt=0, description="learning rate")
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: to 0 over the iterations")
     adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -144,7 +145,7 @@ class PPOConfig(Section):
 
 
 class SamplerConfig(Section):
-    temperature: float = Field(1.0, gt=0, description="of sampling and of every log-probability")
+    temperature: float = Field(0.7, ge=1e-3, le=1e3, description="of sampling and of every log-probability")
     max_new_tokens: int = Field(64, ge=1, description="longest response")
 
 
@@ -158,7 +159,7 @@ class TruncationConfig(Section):
 class EvaluationConfig(Section):
     prompts: int = Field(256, ge=1, description="held-out prompts")
     samples: int = Field(8, ge=0, description="of them shown side by side")
-    bootstrap: int = Field(2000, ge=100, description="resamples of the interval")
+    bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of the interval")
 
 
 class Config(Section):
@@ -225,8 +226,8 @@ def load_config(
         draft.add(nested(key, value), option_name(key), cwd)
     for text in sets:
         key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
-            draft.faults.append(f"--set {text!r}: expected key=value, such as ppo.lr=1e-3")
+        if not equals or not all(key.strip().split(".")):
+            draft.faults.append(f"--set {shown(text)}: expected key=value, such as ppo.lr=1e-3")
             continue
         draft.add(nested(key.strip(), toml_value(value)), "--set", cwd)
     draft.add_plugins(plugins, cwd)
@@ -247,10 +248,12 @@ class Draft:
         """What the run is called, unless a file says it."""
         run = self.values.setdefault("run", {})
         if isinstance(run, dict):
-            run.setdefault("preset", re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-") or "run")
+            run.setdefault("preset", re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:64] or "run")
 
     def add(self, layer: dict[str, Any], source: str, folder: Path) -> None:
         """Put a layer on top; paths in it are relative to `folder`."""
+        if not self._usable(layer, source):
+            return
         layer = absolute_paths(layer, folder)
         if isinstance(layer.get("rewards"), dict) and source.endswith(".toml") | source.startswith("preset "):
             self.values.pop("rewards", None)
@@ -268,19 +271,18 @@ class Draft:
         before = self.values.get("rewards")
         before = before if isinstance(before, dict) else {}
         self.values["rewards"] = {}
-        for text in chosen:
+        for text in (text for text in chosen if self._usable({text: text}, "--reward")):
             use, weight = split_weight(text)
-            label = use.rpartition(":")[2]
+            label, use = use.rpartition(":")[2], absolute_component(use, folder)
             if label in self.values["rewards"]:
                 self.faults.append(f"--reward {text}: label {label!r} is given twice; name them in a file instead")
-            kept = before.get(label, {}) if use == label else {}
-            reward = dict(kept) if isinstance(kept, dict) else {}
-            if use != label:
-                reward["use"] = absolute_component(use, folder)
-            if weight is not None:
-                reward["weight"] = weight
-            self.values["rewards"][label] = reward
-            self.origin[f"rewards.{label}"] = "--reward"
+            kept = before.get(label, {})
+            same = isinstance(kept, dict) and use in (label, kept.get("use", label))
+            reward = dict(kept) if same else {}
+            given = {} if use == label else {"use": use}
+            given |= {} if weight is None else {"weight": weight}
+            self.values["rewards"][label] = reward | given
+            self.origin |= {f"rewards.{label}{key}": "--reward" for key in ("", *(f".{name}" for name in given))}
 
     def settle(self, cwd: Path) -> None:
         """What the defaults cannot know: the bases are kept under the current directory."""
@@ -290,7 +292,7 @@ class Draft:
 
     def add_plugins(self, names: Sequence[str], folder: Path) -> None:
         there = self.values.get("plugins", [])
-        if names and isinstance(there, list):
+        if names and isinstance(there, list) and self._usable({"plugins": list(names)}, "--plugin"):
             self.values["plugins"] = [*there, *(absolute_plugin(name, folder) for name in names)]
 
     def plugin_names(self) -> list[str]:
@@ -310,6 +312,12 @@ class Draft:
         if self.faults or config is None:
             raise ConfigError(self.faults)
         return config
+
+    def _usable(self, layer: dict[str, Any], source: str) -> bool:
+        """False, with a fault, for a layer that holds what nothing here could work on."""
+        faults = [f"{path} ({source}): {reason}" for path, reason in unusable(layer)]
+        self.faults += faults
+        return not faults
 
     def _descend(self, path: Sequence[str]) -> Iterator[Any]:
         """The dict at a path, made where missing; or (None, the dotted path that is no dict)."""
@@ -393,7 +401,9 @@ def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tup
             continue
         for option in component.option_faults(section.get("options", {})):
             yield f"{path}.{option.partition(':')[0]}", option.partition(": ")[2]
-    for name in values.get("run", {}).get("observers", []) if isinstance(values.get("run"), dict) else []:
+    run = values.get("run", {})
+    observers = run.get("observers", []) if isinstance(run, dict) else []
+    for name in observers if isinstance(observers, list) else []:
         if isinstance(name, str):
             try:
                 registry.find("observer", name)
@@ -441,8 +451,9 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
 
 def doubts(config: Config) -> list[str]:
     """Choices that optimise something else than they seem to, each with the reason in a sentence."""
-    estimator, place = config.kl.estimator.rpartition(":")[2], config.kl.place
-    if not config.kl.coef:
+    owner, _, estimator = config.kl.estimator.rpartition(":")
+    place = config.kl.place
+    if not config.kl.coef or owner not in ("", BUILTIN_OWNER):
         return []
     reasons = {
         ("exact", "reward"): "given the tokens before it, the exact KL does not depend on the token taken, so only the "
@@ -508,6 +519,7 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
+    """The TOML of a preset (UsageError with the nearest name for one that does not exist)."""
     if name not in preset_names():
         raise UsageError(
             f"unknown preset {name!r}{nearest(name, preset_names())}",
@@ -544,9 +556,28 @@ def toml_value(text: str) -> Any:
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b`, 1 -> {"a": {"b": 1}}."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
+
+
+def unusable(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted path, reason) of what no key can use and what would break its readers, found without recursion."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), layer)]
+    while waiting:
+        path, value = waiting.pop()
+        if len(path) > MAX_DEPTH:
+            yield ".".join(path)[:60] + "...", f"tables and arrays are nested deeper than {MAX_DEPTH}"
+        elif isinstance(value, Mapping):
+            waiting += [((*path, key), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*path, str(index)), item) for index, item in enumerate(value)]
+        elif isinstance(value, int) and value.bit_length() > 63:
+            yield ".".join(path), "an integer of more than 64 bits"
+        text = "".join(path[-1:]) + (value if isinstance(value, str) else "")
+        if re.search("[\0\ud800-\udfff]", text):
+            yield ".".join(path), "holds a NUL, or bytes that are not UTF-8"
 
 
 def leaves(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -559,6 +590,7 @@ def leaves(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 
 
 def with_options(section: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """The section's own keys, and all others under `options`."""
     kept = {k: v for k, v in section.items() if k in own}
     return {**kept, "options": {k: v for k, v in section.items() if k not in own}}
 
@@ -603,8 +635,8 @@ def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
             k: str(folder / v) if k in PATHS and isinstance(v, str) and v and not is_packaged(v) else v
             for k, v in out["corpus"].items()
         }
-    if isinstance(out.get("run"), dict) and isinstance(out["run"].get("bases"), str):
-        out["run"] = {**out["run"], "bases": str(folder / out["run"]["bases"])}
+    if isinstance(out.get("run"), dict):
+        out["run"] = absolute_run(out["run"], folder)
     if isinstance(out.get("plugins"), list):
         out["plugins"] = [absolute_plugin(name, folder) if isinstance(name, str) else name for name in out["plugins"]]
     for section, key in CHOOSERS.items():
@@ -620,7 +652,18 @@ def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
     return out
 
 
+def absolute_run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The section [run]: where the bases are, and observers given as FILE.py:CLASS."""
+    out = dict(run)
+    if isinstance(out.get("bases"), str) and out["bases"]:
+        out["bases"] = str(folder / out["bases"])
+    if isinstance(out.get("observers"), list):
+        out["observers"] = [absolute_component(n, folder) if isinstance(n, str) else n for n in out["observers"]]
+    return out
+
+
 def absolute_plugin(name: str, folder: Path) -> str:
+    """A plugin FILE made absolute; the name of a module as it is."""
     return str(folder / name) if name.endswith(".py") or "/" in name else name
 
 

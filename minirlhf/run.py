@@ -59,16 +59,22 @@ class Components:
 
 def build_components(config: Config, registry: Registry, device: torch.device) -> Components:
     """Resolve names and options; a class is constructed here (and may load what it needs)."""
-    rewards = [
-        (label, reward.weight, registry.find("reward", reward.use).build(reward.options, device=device))
-        for label, reward in config.rewards.items()
-    ]
     return Components(
-        rewards=RewardModels(rewards),
+        rewards=build_rewards(config, registry, device),
         kl=registry.find("kl", config.kl.estimator).build(config.kl.options, device=device),
         advantage=registry.find("advantage", config.advantage.function).build(config.advantage.options, device=device),
         loss=registry.find("loss", config.loss.policy).build(config.loss.options, device=device),
         observers=[registry.find("observer", name).build({}, device=device) for name in config.run.observers],
+    )
+
+
+def build_rewards(config: Config, registry: Registry, device: torch.device) -> RewardModels:
+    """The rewards alone, which is all that an evaluation needs."""
+    return RewardModels(
+        [
+            (label, reward.weight, registry.find("reward", reward.use).build(reward.options, device=device))
+            for label, reward in config.rewards.items()
+        ]
     )
 
 
@@ -116,8 +122,10 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         ended = perf_counter()
         seconds = {"base": based - started, "ppo": learned - based, "evaluation": ended - learned}
         summary = result.summary | {"seconds": {**seconds, "total": ended - started}}
-        finish(directory, config, result, summary, emit)
-        observers.finish(summary)
+        write_results(directory, result, summary)
+        observers.finish(summary)  # before the last event, because it may warn
+        shown = result.rows[: config.evaluation.samples]
+        emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})
     return directory
 
 
@@ -273,14 +281,18 @@ def run_ppo(
 
 
 def component_states(components: Components) -> dict[str, dict[str, Any]]:
-    """state_dict of every component that has one."""
+    """state_dict of every component that has one; refused if it would come back from its files as something else."""
     named = {f"reward/{label}": built for label, _, built in components.rewards.models}
     named |= {"kl": components.kl, "advantage": components.advantage, "loss": components.loss}
     states = {name: built.tell("state_dict") for name, built in named.items() if built.stateful}
     for name, state in states.items():
         try:
-            json.dumps({key: value for key, value in state.items() if not isinstance(value, torch.Tensor)})
-        except (TypeError, ValueError, AttributeError) as fault:
+            plain = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+            if not all(isinstance(key, str) for key in state):
+                raise TypeError("its keys are not all strings")
+            if json.loads(json.dumps(plain, allow_nan=False)) != plain:
+                raise TypeError("JSON has no tuples, and only strings as keys")
+        except (TypeError, ValueError, AttributeError, RecursionError) as fault:
             raise named[name].error(f"has a state that cannot be saved ({fault})", "use tensors or JSON") from None
     return states
 
@@ -344,28 +356,35 @@ def evaluate_run(
     )
 
 
-def reevaluate(directory: Path, config: Config, registry: Registry, prompts_file: str | None) -> Evaluation:
-    """Evaluate a finished run again: by the config's rewards, on its held-out prompts or those of a file."""
+def reevaluate(
+    directory: Path, config: Config, registry: Registry, prompts_file: str | None
+) -> tuple[Evaluation, list[str]]:
+    """Evaluate a finished run again: by the config's rewards, on its held-out prompts or those of a file.
+
+    Returns the evaluation, and what was done to the prompts.
+    """
     device = set_up(config)
-    rewards = build_components(config, registry, device).rewards
+    rewards = build_rewards(config, registry, device)
     saved = open_run(directory, config, device)
     if prompts_file is None:
-        prompts = heldout_prompts(config, saved.tokenizer).heldout
+        prompts = heldout_prompts(config, saved.tokenizer)
     else:
         longest = config.model.max_positions - config.sampler.max_new_tokens - 1
-        prompts = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
-        prompts, _ = fit_prompts(prompts, saved.tokenizer, longest)
-    rewards.check_columns({name for p in prompts for name in p.columns})
-    return evaluate(
+        read = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
+        kept, note = fit_prompts(read, saved.tokenizer, longest)
+        prompts = Prompts([], kept, [note] if note else [])
+    rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
+    evaluation = evaluate(
         saved.policy,
         saved.reference,
-        batch(prompts[: config.evaluation.prompts], saved.tokenizer, device),
+        batch(prompts.heldout[: config.evaluation.prompts], saved.tokenizer, device),
         lambda rollout: score(rewards, rollout, config.ppo.iterations, config),
         saved.tokenizer,
         max_new_tokens=config.sampler.max_new_tokens,
         resamples=config.evaluation.bootstrap,
         seed=config.run.seed,
     )
+    return evaluation, prompts.notes
 
 
 def save_models(directory: Path, state: PPOState, base: Base) -> None:
@@ -381,11 +400,9 @@ def save_models(directory: Path, state: PPOState, base: Base) -> None:
         write_json(temporary / "reference.json", {"weights_sha256": state.reference.hash})
 
 
-def finish(directory: Path, config: Config, result: Evaluation, summary: dict[str, Any], emit: Emit) -> None:
+def write_results(directory: Path, result: Evaluation, summary: dict[str, Any]) -> None:
     """evaluation.json last: where it stands, the run is complete."""
     with JsonLines(directory / "samples.jsonl") as samples:
         for row in result.rows:
             samples.write({"stage": "evaluation", **row})
     write_json(directory / "evaluation.json", summary)
-    shown = result.rows[: config.evaluation.samples]
-    emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})

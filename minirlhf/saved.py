@@ -1,5 +1,6 @@
 """A finished run, opened again: its config, models, prompts and rewards, for `evaluate` and `sample`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class SavedRun:
 
 def config_file(directory: Path) -> str:
     """RUN/config.toml, or UsageError if this is no finished run."""
-    if not (directory / "config.toml").is_file():
+    if not os.path.isfile(directory / "config.toml"):  # False, too, for a name that the system refuses
         raise UsageError("not a run directory", str(directory), "give a directory that `minirlhf run` has made")
     if not (directory / "model").is_dir():
         raise UsageError("this run has no model: it did not finish", str(directory), "run its config.toml again")

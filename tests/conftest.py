@@ -17,3 +17,42 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A text of 324 short lines that a tiny model reads in no time."""
+    subjects = ("the cat", "a dog", "my tea", "this film", "her book", "the kettle")
+    verbs = ("is good", "is bad", "was great", "was awful", "looks fine", "never works")
+    ends = ("today", "at home", "in the rain", "for me", "again", "of course", "with milk", "by night", "and so on")
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    lines = [f"{subject} {verb} {end} ." for subject in subjects for verb in verbs for end in ends]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus, tmp_path_factory):
+    """Arguments that make a run of the preset `tiny` take a tenth of a second; the first use makes the base."""
+    values = {
+        "corpus.text": corpus,
+        "run.bases": tmp_path_factory.mktemp("bases"),
+        "run.threads": 1,
+        "ppo.iterations": 2,
+        "ppo.epochs": 1,
+        "evaluation.bootstrap": 100,
+        "evaluation.prompts": 4,
+    }
+    return ["tiny", *(part for key, value in values.items() for part in ("--set", f"{key}={value}"))]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """A finished run of four iterations with a checkpoint after every one, made with --json: (directory, events)."""
+    from tests.cli.calling import done
+
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    sets = ("ppo.iterations=4", "run.checkpoint_every=1", "run.keep_checkpoints=9", "kl.controller=adaptive")
+    more = ("kl.target=0.5", "ppo.score_normalize=true", "kl.horizon=20")
+    result = done("run", *tiny, *(p for s in (*sets, *more) for p in ("--set", s)), "--out", out, "--json")
+    return out, result.events

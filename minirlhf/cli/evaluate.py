@@ -32,11 +32,13 @@ def command(
 
     config, registry = resolve(preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device)
 
-    from minirlhf.cli.show import print_evaluation
+    from minirlhf.cli.show import print_evaluation, printable
     from minirlhf.run import reevaluate
     from minirlhf.store.metrics import json_line
 
-    result = reevaluate(run, config, registry, None if prompts is None else str(Path(prompts).absolute()))
+    result, notes = reevaluate(run, config, registry, None if prompts is None else str(Path(prompts).absolute()))
+    for note in notes:
+        click.echo(f"warning: {printable(note)}", err=True)
     if as_json:
         click.echo(json_line(result.summary))
     else:

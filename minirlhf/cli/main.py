@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -23,7 +23,9 @@ COMMANDS = {
     "plugins": ("minirlhf.cli.plugins", "List components, show one."),
     "config": ("minirlhf.cli.config", "Show a resolved configuration, or the schema."),
 }
+# A disk that is full or cannot be written, and names at which no file can be.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+DISK |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class Commands(click.Group):
@@ -87,8 +89,11 @@ def report(fault: BaseException) -> int:
         return 0
     if isinstance(fault, OSError) and fault.errno in DISK:
         fault = DiskError(
-            f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk or choose --out"
+            f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk, or choose another place"
         )
+    if isinstance(fault, click.exceptions.NoArgsIsHelpError):
+        click.echo(fault.format_message(), err=True)
+        return fault.exit_code
     if isinstance(fault, click.ClickException):
         say(f"error: {' '.join(fault.format_message().split())}")
         return fault.exit_code
@@ -106,7 +111,8 @@ def unexpected(fault: BaseException) -> int:
     """A bug of ours, or memory that ran out."""
     import traceback
 
-    if type(fault).__name__ == "OutOfMemoryError":
+    # On the CPU torch says so with a RuntimeError.
+    if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or "allocate memory" in str(fault):
         say("error: out of memory; lower ppo.micro_batch_size, ppo.prompts_per_iteration or sampler.max_new_tokens")
         return 1
     traceback.print_exception(fault)
@@ -114,5 +120,8 @@ def unexpected(fault: BaseException) -> int:
     return 1
 
 
-def say(text: Any) -> None:
-    click.echo(text, err=True)
+def say(text: str) -> None:
+    """One line to stderr; a control character that a file or a plugin put into it is escaped."""
+    from minirlhf.cli.show import printable
+
+    click.echo(printable(text), err=True)

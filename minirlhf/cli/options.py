@@ -1,5 +1,6 @@
 """The options that choose a configuration, shared by every command that takes one."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,16 @@ _OPTIONS = [
     click.option("--seed", type=int, metavar="N", help="Seed of the run."),
     click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
 ]
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range: no NaN, which is outside no range, and no infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:

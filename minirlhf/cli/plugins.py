@@ -19,6 +19,7 @@ def command() -> None:
 
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
+    """The registry; what its entry points have to say goes to stderr."""
     from minirlhf.registry import load
 
     registry = load(plugins)
@@ -89,6 +90,7 @@ def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]
 
 
 def facts(component: "Component") -> dict[str, Any]:
+    """A component as --json shows it."""
     return {
         "kind": component.kind,
         "name": component.name,

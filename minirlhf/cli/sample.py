@@ -5,16 +5,20 @@ from pathlib import Path
 
 import click
 
+from minirlhf.cli.options import FiniteRange
+
+COLDEST = 1e-3  # logits over less would overflow; 0 means greedy
+
 
 @click.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False, metavar="[PROMPT|-]")
 @click.option("-n", "count", type=click.IntRange(1, 10000), default=1, show_default=True, help="Completions.")
 @click.option("--from", "side", type=click.Choice(["policy", "reference"]), default="policy", show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), help="0 = greedy; left out: the run's own.")
+@click.option("--temperature", type=FiniteRange(0), help="0 = greedy; left out: the run's own.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Only the K most likely tokens; 0 = all.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Only the nucleus of mass P.")
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, help="Only tokens over P times the most likely.")
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, help="Only the nucleus of mass P.")
+@click.option("--min-p", type=FiniteRange(0, 1), default=0.0, help="Only tokens over P times the most likely.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest completion; left out: the run's own.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")
@@ -40,7 +44,9 @@ def command(
     from minirlhf.cli.options import resolve
     from minirlhf.saved import config_file
 
-    text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt or ""
+    if temperature is not None and 0 < temperature < COLDEST:
+        raise click.BadParameter(f"{temperature} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
+    text = read_stdin() if prompt == "-" else prompt or ""
     config, _ = resolve(preset=config_file(run), rewards=(), sets=(), plugins=(), device=device)
 
     from dataclasses import replace
@@ -75,3 +81,13 @@ def command(
             click.echo(json_line({"prompt": text, "completion": completion, "from": side, "terminated": ended}))
         else:
             click.echo(printable(text + completion))
+
+
+def read_stdin() -> str:
+    """Standard input as UTF-8 text, without the line ends behind it."""
+    from minirlhf.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as fault:
+        raise InputError(f"the prompt is not UTF-8 (byte {fault.start + 1})", "standard input") from None

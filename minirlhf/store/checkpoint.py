@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.errors import CheckpointError
 from minirlhf.ppo import PPOState
@@ -22,9 +23,11 @@ from minirlhf.store.model import read_json, read_tensors, restore
 from minirlhf.tensors import Moments
 
 STEP = re.compile(r"step_(\d{8})")
+COUNTERS = ("step", "updates", "episodes", "tokens")  # of the state
 
 
 def directory_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
     return root / f"step_{step:08d}"
 
 
@@ -41,10 +44,7 @@ def save(root: Path, state: PPOState, components: dict[str, dict[str, Any]], fac
         write_json(
             temporary / "state.json",
             {
-                "step": state.step,
-                "updates": state.updates,
-                "episodes": state.episodes,
-                "tokens": state.tokens,
+                **{name: getattr(state, name) for name in COUNTERS},
                 "schedule": state.schedule.last_epoch,
                 "beta": state.controller.beta.hex(),
                 "score_moments": {
@@ -64,24 +64,29 @@ def load(path: Path, state: PPOState) -> tuple[dict[str, dict[str, Any]], dict[s
     """Verify a checkpoint and put it into `state`; returns (state of the components, state.json)."""
     verify(path)
     saved = read_json(path / "state.json")
-    if saved["reference_sha256"] != state.reference.hash:
+    made_with = str(saved.get("reference_sha256"))
+    if made_with != state.reference.hash:
         raise CheckpointError(
-            f"the reference is {state.reference.hash[:12]}, the checkpoint was made against "
-            f"{saved['reference_sha256'][:12]}",
+            f"the reference is {state.reference.hash[:12]}, the checkpoint was made against {made_with[:12]}",
             str(path),
             "resume with the run's own reference",
         )
+    try:
+        m = saved["score_moments"]
+        moments = Moments(float.fromhex(m["total"]), float.fromhex(m["squares"]), int(m["count"]))
+        beta, epoch = float.fromhex(saved["beta"]), int(saved["schedule"])
+        counters = {name: int(saved[name]) for name in COUNTERS}
+        components = join_state(read_tensors(path / "components.safetensors"), saved["components"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
+        where, todo = str(path / "state.json"), "use another checkpoint"
+        raise CheckpointError(f"not the state of a run ({type(fault).__name__}: {fault})", where, todo) from None
     restore(state.policy, read_tensors(path / "policy.safetensors"), path / "policy.safetensors")
-    restore_optimizer(state.optimizer, read_tensors(path / "optimizer.safetensors"))
-    state.step, state.updates = saved["step"], saved["updates"]
-    state.episodes, state.tokens = saved["episodes"], saved["tokens"]
-    state.controller.beta = float.fromhex(saved["beta"])
-    m = saved["score_moments"]
-    state.score_moments = Moments(float.fromhex(m["total"]), float.fromhex(m["squares"]), m["count"])
-    state.schedule.last_epoch = saved["schedule"] - 1
-    state.schedule.step()  # LambdaLR computes the rate from its counter alone
-    tensors = read_tensors(path / "components.safetensors")
-    return join_state(tensors, saved["components"]), saved
+    restore_optimizer(state.optimizer, read_tensors(path / "optimizer.safetensors"), path / "optimizer.safetensors")
+    restore_schedule(state.schedule, epoch)
+    state.controller.beta, state.score_moments = beta, moments
+    for name, value in counters.items():
+        setattr(state, name, value)
+    return components, saved
 
 
 def newest(root: Path) -> Path | None:
@@ -111,26 +116,42 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
+    """Put back what `optimizer_tensors` gave; each has the shape of its parameter or is a number, and is finite."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
+        index, _, key = name.partition(".")
+        shapes = [torch.Size(), *(p.shape for p in parameters[int(index) :][:1])] if index.isdecimal() else []
+        if len(shapes) < 2 or tensor.shape not in shapes or not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{name} does not fit the optimizer", str(where), "use another checkpoint")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def restore_schedule(schedule: LambdaLR, epoch: int) -> None:
+    """Put the schedule at an iteration: LambdaLR computes the rates from its counter alone."""
+    rates = [base * function(epoch) for base, function in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    counters = {"last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": rates}
+    schedule.load_state_dict(schedule.state_dict() | counters)
+
+
 def split_state(components: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Tensors to safetensors (LABEL/KEY), everything else to JSON."""
+    """Tensors to safetensors (LABEL:KEY; no label has a colon), everything else to JSON."""
     tensors, plain = dict[str, Tensor](), dict[str, dict[str, Any]]()
     for label, state in components.items():
         plain[label] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
-        tensors |= {f"{label}/{k}": v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+        # A copy each: safetensors refuses tensors that share their memory.
+        tensors |= {f"{label}:{k}": v.detach().cpu().clone() for k, v in state.items() if isinstance(v, Tensor)}
     return tensors, plain
 
 
 def join_state(tensors: dict[str, Tensor], plain: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What `split_state` split."""
     joined = {label: dict(state) for label, state in plain.items()}
     for name, tensor in tensors.items():
-        label, key = name.split("/", 1)
+        label, _, key = name.partition(":")
         joined.setdefault(label, {})[key] = tensor
     return joined

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -78,14 +80,17 @@ def verify(path: Path) -> None:
     """Hold a directory against its manifest: every file there, of its size and hash, and no other (CheckpointError)."""
     todo = "delete this directory; an older one is used if there is any"
     try:
+        if not (path / MANIFEST).is_file():
+            raise ValueError("a pipe would wait for a writer")
         listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {str(name): (str(e["sha256"]), int(e["size"])) for name, e in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise CheckpointError("no readable manifest", str(path / MANIFEST), todo) from None
     present = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
     if present != set(expected):
         raise CheckpointError(f"files differ from the manifest by {sorted(present ^ set(expected))}", str(path), todo)
     for name, (digest, size) in expected.items():
         file = path / name
-        if file.is_symlink() or file.stat().st_size != size or sha256(file) != digest:
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size or sha256(file) != digest:
             raise CheckpointError("content differs from the manifest", str(file), todo)

@@ -79,6 +79,7 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file (CheckpointError if it is none)."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as fault:
@@ -86,6 +87,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file (InputError if it is none)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:

@@ -1,0 +1,63 @@
+"""Command lines run in this process, and the form that every refusal must have."""
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from minirlhf.cli.main import main
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Every line of stdout as JSON."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr that refuse something."""
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def call(*arguments: object, stdin: bytes = b"") -> Result:
+    """`minirlhf ARGUMENTS`, with this standard input."""
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return Result(int(end.code or 0), out.getvalue(), err.getvalue())
+    finally:
+        sys.stdin = before
+
+
+def done(*arguments: object, stdin: bytes = b"") -> Result:
+    """A command that must succeed."""
+    result = call(*arguments, stdin=stdin)
+    assert result.code == 0, result.err
+    return result
+
+
+def refused(code: int, *arguments: object, said: tuple[str, ...] = (), lines: int = 1, stdin: bytes = b"") -> str:
+    """A command that must be refused: this code, so many `error: ` lines at the end, no traceback, nothing printed."""
+    result = call(*arguments, stdin=stdin)
+    assert result.code == code, result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert result.errors == result.err.splitlines()[-lines:]
+    assert len(result.errors) == lines
+    text = "\n".join(result.errors)
+    for part in said:
+        assert part in text, f"{part!r} is not in: {text}"
+    return text

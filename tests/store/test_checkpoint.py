@@ -1,0 +1,254 @@
+"""A checkpoint is the whole state: every item comes back to the bit, and these tests would see one that does not."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
+
+from minirlhf.controllers import KLController
+from minirlhf.errors import CheckpointError
+from minirlhf.models.policy import Reference
+from minirlhf.ppo import PPOState
+from minirlhf.store import checkpoint
+from minirlhf.store.files import MANIFEST, complete_directory
+from minirlhf.tensors import Moments
+from tests.helpers import seeded, small_policy
+
+FACTS = {"torch": "2"}
+COMPONENTS = {
+    "reward/a": {"seen": torch.tensor([[1.5, -2.0]]), "a/b:c": torch.tensor(3), "names": ["x", {"y": None}], "z": 0.1},
+    "reward/a.b": {"seen": torch.tensor([7.0])},
+    "kl": {"count": 4},
+    "loss": {},
+}
+
+
+def fresh(steps=0, reference=0):
+    """A state after some updates with random gradients."""
+    policy = small_policy(reference)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.0)
+    schedule = LambdaLR(optimizer, lambda i: 1 - i / 10)
+    state = PPOState(policy, Reference(policy), optimizer, schedule, KLController(0.05, 6.0), Moments(0.0, 0.0, 0))
+    g = seeded(9)
+    for _ in range(steps):
+        for parameter in policy.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=g)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step, state.updates, state.episodes, state.tokens = state.step + 1, state.updates + 4, 24, 771
+        state.controller.beta *= 1.0371
+        state.score_moments = Moments(0.1 + state.step, 1 / 3, 24)
+    return state
+
+
+def snapshot(state):
+    """Every number of a state, as bytes or hexadecimal."""
+    items = {f"policy/{k}": v.numpy().tobytes() for k, v in state.policy.state_dict().items()}
+    for index, entry in state.optimizer.state_dict()["state"].items():
+        items |= {f"optimizer/{index}/{k}": v.numpy().tobytes() for k, v in entry.items()}
+    moments = state.score_moments
+    return items | {
+        "lr": state.optimizer.param_groups[0]["lr"].hex(),
+        "schedule": state.schedule.last_epoch,
+        "last lr": [lr.hex() for lr in state.schedule.get_last_lr()],
+        "beta": state.controller.beta.hex(),
+        "moments": (moments.total.hex(), moments.squares.hex(), moments.count),
+        "counters": (state.step, state.updates, state.episodes, state.tokens),
+        "reference": state.reference.hash,
+    }
+
+
+def nudge(tensor):
+    """One bit of the last element."""
+    flat = tensor.detach().view(-1)
+    flat[-1] = torch.nextafter(flat[-1], torch.tensor(1e9))
+
+
+def moment(name):
+    def change(state):
+        entry = list(state.optimizer.state.values())[-1]
+        nudge(entry[name]) if entry[name].ndim else entry[name].add_(1)
+
+    return change
+
+
+PERTURBED = {
+    "a weight": lambda s: nudge(next(iter(s.policy.model.parameters()))),
+    "the value head": lambda s: nudge(s.policy.value_head.weight),
+    "Adam's mean": moment("exp_avg"),
+    "Adam's mean square": moment("exp_avg_sq"),
+    "Adam's count": moment("step"),
+    "the optimiser's state": lambda s: s.optimizer.state.clear(),
+    "the learning rate": lambda s: s.schedule.step(),
+    "the step": lambda s: setattr(s, "step", s.step + 1),
+    "the updates": lambda s: setattr(s, "updates", 0),
+    "the episodes": lambda s: setattr(s, "episodes", 0),
+    "the tokens": lambda s: setattr(s, "tokens", 0),
+    "beta": lambda s: setattr(s.controller, "beta", s.controller.beta + 1e-17),
+    "the reward's sum": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total + 1e-15, 1 / 3, 24)),
+    "the reward's squares": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total, 0.33, 24)),
+    "the reward's count": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total, 1 / 3, 25)),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    state = fresh(steps=3)
+    return checkpoint.save(tmp_path_factory.mktemp("checkpoints"), state, COMPONENTS, FACTS), snapshot(state)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("item", PERTURBED)
+def test_every_item_of_the_state_comes_back_to_the_bit(saved, item):
+    path, expected = saved
+    state = fresh(steps=3)
+    assert snapshot(state) == expected
+    PERTURBED[item](state)
+    assert snapshot(state) != expected, "the snapshot does not see this item"
+    checkpoint.load(path, state)
+    assert snapshot(state) == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_it_comes_back_into_a_state_that_has_done_nothing_and_both_go_on_alike(saved):
+    path, expected = saved
+    state = fresh()
+    components, facts = checkpoint.load(path, state)
+    assert snapshot(state) == expected
+    assert facts["torch"] == "2"
+    assert facts["step"] == 3
+    other = fresh(steps=3)
+    for one in (state, other):
+        for i, parameter in enumerate(one.policy.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.1 * (i + 1))
+        one.optimizer.step()
+        one.schedule.step()
+    assert snapshot(state) == snapshot(other)
+    same(components)
+
+
+def same(components):
+    """The components' states as they were saved, tensors to the bit, each under its own label."""
+    assert components.keys() == COMPONENTS.keys()
+    for label, state in COMPONENTS.items():
+        assert components[label].keys() == state.keys()
+        for name, value in state.items():
+            found = components[label][name]
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(found, value)
+                assert found.dtype == value.dtype
+            else:
+                assert found == value
+
+
+def test_views_of_one_tensor_are_saved_as_what_they_are(tmp_path):
+    base = torch.arange(6.0)
+    path = checkpoint.save(tmp_path, fresh(), {"kl": {"a": base[:3], "b": base[3:], "c": base, "d": base}}, {})
+    found = checkpoint.load(path, fresh())[0]["kl"]
+    assert [found[name].tolist() for name in "abcd"] == [[0, 1, 2], [3, 4, 5], list(range(6)), list(range(6))]
+
+
+def test_what_is_on_disk_has_a_manifest_and_no_float_as_decimal(saved):
+    path, _ = saved
+    names = {"policy.safetensors", "optimizer.safetensors", "components.safetensors", "state.json", MANIFEST}
+    assert {p.name for p in path.iterdir()} == names
+    assert path.name == "step_00000003"
+    state = json.loads((path / "state.json").read_text())
+    assert float.fromhex(state["beta"]) == fresh(steps=3).controller.beta
+    assert set(json.loads((path / MANIFEST).read_text())["files"]) == names - {MANIFEST}
+
+
+def test_a_state_of_another_reference_is_refused_with_both_hashes(saved):
+    path, _ = saved
+    other = fresh(reference=1)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(path, other)
+    for part in (other.reference.hash[:12], fresh().reference.hash[:12]):
+        assert part in str(error.value)
+    assert error.value.exit_code == 4
+
+
+def rewritten(path, change):
+    """The checkpoint as somebody would forge it: changed, with a manifest that fits."""
+    out = path.parent / "step_00000009"
+    with complete_directory(out) as temporary:
+        for file in path.iterdir():
+            if file.name != MANIFEST:
+                (temporary / file.name).write_bytes(file.read_bytes())
+        change(temporary)
+    return out
+
+
+def optimizer(**tensors):
+    def change(directory):
+        file = directory / "optimizer.safetensors"
+        save_file(load_file(file) | {k.replace("_at_", "."): v for k, v in tensors.items()}, file)
+
+    return change
+
+
+def state_json(**values):
+    def change(directory):
+        file = directory / "state.json"
+        kept = {k: v for k, v in (json.loads(file.read_text()) | values).items() if v != "gone"}
+        file.write_text(json.dumps(kept))
+
+    return change
+
+
+FORGED = {
+    "a moment of another shape": (optimizer(**{"0.exp_avg": torch.ones(3)}), "0.exp_avg does not fit"),
+    "a moment that is NaN": (optimizer(**{"0.step": torch.tensor(torch.nan)}), "0.step does not fit"),
+    "a parameter that is not there": (optimizer(**{"999.step": torch.tensor(1.0)}), "999.step does not fit"),
+    "a name that is no number": (optimizer(**{"x.step": torch.tensor(1.0)}), "x.step does not fit"),
+    "no beta": (state_json(beta="gone"), "state.json"),
+    "a beta that is no number": (state_json(beta="zero"), "state.json"),
+    "a step that is text": (state_json(step="three"), "state.json"),
+    "moments that are a list": (state_json(score_moments=[1]), "state.json"),
+}
+
+
+@pytest.mark.parametrize("fault", FORGED)
+def test_a_forged_checkpoint_with_a_fitting_manifest_is_refused(saved, fault):
+    change, said = FORGED[fault]
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(rewritten(saved[0], change), fresh())
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json", MANIFEST])
+def test_a_damaged_file_is_refused_and_the_newest_whole_one_is_found(tmp_path, name):
+    state = fresh(steps=1)
+    first = checkpoint.save(tmp_path, state, {}, {})
+    state.step = 2
+    second = checkpoint.save(tmp_path, state, {}, {})
+    assert checkpoint.newest(tmp_path) == second
+    data = bytearray((second / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (second / name).write_bytes(data)
+    before = snapshot(fresh())
+    target = fresh()
+    with pytest.raises(CheckpointError):
+        checkpoint.load(second, target)
+    assert snapshot(target) == before  # nothing of it was taken
+    assert checkpoint.newest(tmp_path) == first
+
+
+def test_there_may_be_none(tmp_path):
+    assert checkpoint.newest(tmp_path / "nowhere") is None
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_00000001").mkdir()
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_pruning_keeps_the_newest_and_touches_nothing_else(tmp_path):
+    state = fresh()
+    for step in (1, 9, 10, 100):
+        state.step = step
+        checkpoint.save(tmp_path, state, {}, {})
+    (tmp_path / "step_of_mine").mkdir()
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000100", "step_of_mine"]

@@ -1,0 +1,934 @@
+"""The loop: its loss written out by hand, splits and padding that change nothing, the fixed point of the KL, and runs.
+
+Three parts: one `update` on a minibatch made by hand; `train` on responses that are enumerated, where the expected
+gradient is known; `train` on a small transformer that samples.
+"""
+
+import copy
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from minirlhf import ppo
+from minirlhf.builtin.advantages import gae, mc, reward_to_go
+from minirlhf.builtin.kl import exact, k1, k2, k3
+from minirlhf.builtin.losses import ppo_clip, ratio
+from minirlhf.config import Config, KLConfig, LossConfig, PPOConfig, RunConfig, SamplerConfig, TruncationConfig
+from minirlhf.controllers import KLController
+from minirlhf.errors import DivergedError
+from minirlhf.experience import Experience, PolicyOutput, Rollout
+from minirlhf.generate import PromptBatch
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.sampler import Sampler
+from minirlhf.shaping import Scored
+from minirlhf.tensors import Moments
+from tests.helpers import (
+    BOS,
+    CONFIG,
+    EOS,
+    PAD,
+    Letters,
+    Recorder,
+    built,
+    flat,
+    padded,
+    random_rollout,
+    seeded,
+    small_policy,
+    small_trunk,
+)
+
+NAN = float("nan")
+KL = {"k1": k1, "k2": k2, "k3": k3, "exact": exact}
+
+
+def parts(kl=k1, advantage=gae, loss=ppo_clip, reward=None, prompts=None, whitening="batch", **options) -> ppo.Parts:
+    return ppo.Parts(
+        prompts=prompts or (lambda step: None),
+        reward_models=reward,
+        kl=built("kl", kl),
+        advantage=built("advantage", advantage),
+        loss=built("loss", loss, **options),
+        whitening=whitening,
+        tokenizer=Letters(),
+    )
+
+
+def state_of(policy, reference, optimizer, beta=0.1, **controller) -> ppo.PPOState:
+    return ppo.PPOState(
+        policy=policy,
+        reference=reference,
+        optimizer=optimizer,
+        schedule=LambdaLR(optimizer, lambda step: 1.0),
+        controller=KLController(beta, **controller),
+        score_moments=Moments(0.0, 0.0, 0),
+    )
+
+
+# ---- one update on a minibatch made by hand ----------------------------------------------------------------
+
+REFERENCE = 40  # seed of the reference's weights: far from the policy's
+ROWS = 6
+
+
+def rollout_with_gaps() -> Rollout:
+    """Ragged rows; one has a hole in its mask (another speaker's tokens), one takes no part at all."""
+    rollout = random_rollout(ROWS, seed=3)
+    mask = rollout.mask.clone()
+    assert sorted(mask.sum(dim=1).tolist())[:2] != [6, 6]
+    mask[-1, 1:3] = False
+    mask[1] = False
+    return replace(rollout, mask=mask)
+
+
+def experience_on(rollout: Rollout, policy: Policy) -> Experience:
+    """Old log-probs and values off the policy's, so that ratios, both clips and the KL are all at work.
+
+    Random numbers belong to (row, t), not to a padded width; padding holds NaN.
+    """
+    reference = Reference(small_policy(REFERENCE))
+    with torch.no_grad():
+        now, ref = policy.score(rollout), reference.score(rollout)
+    noise = torch.randn(5, ROWS, 6, generator=seeded(9))
+    noise = torch.nn.functional.pad(noise, (0, rollout.mask.shape[1] - 6), value=NAN)
+    noise = noise.masked_fill(~rollout.response_mask, NAN)
+    return Experience(
+        rollout=rollout,
+        old_logprobs=now.logprobs + 0.3 * noise[0],
+        ref_logprobs=ref.logprobs.masked_fill(~rollout.response_mask, NAN),
+        old_values=now.values + 0.3 * noise[1],
+        kl=noise[2],
+        scores=torch.zeros(ROWS),
+        rewards=noise[2],
+        advantages=noise[3],
+        returns=now.values + noise[4],
+        ref_log_dist=ref.log_dist,
+    )
+
+
+def settings(aggregation="token_mean", micro=None, place="loss", entropy=0.02, clip=0.2, value=0.7) -> Config:
+    return Config(
+        ppo=PPOConfig(minibatch_size=ROWS, micro_batch_size=micro, grad_clip=1e9),
+        kl=KLConfig(place=place),
+        loss=LossConfig(aggregation=aggregation, value_coef=value, value_clip=clip, entropy_coef=entropy),
+        sampler=SamplerConfig(max_new_tokens=9),
+    )
+
+
+def updated(config: Config, kl=exact, rollout=None, policy=None, beta=0.3):
+    """(gradient, metrics, weights after) of one update by SGD."""
+    policy = policy or small_policy()
+    optimizer = Recorder(policy.parameters(), lr=0.1)
+    batch = experience_on(rollout or rollout_with_gaps(), policy)
+    state = state_of(policy, None, optimizer)
+    metrics = ppo.update(state, batch, parts(kl=kl), config, beta)
+    return optimizer.gradients[0], metrics, flat(policy)
+
+
+def loss_by_hand(policy: Policy, e: Experience, kl: str, aggregation: str, beta: float) -> torch.Tensor:
+    """Sum over the tokens, one at a time: N11 + 0.7 value loss + beta KL - 0.02 entropy."""
+    out, frozen = policy.score(e.rollout), e.ref_log_dist(slice(None))
+    dist = out.log_dist(slice(None))
+    lengths = e.mask.sum(dim=1).tolist()
+    total = torch.tensor(0.0)
+    for i in range(len(e)):
+        for t in range(e.mask.shape[1]):
+            if not e.mask[i, t]:
+                continue
+            rho = (out.logprobs[i, t] - e.old_logprobs[i, t]).exp()
+            a, v, old, target = e.advantages[i, t], out.values[i, t], e.old_values[i, t], e.returns[i, t]
+            surrogate = -torch.min(a * rho, a * rho.clamp(0.8, 1.2))
+            near = old + (v - old).clamp(-0.2, 0.2)
+            value = 0.5 * torch.max((v - target) ** 2, (near - target) ** 2)
+            possible = [x for x in range(13) if x not in (PAD, BOS)]
+            p, q = dist[i, t, possible], frozen[i, t, possible]
+            divergence = (p.exp() * (p - q)).sum() if kl == "exact" else 0.5 * (
+                out.logprobs[i, t] - e.ref_logprobs[i, t]
+            ) ** 2  # fmt: skip
+            weight = {
+                "token_mean": 1 / sum(lengths),
+                "sequence_mean": 1 / lengths[i] / sum(n > 0 for n in lengths),
+                "constant": 1 / 9 / sum(n > 0 for n in lengths),
+            }[aggregation]
+            entropy = -(p.exp() * p).sum()
+            total = total + weight * (surrogate + 0.7 * value + beta * divergence - 0.02 * entropy)
+    return total
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("kl", ["exact", "k2"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_micro_batches_of_any_size_give_the_gradient_of_the_loss_written_by_hand(aggregation, kl):
+    policy = small_policy()
+    loss_by_hand(policy, experience_on(rollout_with_gaps(), policy), kl, aggregation, 0.3).backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert expected.norm() > 0.1
+    _, whole_metrics, whole_weights = updated(settings(aggregation), KL[kl])
+    for micro in (1, 2, 3, None):
+        gradient, metrics, weights = updated(settings(aggregation, micro), KL[kl])
+        assert (gradient - expected).abs().max() < 1e-10
+        assert (weights - (flat(policy) - 0.1 * expected)).abs().max() < 1e-10
+        assert (weights - whole_weights).abs().max() < 1e-10
+        assert metrics == pytest.approx(whole_metrics, abs=1e-10)
+    assert metrics["policy/clipfrac_avg"] > 0  # both clips were at work, or the test shows little
+    assert metrics["val/clipfrac_avg"] > 0
+
+
+def test_micro_batches_in_float32_smoke():
+    whole, *_ = updated(settings())
+    for micro in (1, 2):
+        assert torch.allclose(updated(settings(micro=micro))[0], whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("kl", ["exact", "k2"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_padding_on_either_side_changes_neither_gradient_nor_metrics(aggregation, kl):
+    plain, plain_metrics, _ = updated(settings(aggregation), KL[kl])
+    for left, right in [(0, 1), (1, 0), (2, 5), (16, 0), (0, 16), (16, 16)]:
+        wide, metrics, _ = updated(settings(aggregation), KL[kl], rollout=padded(rollout_with_gaps(), left, right))
+        assert (wide - plain).abs().max() < 1e-10
+        assert metrics == pytest.approx(plain_metrics, abs=1e-10)
+
+
+@pytest.mark.usefixtures("double")
+def test_a_row_without_mask_weighs_nothing_in_gradient_and_metrics():
+    """The same minibatch with that row taken out."""
+    policy = small_policy()
+    batch = experience_on(rollout_with_gaps(), policy)
+    kept = batch.rows(torch.tensor([0, 2, 3, 4, 5]))
+    for aggregation in ("token_mean", "sequence_mean", "constant"):
+        got = []
+        for e in (batch, kept):
+            policy = small_policy()
+            state = state_of(policy, None, Recorder(policy.parameters()))
+            metrics = ppo.update(state, e, parts(kl=exact), settings(aggregation), 0.3)
+            got.append((state.optimizer.gradients[0], metrics))
+        assert (got[0][0] - got[1][0]).abs().max() < 1e-10
+        assert got[0][1] == pytest.approx(got[1][1], abs=1e-10)
+
+
+@pytest.mark.usefixtures("double")
+def test_each_term_is_there_if_and_only_if_it_is_switched_on():
+    """kl.place reward: no KL in the loss; loss and both: the same KL in the loss. Coefficient 0: term gone."""
+    reward = updated(settings(place="reward"))[0]
+    assert torch.equal(reward, updated(settings(place="reward"), beta=99.0)[0])
+    assert torch.equal(reward, updated(settings(place="loss"), beta=0.0)[0])
+    loss, both = updated(settings(place="loss"))[0], updated(settings(place="both"))[0]
+    assert torch.equal(loss, both)
+    assert not torch.allclose(loss, reward)
+    assert not torch.allclose(loss, updated(settings(entropy=0.0))[0])
+    assert not torch.allclose(loss, updated(settings(clip=0.0))[0])
+    head = slice(-17, None)  # the value head's 16 weights and its bias come last
+    assert (updated(settings(value=0.0))[0][head] == 0).all()
+    assert (loss[head] != 0).any()
+
+
+def test_value_errors_by_hand():
+    """V_old 1, clip 0.2: the larger of the plain and the clipped square, halved; 0 switches the clip off."""
+    policy = small_policy()
+    batch = experience_on(rollout_with_gaps(), policy).rows(torch.tensor([0]))
+    one = torch.ones(1, 6)
+    batch = replace(batch, old_values=one, returns=torch.tensor([[2.0, 2.0, 0.0, 1.5, 1.0, 2.0]]))
+    values = torch.tensor([[1.5, 1.1, 1.5, 1.5, 0.0, 3.0]])
+    # far: 2 - 1.2 = 0.8; near: 0.9; away from the return: 1.5; at it but outside: 0.3; below: 1.0; beyond: max(1, 0.8)
+    clipped = [0.32, 0.405, 1.125, 0.045, 0.5, 0.5]
+    assert ppo.value_error(values, batch, 0.2)[0].tolist() == pytest.approx(clipped)
+    plain = [0.125, 0.405, 1.125, 0.0, 0.5, 0.5]
+    assert ppo.value_error(values, batch, None)[0].tolist() == pytest.approx(plain)
+
+
+def test_the_gradient_is_cut_to_its_largest_norm():
+    policy = small_policy()
+    optimizer = Recorder(policy.parameters())
+    config = settings().model_copy(update={"ppo": PPOConfig(minibatch_size=ROWS, grad_clip=0.5)})
+    batch = experience_on(rollout_with_gaps(), policy)
+    metrics = ppo.update(state_of(policy, None, optimizer), batch, parts(kl=exact), config, 0.3)
+    free = updated(settings())[0]
+    assert metrics["policy/grad_norm"] == pytest.approx(float(free.norm()), rel=1e-4)  # logged as it was before the cut
+    assert free.norm() > 0.5
+    assert torch.allclose(optimizer.gradients[0], free * (0.5 / free.norm()), rtol=1e-3, atol=1e-5)
+
+
+def test_in_equal_shapes_the_first_ratio_is_exactly_one():
+    """The same rows in the same order with and without a graph: not one bit of difference."""
+    policy, rollout = small_policy(), random_rollout()
+    with torch.no_grad():
+        old = policy.score(rollout)
+    zero = torch.zeros_like(old.logprobs)
+    batch = Experience(
+        rollout=rollout, old_logprobs=old.logprobs, ref_logprobs=zero, old_values=old.values, kl=zero,
+        scores=torch.zeros(5), rewards=zero, advantages=zero + 1, returns=zero, ref_log_dist=old.log_dist,
+    )  # fmt: skip
+    metrics = ppo.update(state_of(policy, None, Recorder(policy.parameters())), batch, parts(), settings(), 0.0)
+    assert metrics["log_ratio"] == 0.0
+    assert metrics["policy/approxkl_avg"] == 0.0
+    assert metrics["val/clipfrac_avg"] == 0.0
+    assert metrics["val/ratio"] == 1.0
+
+
+def test_a_policy_that_disagrees_with_itself_is_an_error():
+    ppo.check_same_policy(1e-3, 4)
+    with pytest.raises(RuntimeError, match=r"iteration 5: \|log ratio\| = 0.00101"):
+        ppo.check_same_policy(1.01e-3, 4)
+
+
+# ---- the gradient of whole iterations, enumerated ----------------------------------------------------------
+#
+# The responses of up to two tokens over {EOS, a, b} form a small tree. A policy is a table of logits, one row a
+# prefix, whose probabilities are fractions of 24, so that a batch of 24 can hold every response exactly in proportion
+# to its probability: the gradient of an iteration on that batch *is* the expected gradient, without any noise, and
+# `train` runs as it is (only `ppo.sample` is replaced by that batch). The optimum of J = E[r] - beta KL(pi, ref) is
+# known in closed form, pi*(y) ~ ref(y) exp(r(y) / beta); read backwards, r = beta log(pi* / ref) + any constant makes
+# a table of our choice the optimum. Advantages are reward-to-go, so no value function blurs the picture.
+
+HERE = [[4, 8, 12], [2, 2, 4], [6, 3, 3]]  # of EOS, a, b, as counts of 24: first token; after a; after b
+OPTIMUM = [[12, 4, 8], [1, 2, 1], [2, 2, 4]]  # another table, to be the optimum when the policy stands at HERE
+FROZEN = [[5, 3, 4], [3, 6, 1], [1, 1, 2]]  # the reference: any chances do
+BETA = 0.6
+TOKENS = (EOS, 3, 4)
+
+
+class Table(torch.nn.Module):
+    """A policy as logits of EOS, a, b for each prefix: nothing, a, b. Horizon 1 has only the first."""
+
+    def __init__(self, chances: list[list[int]], horizon: int) -> None:
+        super().__init__()
+        probs = torch.tensor(chances if horizon == 2 else chances[:1], dtype=torch.float64)
+        self.logits = torch.nn.Parameter((probs / probs.sum(dim=1, keepdim=True)).log())
+
+    def score(self, rollout: Rollout) -> PolicyOutput:
+        actions = torch.tensor([[TOKENS.index(i) if i else 0 for i in row] for row in rollout.response_ids.tolist()])
+        states = torch.zeros_like(actions)
+        states[:, 1:] = actions[:, :-1]
+        log_dist = self.logits.log_softmax(-1)[states]
+        taken = log_dist.gather(-1, actions.unsqueeze(-1)).squeeze(-1).where(rollout.response_mask, 0.0)
+        zero = torch.zeros_like(taken)
+        return PolicyOutput(taken, zero, zero, zero[:, 0], lambda rows: log_dist[rows])
+
+    def log_probability(self, response: tuple[int, ...]) -> torch.Tensor:
+        """log pi(y), walking down the tree."""
+        total, state = torch.tensor(0.0), 0
+        for action in response:
+            total, state = total + self.logits[state].log_softmax(-1)[action], action
+        return total
+
+
+def responses(horizon: int) -> list[tuple[int, ...]]:
+    """All of them, as actions 0 = EOS, 1 = a, 2 = b: a response ends with EOS or at the horizon."""
+    return [(0,), (1,), (2,)] if horizon == 1 else [(0,), *((x, y) for x in (1, 2) for y in (0, 1, 2))]
+
+
+def rewards_for(target, horizon: int) -> dict[tuple[int, ...], float]:
+    """r(y) under which `target` is the optimum at BETA."""
+    optimum, frozen = Table(target, horizon), Table(FROZEN, horizon)
+    ratios = {y: optimum.log_probability(y) - frozen.log_probability(y) for y in responses(horizon)}
+    return {y: BETA * log_ratio.item() + 0.7 for y, log_ratio in ratios.items()}
+
+
+def rollout_in_proportion(chances, horizon: int) -> tuple[Rollout, list[tuple[int, ...]]]:
+    """24 responses, each as often as the table says."""
+    rows = [y for y in responses(horizon) for _ in range(chances[0 if len(y) == 1 else y[0]][y[-1]])]
+    assert len(rows) == 24
+    ids = torch.tensor([[TOKENS[a] for a in y] + [PAD] * (horizon - len(y)) for y in rows])
+    one, names = torch.ones(24, 1, dtype=torch.bool), ("",) * 24
+    ended, group = torch.tensor([0 in y for y in rows]), torch.zeros(24, dtype=torch.long)
+    return Rollout(one.long(), one, ids, ids != PAD, ids != PAD, ended, group, names, names, {}), rows
+
+
+@pytest.fixture
+def gradient(monkeypatch, double):
+    """A function: the gradient of one iteration of `train` with the policy at HERE or at OPTIMUM."""
+
+    def run(at, kl: str, place: str, horizon: int, *, times=1.0, beta=BETA, whitening="batch") -> torch.Tensor:
+        """times: r and beta are both multiplied by it, which leaves the optimum where it is."""
+        policy, reference = Table(at, horizon), Table(FROZEN, horizon).requires_grad_(False)
+        rollout, rows = rollout_in_proportion(at, horizon)
+        reward = rewards_for(OPTIMUM, horizon)
+        scores = torch.tensor([times * reward[y] for y in rows])
+        scored = Scored(scores, torch.ones(24, dtype=torch.bool), torch.zeros(rollout.mask.shape))
+        monkeypatch.setattr(ppo, "sample", lambda *_: rollout)
+        optimizer = Recorder(policy.parameters())
+        config = Config(
+            ppo=PPOConfig(iterations=1, epochs=1, minibatch_size=24, micro_batch_size=10, grad_clip=1e9),
+            kl=KLConfig(place=place, coef=times * beta),
+        )
+        used = parts(KL[kl], reward_to_go, ratio, reward=lambda *_: scored, whitening=whitening)
+        list(ppo.train(state_of(policy, reference, optimizer, beta=times * beta), used, config))
+        return optimizer.gradients[0]
+
+    return run
+
+
+def ascent(at, horizon: int) -> torch.Tensor:
+    """dJ / d logits by autograd through the sum over all responses, from the definition of J."""
+    policy, frozen, reward = Table(at, horizon), Table(FROZEN, horizon), rewards_for(OPTIMUM, horizon)
+    total = torch.tensor(0.0)
+    for y in responses(horizon):
+        log_pi = policy.log_probability(y)
+        total = total + log_pi.exp() * (reward[y] - BETA * (log_pi - frozen.log_probability(y).detach()))
+    total.backward()
+    return policy.logits.grad.flatten()
+
+
+RIGHT = [  # estimator, place, horizon of what has the exact gradient of J
+    *((kl, place, 2) for kl, place in [("k1", "reward"), ("exact", "both"), ("k1", "both"), ("k3", "both")]),
+    *((kl, place, 1) for kl, place in [("k1", "reward"), ("exact", "both"), ("exact", "loss"), ("k2", "loss")]),
+]
+EVERY = [(kl, place, horizon) for kl in KL for place in ("reward", "loss", "both") for horizon in (1, 2)]
+
+
+def test_the_enumerated_optimum_is_one(double):
+    """The construction itself: dJ is 0 at OPTIMUM and not at HERE."""
+    for horizon in (1, 2):
+        assert ascent(OPTIMUM, horizon).abs().max() < 1e-12
+        assert ascent(HERE, horizon).norm() > 0.05
+
+
+@pytest.mark.parametrize(("kl", "place", "horizon"), RIGHT)
+def test_the_expected_update_is_zero_at_the_optimum_and_climbs_the_objective_elsewhere(kl, place, horizon, gradient):
+    for times in (1.0, 10.0):
+        assert gradient(OPTIMUM, kl, place, horizon, times=times).abs().max() < 1e-10
+        step = -gradient(HERE, kl, place, horizon, times=times)  # gradient descent on the loss
+        up = ascent(HERE, horizon)
+        assert step.norm() > 1e-2
+        assert (step / step.norm() - up / up.norm()).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("kl", "place", "horizon"), EVERY)
+def test_ten_times_the_reward_and_the_beta_is_the_same_update(kl, place, horizon, gradient):
+    """Whitening divides the reward's part by the advantages' scale; the KL in the loss must be divided by it too.
+    Without whitening both parts are ten times larger."""
+    for whitening, factor in (("batch", 1), ("population", 1), ("scale", 1), ("none", 10)):
+        one = gradient(HERE, kl, place, horizon, whitening=whitening)
+        ten = gradient(HERE, kl, place, horizon, times=10.0, whitening=whitening)
+        assert (ten - factor * one).abs().max() < 1e-10
+        assert one.norm() > 1e-2
+
+
+def test_the_whole_gradient_of_a_kl_in_the_loss_by_hand(gradient, double):
+    """One token: -sum pi A grad log pi / std + beta / std sum pi d grad log pi; scores' std over the 24 by hand."""
+    _, rows = rollout_in_proportion(HERE, 1)
+    reward = rewards_for(OPTIMUM, 1)
+    scores = [reward[y] for y in rows]
+    mean = sum(scores) / 24
+    std = math.sqrt(sum((s - mean) ** 2 for s in scores) / 23)
+    expected = -ascent(HERE, 1) / std
+    for kl in ("exact", "k2"):
+        assert (gradient(HERE, kl, "loss", 1) - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("kl", "place", "horizon"), [("exact", "reward", 1), ("k1", "loss", 1), ("k1", "loss", 2)])
+def test_a_kl_in_the_wrong_place_regularises_nothing(kl, place, horizon, gradient):
+    """What config.doubts warns of: the direction is that of beta = 0, so the optimum is no fixed point."""
+    wrong, none = gradient(OPTIMUM, kl, place, horizon), gradient(OPTIMUM, kl, place, horizon, beta=0.0)
+    assert wrong.norm() > 1e-2
+    assert (wrong / wrong.norm() - none / none.norm()).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("kl", "place"), [("exact", "reward"), ("exact", "loss"), ("k2", "loss"), ("k2", "both")])
+def test_half_a_kl_misses_the_optimum_of_two_tokens(kl, place, gradient):
+    """Only the future part, only the immediate part, or a biased estimate: not 0 at the optimum."""
+    assert gradient(OPTIMUM, kl, place, 2).norm() > 1e-3
+
+
+# ---- runs of a small transformer that samples --------------------------------------------------------------
+
+PROMPTS = ("ab", "c", "dab", "fgh")
+TIMES = ("time/", "eps", "tokens_per_s")
+
+
+def prompts(rows=32, each=1):
+    """A prompt stream: the same prompts every iteration, of unequal length."""
+    texts = [PROMPTS[i % len(PROMPTS)] for i in range(rows // each)]
+    batch = PromptBatch.build(texts, [{} for _ in texts], Letters(), responses=each)
+    return lambda step: batch
+
+
+def share_of_c(rollout: Rollout, step: int) -> Scored:
+    """The reward of these tests: which part of the letters is a c."""
+    scores = torch.tensor([text.count("c") / max(1, len(text)) for text in rollout.completions])
+    return Scored(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
+
+
+def noise(rollout: Rollout, step: int) -> Scored:
+    """The control: numbers that have nothing to do with the text."""
+    scores = torch.rand(len(rollout), generator=seeded(1000 + step))
+    return replace(share_of_c(rollout, step), scores=scores)
+
+
+def some_unscored(rollout: Rollout, step: int) -> Scored:
+    """Every second row gets no score; a number left in `scores` must not matter."""
+    given = share_of_c(rollout, step)
+    valid = torch.arange(len(rollout)) % 2 == 0
+    return replace(given, valid=valid, scores=torch.where(valid, given.scores, 1e6))
+
+
+def nobody(rollout: Rollout, step: int) -> Scored:
+    return replace(share_of_c(rollout, step), valid=torch.zeros(len(rollout), dtype=torch.bool))
+
+
+def fresh_policy(seed=0, **options) -> Policy:
+    """Near uniform, values 0: as small as it gets."""
+    trunk = small_trunk(seed, replace(CONFIG, num_hidden_layers=1), scale=0.02)
+    return Policy(trunk, Sampler(1.0, banned=(PAD, BOS), stop=EOS), **options)
+
+
+def fresh_state(policy=None, lr=1e-2, beta=0.05, optimizer=None, **controller) -> ppo.PPOState:
+    policy = policy or fresh_policy()
+    optimizer = optimizer or torch.optim.AdamW(policy.parameters(), lr=lr, eps=1e-5, weight_decay=0.0)
+    return state_of(policy, Reference(policy), optimizer, beta, **controller)
+
+
+def setup(iterations=3, tokens=4, place="reward", seed=0, aggregation="token_mean", truncation=None, **ppo_options):
+    options = {"epochs": 2, "minibatch_size": 16, **ppo_options}
+    return Config(
+        run=RunConfig(seed=seed),
+        ppo=PPOConfig(iterations=iterations, **options),
+        kl=KLConfig(place=place),
+        loss=LossConfig(aggregation=aggregation),
+        sampler=SamplerConfig(max_new_tokens=tokens),
+        truncation=truncation or TruncationConfig(),
+    )
+
+
+def run(state=None, config=None, reward=share_of_c, rows=32, each=1, first=1, **chosen):
+    """(state, experiences, metrics) of a whole run."""
+    state = state or fresh_state()
+    used = parts(reward=reward, prompts=prompts(rows, each), **chosen)
+    done = list(ppo.train(state, used, config or setup()))
+    assert [step for step, _, _ in done] == list(range(first, first + len(done)))
+    return state, [e for _, e, _ in done], [m for _, _, m in done]
+
+
+def timeless(metrics: list[dict]) -> list[dict]:
+    return [{name: value for name, value in m.items() if not name.startswith(TIMES)} for m in metrics]
+
+
+def test_a_run_counts_what_it_does_and_its_first_ratio_is_one():
+    state, experiences, metrics = run()
+    lengths = [int(e.rollout.response_mask.sum()) for e in experiences]
+    assert (state.step, state.updates, state.episodes, state.tokens) == (3, 3 * 2 * 2, 3 * 32, sum(lengths))
+    assert [m["episode"] for m in metrics] == [32, 64, 96]
+    for m, e in zip(metrics, experiences, strict=True):
+        assert m["policy/first_log_ratio"] <= 1e-5
+        assert m["count/updates"] == 4
+        assert m["objective/scores"] == pytest.approx(e.scores.mean().item(), abs=1e-6)
+        assert all(math.isfinite(value) for value in m.values())
+    assert metrics[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy starts as the reference
+    assert metrics[2]["objective/kl"] != 0
+
+
+def test_what_the_loop_learns_from_fits_together():
+    """rewards = -beta kl + score on the last token; returns = advantages before whitening + values."""
+    _, experiences, metrics = run(config=setup(iterations=2), advantage=mc)
+    e, beta = experiences[1], 0.05
+    assert (e.kl - (e.old_logprobs - e.ref_logprobs))[e.mask].abs().max() < 1e-6
+    for row in range(len(e)):
+        n = int(e.mask[row].sum())
+        expected = [-beta * x for x in e.kl[row, :n].tolist()]
+        expected[-1] += e.scores[row].item()
+        assert e.rewards[row, :n].tolist() == pytest.approx(expected, abs=1e-6)
+        togo = [sum(expected[t:]) for t in range(n)]
+        assert e.returns[row, :n].tolist() == pytest.approx(togo, abs=1e-6)  # of mc: the rewards to go themselves
+    plain = e.returns - e.old_values
+    kept = plain[e.mask]
+    white = (kept - kept.mean()) / kept.std()
+    assert (e.advantages[e.mask] - white).abs().max() < 1e-5
+    assert metrics[1]["objective/non_score_reward"] == pytest.approx(-beta * metrics[1]["objective/kl"], rel=1e-5)
+
+
+def test_every_epoch_sees_every_response_once_in_an_order_of_its_own(monkeypatch):
+    seen, plain = [], ppo.update
+
+    def watched(state, batch, *rest):
+        seen.append(batch.rollout.group.tolist())
+        return plain(state, batch, *rest)
+
+    monkeypatch.setattr(ppo, "update", watched)
+    run(config=setup(iterations=2, epochs=3, minibatch_size=12))
+    assert [len(rows) for rows in seen] == [12, 12, 8] * 6
+    epochs = [tuple(row for rows in seen[i : i + 3] for row in rows) for i in range(0, 18, 3)]
+    assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
+    assert len(set(epochs)) == 6
+
+
+def test_scores_are_normalised_by_all_that_came_before():
+    """Two iterations: the second is measured against the 64 scores of both, by hand."""
+    given = []
+
+    def remember(rollout, step):
+        given.append(share_of_c(rollout, step).scores)
+        return share_of_c(rollout, step)
+
+    state, experiences, _ = run(config=setup(iterations=2, score_normalize=True), reward=remember)
+    both = torch.cat(given).double()
+    assert state.score_moments.count == 64
+    assert state.score_moments.total == pytest.approx(both.sum().item())
+    expected = (given[1].double() - both.mean()) / both.std()
+    assert torch.allclose(experiences[1].scores.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["reward", "loss", "both"])
+def test_the_place_of_the_kl_in_a_run(place):
+    _, experiences, metrics = run(config=setup(iterations=2, place=place), kl=exact)
+    assert metrics[1]["objective/kl"] > 0
+    penalty = 0.05 * metrics[1]["objective/kl"] if place != "loss" else 0.0
+    assert metrics[1]["objective/non_score_reward"] == pytest.approx(-penalty, rel=1e-5)
+    gap = experiences[1].scores.mean().item() - penalty
+    assert metrics[1]["objective/rlhf_reward"] == pytest.approx(gap, abs=1e-5)
+
+
+def test_one_seed_gives_identical_metrics_and_weights_and_another_different_ones():
+    (a, sampled, first), (b, _, second) = run(), run()
+    assert timeless(first) == timeless(second)
+    assert torch.equal(flat(a.policy), flat(b.policy))
+    c, resampled, other = run(config=setup(seed=1))
+    texts, again, others = (e.rollout.completions for e in (*sampled[:2], resampled[0]))
+    assert len({texts, again, others}) == 3  # fresh numbers for another iteration, and for another seed
+    assert timeless(first) != timeless(other)
+    assert not torch.equal(flat(a.policy), flat(c.policy))
+
+
+def test_the_global_random_state_moves_nothing():
+    a, _, first = run()
+
+    def restless(rollout, step):
+        torch.manual_seed(step * 77)
+        torch.rand(5)
+        return share_of_c(rollout, step)
+
+    b, _, second = run(reward=restless)
+    assert timeless(first) == timeless(second)
+    assert torch.equal(flat(a.policy), flat(b.policy))
+
+
+def test_between_two_yields_the_state_is_complete():
+    """Stopped after two of four iterations: the same object goes on with a new generator, and so does a copy of
+    exactly what the state's fields hold."""
+    config = setup(iterations=4, score_normalize=True)
+    controlled = {"target": 0.001, "horizon": 100}
+    whole, _, expected = run(fresh_state(**controlled), config)
+    state = fresh_state(**controlled)
+    loop = ppo.train(state, parts(reward=share_of_c, prompts=prompts()), config)
+    for _ in range(2):
+        next(loop)
+    loop.close()
+    copied = fresh_state(fresh_policy(seed=8), **controlled)
+    copied.policy.load_state_dict({name: value.clone() for name, value in state.policy.state_dict().items()})
+    copied.reference = state.reference
+    copied.optimizer.load_state_dict(copy.deepcopy(state.optimizer.state_dict()))
+    copied.schedule.load_state_dict(state.schedule.state_dict())
+    copied.controller = replace(state.controller)
+    for field in ("score_moments", "step", "updates", "episodes", "tokens"):
+        setattr(copied, field, getattr(state, field))
+    assert {f.name for f in fields(state)} == {
+        *("policy", "reference", "optimizer", "schedule", "controller"),
+        *("score_moments", "step", "updates", "episodes", "tokens"),
+    }
+    for resumed in (state, copied):
+        ended, _, metrics = run(resumed, config, first=3)
+        assert timeless(metrics) == timeless(expected[2:])
+        assert torch.equal(flat(ended.policy), flat(whole.policy))
+        assert (ended.step, ended.updates, ended.tokens) == (whole.step, whole.updates, whole.tokens)
+
+
+def exact_score(policy: Policy) -> float:
+    """E[share of c] of two tokens after the prompts: the sum over all 111 responses, no sampling."""
+    bodies = [[]] + [[x] for x in range(3, 13)]
+    rows = [[EOS]] + [[*body, last] for body in bodies[1:] for last in (EOS, *range(3, 13))]
+    ids = torch.tensor([row + [PAD] * (2 - len(row)) for row in rows])
+    texts = tuple(Letters().decode([i for i in row if i != EOS]) for row in rows)
+    n, total = len(rows), 0.0
+    for text in PROMPTS:
+        prompt = torch.tensor([[BOS, *Letters().encode(text)]]).expand(n, -1)
+        blank = torch.zeros(n, dtype=torch.bool)
+        rollout = Rollout(
+            prompt, torch.ones_like(prompt, dtype=torch.bool), ids, ids != PAD, ids != PAD, blank, blank.long(), texts,
+            texts, {},
+        )  # fmt: skip
+        with torch.no_grad():
+            chance = policy.score(rollout).logprobs.sum(dim=1).exp()
+        assert chance.sum().item() == pytest.approx(1, abs=1e-4)
+        total += (chance * share_of_c(rollout, 0).scores).sum().item()
+    return total / len(PROMPTS)
+
+
+def test_the_reward_is_learned_and_a_random_reward_gains_nothing():
+    """Exact expected scores before and after; the same settings, only the reward differs."""
+    config = setup(iterations=7, tokens=2, epochs=2)
+    before = exact_score(fresh_policy())
+    assert before == pytest.approx(0.09, abs=0.02)  # near one letter of ten, and EOS
+    learned, *_ = run(fresh_state(), config)
+    assert exact_score(learned.policy) > before + 0.4
+    # no direction to climb: what a policy drifts to in noise is as likely below as above
+    drifts = [
+        exact_score(run(fresh_state(), setup(iterations=7, tokens=2, seed=s), noise)[0].policy) for s in (0, 1, 2)
+    ]
+    assert abs(sum(drifts) / 3 - before) < 0.05
+
+
+def test_rows_that_nobody_scored_leave_mask_whitening_and_loss():
+    state = fresh_state(optimizer=None)
+    state = fresh_state(state.policy, optimizer=Recorder(state.policy.parameters()))
+    config = setup(iterations=1, epochs=1, minibatch_size=32)
+    _, [e], [metrics] = run(state, config, some_unscored)
+    odd = torch.arange(32) % 2 == 1
+    assert not e.mask[odd].any()
+    assert torch.equal(e.mask[~odd], e.rollout.response_mask[~odd])
+    assert (e.scores[odd] == 0).all()
+    assert (e.advantages[odd] == 0).all()
+    assert metrics["count/masked_rows"] == 16
+    assert metrics["objective/scores"] == pytest.approx(e.scores[~odd].mean().item())
+    kept = (e.returns - e.old_values)[~odd][e.mask[~odd]]
+    assert torch.allclose(e.advantages[~odd][e.mask[~odd]], (kept - kept.mean()) / kept.std(), atol=1e-5)
+    alone = Recorder(state.policy.parameters())
+    ppo.update(state_of(state.policy, None, alone), e.rows((~odd).nonzero().flatten()), parts(), config, 0.05)
+    assert torch.allclose(state.optimizer.gradients[0], alone.gradients[0], rtol=1e-4, atol=1e-6)
+    assert alone.gradients[0].norm() > 1e-3
+
+
+def test_truncated_responses_ruled_out_leave_the_mask():
+    config = setup(iterations=1, truncation=TruncationConfig(rule="mask"))
+    _, [e], _ = run(config=config, rows=64)
+    assert 0 < e.rollout.terminated.sum() < 64
+    assert torch.equal(e.mask.any(dim=1), e.rollout.terminated)
+
+
+def test_a_bootstrapped_response_is_worth_what_the_value_head_says_of_its_end():
+    policy = fresh_policy()
+    torch.nn.init.normal_(policy.value_head.weight, generator=seeded(1))
+    config = setup(iterations=1, epochs=1, truncation=TruncationConfig(rule="bootstrap"))
+    state = fresh_state(policy, optimizer=Recorder(policy.parameters()))
+    _, [e], _ = run(state, config, advantage=mc, rows=64)
+    with torch.no_grad():
+        after = policy.score(e.rollout).next_value
+    rest = e.returns[:, 0] - e.rewards.sum(dim=1)
+    assert torch.allclose(rest, torch.where(e.rollout.terminated, 0.0, after), atol=1e-5)
+    assert rest.abs().max() > 0.1
+
+
+def test_a_minibatch_without_mask_is_skipped():
+    def only_first(rollout, step):
+        return replace(share_of_c(rollout, step), valid=torch.arange(len(rollout)) == 0)
+
+    state, _, [metrics] = run(config=setup(iterations=1, epochs=3, minibatch_size=8), reward=only_first)
+    assert metrics["count/updates"] == 3  # of four minibatches an epoch, one has a row
+    assert state.updates == 3
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch: no optimiser step came before
+def test_an_iteration_that_nobody_scored_changes_no_weight():
+    state = fresh_state()
+    before = flat(state.policy)
+    _, _, [metrics] = run(state, setup(iterations=1), nobody)
+    assert torch.equal(flat(state.policy), before)
+    assert metrics["count/updates"] == 0
+    assert metrics["count/masked_rows"] == 32
+    assert state.step == 1
+
+
+# ---- what is not finite ------------------------------------------------------------------------------------
+
+
+class Remembers(torch.optim.AdamW):
+    """Keeps the weights after every step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.seen = torch.cat([p.detach().flatten() for p in self.param_groups[0]["params"]])
+
+
+def broken_on_call(function, call: int, spoil):
+    """The function, with its result spoiled on the call-th call."""
+    count = iter(range(1, 10**6))
+    return lambda *args, **kwargs: (
+        spoil(function(*args, **kwargs)) if next(count) == call else function(*args, **kwargs)
+    )
+
+
+def spoil_one(x: torch.Tensor) -> torch.Tensor:
+    """The first position of the first row (always on the mask) becomes NaN, and so does what flows back from it."""
+    return x * torch.ones_like(x).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(NAN))
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "named"),
+    [
+        ("value_error", 3, "loss/value_avg = nan"),
+        ("loss_kl", 3, "policy/grad_norm = nan"),
+        ("place_rewards", 2, "rewards is not finite"),
+        ("rollout_kl", 2, "rewards is not finite"),
+    ],
+)
+def test_a_nan_is_named_and_the_weights_are_those_before_that_update(monkeypatch, function, call, named):
+    monkeypatch.setattr(ppo, function, broken_on_call(getattr(ppo, function), call, spoil_one))
+    policy = fresh_policy()
+    optimizer = Remembers(policy.parameters(), lr=1e-2)
+    state = fresh_state(policy, optimizer=optimizer)
+    start = flat(policy)
+    with pytest.raises(DivergedError, match=named) as caught:
+        run(state, setup(place="both"))
+    assert "iteration" in str(caught.value) or "advantage function" in str(caught.value)
+    assert torch.equal(flat(policy), optimizer.seen)
+    assert not torch.equal(flat(policy), start)  # updates went before it
+    assert state.updates == (2 if call == 3 else 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns"]
+)
+def test_every_tensor_of_the_experience_is_checked_on_the_mask_and_only_there(name):
+    policy = small_policy()
+    e = experience_on(random_rollout(ROWS), policy)
+    e = replace(e, **{n: torch.nan_to_num(getattr(e, n)) for n in ("old_logprobs", "old_values", "kl", "advantages")})
+    dirty = getattr(e, name).masked_fill(~e.mask, NAN)
+    ppo.check_finite(replace(e, **{name: dirty}), 2)
+    with pytest.raises(DivergedError, match=f"{name} is not finite: iteration 3"):
+        ppo.check_finite(replace(e, **{name: spoil_one(dirty)}), 2)
+
+
+def test_an_infinite_gradient_stops_before_the_step():
+    policy = fresh_policy()
+    optimizer = Remembers(policy.parameters(), lr=1e-2)
+    state, calls = fresh_state(policy, optimizer=optimizer), iter(range(1, 100))
+    policy.model.norm.weight.register_hook(lambda g: g * float("inf") if next(calls) == 2 else g)
+    with pytest.raises(DivergedError, match=r"policy/grad_norm = (inf|nan): iteration 1"):
+        run(state)
+    assert state.updates == 1
+    assert torch.equal(flat(policy), optimizer.seen)
+
+
+def test_a_policy_that_scores_itself_differently_the_second_time_is_stopped(monkeypatch):
+    policy = fresh_policy()
+    plain, calls = policy.score, iter(range(100))
+
+    def forgetful(rollout):
+        out = plain(rollout)
+        return replace(out, logprobs=out.logprobs + 0.01 * next(calls) * rollout.response_mask)
+
+    monkeypatch.setattr(policy, "score", forgetful)
+    with pytest.raises(RuntimeError, match="before any update"):
+        run(fresh_state(policy))
+
+
+# ---- who learns what ---------------------------------------------------------------------------------------
+
+
+def test_critic_warmup_trains_the_value_head_and_nothing_else():
+    for options in ({}, {"separate_critic": True}):
+        policy = fresh_policy(**options)
+        trunk, head = flat(policy.model), flat(policy.value_head)
+        loop = ppo.train(
+            fresh_state(policy), parts(reward=share_of_c, prompts=prompts()), setup(iterations=3, critic_warmup=2)
+        )
+        for _ in range(2):
+            _, _, metrics = next(loop)
+            assert metrics["policy/grad_norm"] > 0
+        assert torch.equal(flat(policy.model), trunk)
+        assert not torch.equal(flat(policy.value_head), head)
+        assert metrics["policy/approxkl_avg"] == pytest.approx(0, abs=1e-10)
+        next(loop)
+        assert not torch.equal(flat(policy.model), trunk)
+
+
+def test_an_advantage_function_without_values_leaves_the_value_head_alone():
+    policy = fresh_policy()
+    torch.nn.init.normal_(policy.value_head.weight, generator=seeded(1))
+    trunk, head = flat(policy.model), flat(policy.value_head)
+    run(fresh_state(policy), advantage=reward_to_go)
+    assert torch.equal(flat(policy.value_head), head)
+    assert not torch.equal(flat(policy.model), trunk)
+    run(fresh_state(policy), advantage=mc)
+    assert not torch.equal(flat(policy.value_head), head)
+
+
+def greedy_by_hand(policy: Policy, text: str, tokens: int) -> str:
+    """The most likely allowed token, by a full forward pass each time."""
+    ids, out = [BOS, *Letters().encode(text)], []
+    while len(out) < tokens:
+        with torch.no_grad():
+            logits = policy.logits(policy.model(torch.tensor([ids]))[0, -1])
+        logits[[PAD, BOS]] = float("-inf")
+        token = int(logits.argmax())
+        if token == EOS:
+            break
+        ids, out = [*ids, token], [*out, token]
+    return Letters().decode(out)
+
+
+def test_greedy_scores_are_decoded_and_scored_only_for_a_function_that_names_them():
+    seen, calls = [], []
+
+    def remax(scores, greedy_scores, mask):
+        seen.append((scores.clone(), greedy_scores.clone()))
+        return (scores - greedy_scores).unsqueeze(1) * mask
+
+    def first_letter(rollout, step):
+        calls.append(step)
+        scores = torch.tensor([float(ord(text[0])) if text else 0.0 for text in rollout.completions])
+        return replace(share_of_c(rollout, step), scores=scores)
+
+    policy = small_policy()
+    state = fresh_state(policy, optimizer=Recorder(policy.parameters()))
+    run(state, setup(iterations=1), first_letter, advantage=remax)
+    expected = [greedy_by_hand(policy, PROMPTS[i % 4], 4) for i in range(32)]
+    assert seen[0][1].tolist() == [float(ord(text[0])) if text else 0.0 for text in expected]
+    assert len(set(expected)) > 1
+    assert not torch.equal(*seen[0])
+    assert calls == [0, 0]
+    run(fresh_state(), setup(iterations=1), first_letter)
+    assert calls == [0, 0, 0]
+
+
+def test_the_advantage_function_gets_what_it_names():
+    """Responses of a prompt share their group; next values come only with the rule that asks for them."""
+    seen = {}
+
+    def nosy(rewards, values, mask, scores, group, logprobs, ref_logprobs, kl, terminated, bootstrap_values):
+        seen.update(locals())
+        return torch.zeros_like(rewards)
+
+    _, [e], [metrics] = run(config=setup(iterations=1), advantage=nosy, each=4)
+    assert seen["group"].tolist() == [i // 4 for i in range(32)]
+    assert torch.equal(seen["terminated"], e.rollout.terminated)
+    assert torch.equal(seen["logprobs"], e.old_logprobs)
+    assert torch.equal(seen["ref_logprobs"], e.ref_logprobs)
+    assert torch.equal(seen["kl"], e.kl)
+    assert torch.equal(seen["rewards"], e.rewards)
+    assert torch.equal(seen["scores"], e.scores)
+    assert seen["bootstrap_values"].tolist() == [0.0] * 32
+    assert metrics["count/flat_batches"] == 1  # equal advantages: whitened to 0, and counted
+
+
+# ---- epochs and beta ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "epochs"), [(1e-9, 1), (1e9, 5), (None, 5)])
+def test_the_epochs_stop_at_the_target_kl(target, epochs):
+    state, _, [metrics] = run(config=setup(iterations=1, epochs=5, target_kl=target))
+    assert metrics["count/updates"] == state.updates == 2 * epochs
+
+
+def test_the_adaptive_beta_is_logged_as_it_was_used():
+    """The metric is the beta of that iteration; the next one follows from its KL by the rule, by hand."""
+    state, experiences, metrics = run(fresh_state(beta=0.3, target=0.05, horizon=320), setup(iterations=4), kl=exact)
+    beta = 0.3
+    for m, e in zip(metrics, experiences, strict=True):
+        assert m["kl/coef"] == pytest.approx(beta, rel=1e-6)
+        kl = sum(e.kl[i][e.mask[i]].sum().item() for i in range(32)) / 32
+        assert m["objective/kl"] == pytest.approx(kl, rel=1e-4, abs=1e-6)
+        beta *= 1 + min(max(m["objective/kl"] / 0.05 - 1, -0.2), 0.2) * 32 / 320
+    assert state.controller.beta == pytest.approx(beta, rel=1e-6)
+    assert metrics[0]["kl/coef"] != metrics[1]["kl/coef"]
+    assert {m["kl/coef"] for m in run()[2]} == {0.05}
+
+
+def test_the_learning_rate_is_logged_as_it_was_used():
+    state = fresh_state(lr=0.01)
+    state.schedule = LambdaLR(state.optimizer, lambda step: 1 - step / 4)
+    _, _, metrics = run(state)
+    assert [m["lr"] for m in metrics] == pytest.approx([0.01, 0.0075, 0.005])
