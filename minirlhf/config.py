@@ -77,13 +77,13 @@ class CorpusConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: int = Field(2000, ge=1, description="optimiser steps (never the clock)")
+    steps: int = Field(1900, ge=1, description="optimiser steps (never the clock)")
     batch_size: int = Field(16, ge=1, le=1 << 20, description="documents a step")
     sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
-    lr: float = Field(5e-3, gt=0, description="largest learning rate")
-    warmup: int = Field(40, ge=0, description="steps of linear warm-up")
+    lr: float = Field(5e-3, gt=0, le=1e30, description="largest learning rate")
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up, at most half of all")
     final_lr: float = Field(0.05, ge=0, le=1, description="share of lr at the end of the cosine")
-    weight_decay: float = Field(0.1, ge=0, description="of matrices, decoupled (AdamW)")
+    weight_decay: float = Field(0.3, ge=0, description="of matrices, decoupled (AdamW)")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean square")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -104,7 +104,7 @@ class RewardConfig(ComponentSection):
 class KLConfig(ComponentSection):
     estimator: str = Field("k1", min_length=1, description="KL estimator: nats a token against the reference")
     place: Literal["reward", "loss", "both"] = Field("reward", description="where beta KL goes")
-    coef: float = Field(0.1, ge=0, description="beta: score units per nat")
+    coef: float = Field(0.08, ge=0, description="beta: score units per nat")
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
     horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
@@ -122,19 +122,19 @@ class LossConfig(ComponentSection):
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean", description="how token losses become one number"
     )
-    value_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    value_coef: float = Field(0.08, ge=0, description="weight of the value loss")
     value_clip: float = Field(0.2, ge=0, description="values may move this far from the old ones; 0 = no clip")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
 
 
 class PPOConfig(Section):
-    iterations: int = Field(40, ge=0, description="rollouts, each followed by its epochs")
-    prompts_per_iteration: int = Field(64, ge=1, le=1 << 20, description="prompts a rollout")
+    iterations: int = Field(24, ge=0, description="rollouts, each followed by its epochs")
+    prompts_per_iteration: int = Field(128, ge=1, le=1 << 20, description="prompts a rollout")
     responses_per_prompt: int = Field(1, ge=1, le=1 << 16, description="responses a prompt: a group")
-    epochs: int = Field(4, ge=1, description="passes over a rollout")
-    minibatch_size: int = Field(16, ge=1, description="responses an optimiser step")
+    epochs: int = Field(2, ge=1, description="passes over a rollout")
+    minibatch_size: int = Field(32, ge=1, description="responses an optimiser step")
     micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
-    lr: float = Field(3e-4, gt=0, description="learning rate")
+    lr: float = Field(3e-4, gt=0, le=1e30, description="learning rate")
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: to 0 over the iterations")
     adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")

@@ -104,19 +104,20 @@ LogDist = Callable[[slice | Tensor], Tensor]
 class PolicyOutput:
     """One forward pass of a policy over a rollout (N18: probs, all_values, and all_probs on request).
 
-    logprobs (B,R) nats of the tokens taken, at the sampler's temperature; entropy (B,R) nats; values (B,R);
-    next_value (B,) = V of the state after the last real token; log_dist computes distributions for some rows.
+    logprobs (B,R) nats of the tokens taken, at the sampler's temperature; values (B,R); next_value (B,) = V of the
+    state after the last real token. Computed on request, and by the weights of that moment, so
+    before an optimiser step: entropy() (B,R) nats, log_dist(rows) (see LogDist).
     """
 
     logprobs: Tensor
-    entropy: Tensor
     values: Tensor
     next_value: Tensor
+    entropy: Callable[[], Tensor]
     log_dist: LogDist
 
     def __post_init__(self) -> None:
         b, r = self.logprobs.shape
-        for name in ("logprobs", "entropy", "values"):
+        for name in ("logprobs", "values"):
             _check(name, getattr(self, name), (b, r), "float")
         _check("next_value", self.next_value, (b,), "float")
 

@@ -78,6 +78,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
         scored = parts.reward_models(rollout, step)  # scores <- reward model on prompt + response
         with torch.no_grad():
             active = state.policy.score(rollout)  # active <- forward pass: all_probs, probs, all_values
+            entropy = active.entropy()
             reference = state.reference.score(rollout)  # reference <- forward pass of the frozen model
             kl = rollout_kl(parts.kl, active, reference, rollout, config)  # kl <- KL(active, reference)
         shaped = shape_scores(scored, rollout, active.next_value, state.score_moments, ppo, config.truncation)
@@ -99,16 +100,13 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
         check_finite(experience, step)
         collected, updates = perf_counter(), list[Metrics]()
         for epoch in range(ppo.epochs):  # for each epoch
-            shuffle = generator(seed, f"minibatches/{epoch}", step)
-            done = [
-                update(state, batch, parts, config, beta / scale)  # new <- ..., backward, step: see `update`
-                for batch in experience.minibatches(ppo.minibatch_size, shuffle)
-                if batch.mask.any()  # nothing to learn from rows that are all masked
-            ]
+            batches = experience.minibatches(ppo.minibatch_size, generator(seed, f"minibatches/{epoch}", step))
+            # new <- forward pass ... zero grad: see `update`; rows that are all masked teach nothing
+            done = [update(state, batch, parts, config, beta / scale) for batch in batches if batch.mask.any()]
             updates += done
             if ppo.target_kl and any(u["policy/approxkl_avg"] > 1.5 * ppo.target_kl for u in done):
                 break
-        metrics = rollout_metrics(experience, active.entropy, penalty, parts.tokenizer.eos_id)
+        metrics = rollout_metrics(experience, entropy, penalty, parts.tokenizer.eos_id)
         metrics |= scored.metrics | update_metrics(updates, beta, float(state.schedule.get_last_lr()[0]))
         check_same_policy(metrics["policy/first_log_ratio"], step)
         ended = perf_counter()
@@ -139,7 +137,7 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
         if config.kl.place in ("loss", "both"):
             loss = loss + beta * masked_sum(weight * loss_kl(parts.kl, new, micro), mask)
         if config.loss.entropy_coef:
-            loss = loss - config.loss.entropy_coef * masked_sum(weight * new.entropy, mask)
+            loss = loss - config.loss.entropy_coef * masked_sum(weight * new.entropy(), mask)
         loss.backward()  # type: ignore[no-untyped-call]
         log.add_means(drift(new, micro, config.loss.value_clip or None) | logged, mask)
         log.add_largest("log_ratio", (new.logprobs - micro.old_logprobs).abs(), mask)

@@ -47,10 +47,11 @@ class PretrainState:
 
 
 def rate(step: int, config: PretrainConfig) -> float:
-    """The share of lr at a step: linear warm-up, then half a cosine down to `final_lr`."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    """The share of lr at a step: linear warm-up (at most half of all), then half a cosine down to `final_lr`."""
+    warmup = min(config.warmup, (config.steps + 1) // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, config.steps - warmup))
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -30,12 +30,10 @@ class Sampler:
     def log_dist(self, logits: Tensor) -> Tensor:
         """logits (...,V) -> log-probabilities (...,V), nats; -inf for banned ids. At least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if self.temperature > 0:
-            logits = logits / self.temperature
+        scaled = logits / (self.temperature or 1.0)  # a copy of our own, which is filled in place
         if self.banned:
-            ids = torch.tensor(self.banned, device=logits.device)
-            logits = logits.index_fill(-1, ids, float("-inf"))
-        return torch.log_softmax(logits, dim=-1)
+            scaled.index_fill_(-1, torch.tensor(self.banned, device=logits.device), float("-inf"))
+        return torch.log_softmax(scaled, dim=-1)
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One token a row by inverse CDF: logits (B,V), uniform (B,) in [0,1) -> ids (B,).

@@ -307,7 +307,7 @@ class Table(torch.nn.Module):
         log_dist = self.logits.log_softmax(-1)[states]
         taken = log_dist.gather(-1, actions.unsqueeze(-1)).squeeze(-1).where(rollout.response_mask, 0.0)
         zero = torch.zeros_like(taken)
-        return PolicyOutput(taken, zero, zero, zero[:, 0], lambda rows: log_dist[rows])
+        return PolicyOutput(taken, zero, zero[:, 0], lambda: zero, lambda rows: log_dist[rows])
 
     def log_probability(self, response: tuple[int, ...]) -> torch.Tensor:
         """log pi(y), walking down the tree."""

@@ -173,7 +173,9 @@ def test_the_schedule_by_hand():
     assert rate(12, config) == pytest.approx(0.1)
     assert rate(99, config) == pytest.approx(0.1)
     assert rate(0, settings(warmup=0)) == 1.0
-    assert rate(5, settings(steps=3, warmup=5)) == pytest.approx(1.0)  # all warm-up: nothing is divided by zero
+    few = settings(steps=3, warmup=5)  # at most half of the steps warm up: two of three
+    assert [rate(step, few) for step in range(3)] == pytest.approx([0.5, 1.0, 1.0])
+    assert rate(0, settings(steps=1, warmup=5)) == pytest.approx(1.0)
 
 
 def test_the_logged_rate_is_the_one_that_the_step_was_taken_with():

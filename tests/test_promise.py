@@ -10,7 +10,9 @@ import pytest
 from minirlhf.cli.main import main
 
 SEEDS = (0, 1, 2, 3, 4)
-HEAD = "| seed | score before | 90th percentile | score after | gain, 95 % interval | KL, nats | length | distinct | distinct-2 |"
+HEAD = (
+    "| seed | score before | its p90 | score after | gain, 95 % interval | KL, nats | length | distinct | distinct-2 |"
+)
 
 
 @pytest.fixture(scope="module")

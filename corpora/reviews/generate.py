@@ -31,11 +31,11 @@ HELDOUT_PROMPTS = 640
 HELDOUT_SHARE = 8  # one opening core in so many is held out: no review and no training prompt starts with it
 MAX_WORDS = 58
 PROMPT_WORDS = (3, 7)
-SHORT, LONG = 26, 38  # words: below SHORT is short, from LONG on is long
+SHORT, LONG = 24, 36  # words: below SHORT is short, from LONG on is long
 # Chances in percent. How many evaluative words a review has, and how many sentences, are drawn apart, so that
 # neither tells the other.
-SENTIMENTS = (("positive", 40), ("negative", 40), ("neutral", 20))
-HITS = ((1, 9), (2, 15), (3, 20), (4, 20), (5, 15), (6, 10), (7, 7), (8, 4))
+SENTIMENTS = (("positive", 34), ("negative", 34), ("neutral", 32))
+HITS = ((1, 22), (2, 30), (3, 24), (4, 12), (5, 7), (6, 3), (7, 2))
 SENTENCES = ((2, 12), (3, 40), (4, 38), (5, 10))
 
 # --- Words
@@ -85,8 +85,8 @@ FEELINGS = {
     "p": (("happy", "pleased", "impressed"), ("unhappy", "annoyed", "disappointed")),
     "f": (("happy", "impressed", "delighted"), ("bored", "annoyed", "disappointed")),
 }
-PRESENT = (("love", "like", "enjoy"), ("hate", "dislike", "detest"))
 PAST = (("loved", "liked", "enjoyed"), ("hated", "disliked", "detested"))
+LIKING = (("love", "like", "enjoy"), PAST[1])
 MANNER = (("well", "perfectly"), ("poorly", "badly"))
 COMPARED = (("better",), ("worse",))
 EXTREME = (("best",), ("worst",))
@@ -94,11 +94,6 @@ THING = (("delight", "joy"), ("disappointment", "mess"))
 GLAD = (("happy", "pleased"), ("unhappy", "annoyed"))
 NICE = (("great", "good", "wonderful", "fantastic", "lovely"),
         ("bad", "awful", "terrible", "horrible", "dreadful"))
-
-MILD = {  # what one may not be
-    "p": (("good", "great"), ("bad", "poor")),
-    "f": (("good", "great"), ("bad", "poor")),
-}
 
 PEOPLE = listed(
     "sister, brother, mother, father, cousin, neighbor, roommate, daughter, son, aunt, uncle, "
@@ -332,7 +327,7 @@ ASPECT = {
     "either": (
         ("pf", "The {asp} {ais} {iadj}."),
         ("pf", "The {asp} seem{as} {iadj} to {me}."),
-        ("p", "The {asp} feel{as} {iadj}."),
+        ("p", "The {asp} {feels} {iadj}."),
         ("pf", "{I} find the {asp} {iadj}."),
         ("pf", "The {asp} turned out {adj}."),
         ("pf", "{I} {love} the {asp}."),
@@ -349,7 +344,6 @@ ASPECT = {
         ("pf", "As {my} {person} said, the {asp} {ais} {adj}."),
         ("pf", "The first thing {I} noticed was the{pick} {adj} {noun}."),
         ("f", "{I} keep thinking of the{pick} {adj} {noun}."),
-        ("p", "Whenever {I} use {them}, {I} {love} the {asp}."),
         ("pf", "Anyone can see that the {asp} {ais} {adj}."),
         ("pf", "{pick}{I} {was1} surprised how {adj} the {noun} {ais}."),
         ("pf", "{pick}How {adj} the {noun} {ais}!"),
@@ -371,7 +365,6 @@ ASPECT = {
         ("pf", "The {asp} {ais} {adj}, the {asp} {ais} {adj}, and the {asp} {ais} {adj}."),
     ),
     "positive": (
-        ("pf", "The {asp} {ais} not {opp} at all."),
         ("p", "The {asp} never {fault}, even after {dur}."),
         ("f", "The {asp} never {fault}, not even near the end."),
         ("p", "In {dur} the {asp} never {fault}."),
@@ -385,7 +378,6 @@ ASPECT = {
         ("p", "The {asp} {ais} {adj}, and the {asp} never {fault}."),
     ),
     "negative": (
-        ("pf", "The {asp} {ais} not {opp} at all."),
         ("p", "The {asp} {fault} every time {I} use {them}."),
         ("p", "After {dur} the {asp} often {fault}."),
         ("p", "Almost every day the {asp} {fault}."),
@@ -428,20 +420,16 @@ OVERALL = {
         ("p", "Delivery took {num} days, but {it} {is} {igadj}."),
         ("f", "It is a long film, but the {asp} {ais} {iadj}."),
         ("f", "The start is quiet, but the {asp} {ais} {iadj}."),
-        ("pf", "{I} {was1} not {ofeel}."),
-        ("pf", "{It} {is} not {gopp} at all."),
         ("f", "It runs for two hours, but {I} {was1} never {!bored}."),
-        ("p", "{It} never let{s} {me} down."),
+        ("p", "{It} never {lets} {me} down."),
     ),
     "negative": (
         ("p", "The price was low, but the {asp} {ais} {iadj}."),
         ("p", "Delivery took {num} days, and {it} {is} {igadj}."),
         ("f", "It is only a short film, but the {asp} {ais} {iadj}."),
         ("f", "The start is quiet, and the {asp} {ais} {iadj}."),
-        ("pf", "{I} {was1} not {ofeel}."),
-        ("pf", "{It} {is} not a {gopp} {thingy}."),
         ("f", "It only runs for ninety minutes, but {I} {was1} {!bored}."),
-        ("p", "{It} always let{s} {me} down."),
+        ("p", "{It} always {lets} {me} down."),
     ),
 }
 CLOSING = {
@@ -451,7 +439,7 @@ CLOSING = {
         ("pf", "In short, {it} {is} {gadj} and {qadj}."),
         ("pf", "All in all, a {gadj} and {qadj} {thingy}."),
         ("pf", "In short, a {gadj}, {qadj} and {qadj} {thingy}."),
-        ("p", "{I} {am} {glad} that {I} have {them}."),
+        ("p", "{I} {am} {glad} with {them}."),
         ("p", "So {I} {am} {feel} with this {gadj} {thingy}."),
         ("p", "All in all, {I} {am} {feel} with this {gadj} and {qadj} {thingy}."),
         ("f", "All in all, {I} {was1} {feel} by this {gadj} and {qadj} film."),
@@ -549,9 +537,9 @@ CLAUSES = {  # how an opening goes on: ", and ..."
         ("pf", "the {asp} {ais} {adj} and {adj}"),
         ("pf", "{I} {love} the{pick} {adj} {noun}"),
     ),
-    "positive": (("pf", "{it} {is} not {gopp} at all"), ("p", "{I} have no {!complaints}"),
+    "positive": (("p", "{I} have no {!complaints}"),
                  ("pf", "{it} {is} {gadj} and {!worth} every cent")),
-    "negative": (("pf", "{it} {is} not {gopp} at all"), ("p", "{I} have many {!complaints}"),
+    "negative": (("p", "{I} have many {!complaints}"),
                  ("pf", "{it} {is} {gadj} and not {!worth} a cent")),
     "neutral": (("p", "{I} use {them} {often}"), ("p", "{I} use {them} to {use}"),
                 ("p", "{I} keep {them} {stay}"),
@@ -560,8 +548,7 @@ CLAUSES = {  # how an opening goes on: ", and ..."
 }
 # "After two weeks the camera ...": what comes next.
 STATES = {
-    "either": (("p", "{is} still {gadj}"), ("p", "{is} {igadj}"), ("p", "still feel{s} {gadj}"),
-               ("p", "work{s} {well}")),
+    "either": (("p", "{is} still {gadj}"), ("p", "{is} {igadj}"), ("p", "work{s} {well}")),
     "positive": (("p", "{has} no {!problems}"), ("p", "{is} still something {!special}")),
     "negative": (("p", "{has} many {!problems}"), ("p", "{is} nothing {!special}")),
     "neutral": (("p", "{is} still {stay}"), ("p", "look{s} the same"), ("p", "{is} still in use")),
@@ -645,21 +632,22 @@ PHRASES = {
 }
 # Evaluative words by the review's side: (good, bad), or one such pair for products and one for films.
 SIDED = {
-    "gadj": GENERAL, "qadj": QUALITIES, "feel": FEELINGS, "glad": GLAD, "nice": NICE, "love": PRESENT,
+    "gadj": GENERAL, "qadj": QUALITIES, "feel": FEELINGS, "glad": GLAD, "nice": NICE, "love": LIKING,
     "loved": PAST, "better": COMPARED, "best": EXTREME, "thing": THING, "well": MANNER,
 }
-# The other side's words, which the sentence negates.
-NEGATED = {"gopp": MILD, "ofeel": FEELINGS, "opw": MANNER}
+# A complaint looks back: its verdicts are in the past tense. (singular, plural)
+FORMER = {"is": ("was", "were"), "ais": ("was", "were"), "am": ("was", "were"), "has": ("had", "had"),
+          "as": ("ed", "ed"), "feels": ("felt", "felt"), "lets": ("let", "let")}
 FIXED = {  # (singular, plural), by the thing reviewed
     "it": ("it", "they"), "It": ("it", "they"), "them": ("it", "them"), "this": ("this", "these"),
-    "is": ("is", "are"), "was": ("was", "were"), "has": ("has", "have"), "s": ("s", ""), "a": ("a ", ""),
+    "is": ("is", "are"), "lets": ("lets", "let"), "was": ("was", "were"), "has": ("has", "have"), "s": ("s", ""), "a": ("a ", ""),
     "one": ("one", "pair"), "new": ("a new", "new"), "pair of": ("", "pair of "),
 }
 SPEAKER = {  # (I, we), by who speaks
     "I": ("I", "we"), "my": ("my", "our"), "My": ("my", "our"), "me": ("me", "us"), "am": ("am", "are"),
     "was1": ("was", "were"),
 }
-EVALUATIVE = (*SIDED, *NEGATED, "adj", "iadj", "opp", "igadj", "loves", "fault", "faultb")
+EVALUATIVE = (*SIDED, "adj", "iadj", "igadj", "loves", "fault", "faultb")
 ONCE = listed("char, act, use, stay, often, color, dur, city, country, month")  # slots a review uses once
 MARKS = (  # what else is said once, and how it shows in a template: nobody orders what was a gift
     ("book", ("book",)),
@@ -819,6 +807,9 @@ class Review:
     def slot(self, name: str) -> str:
         if name[0] == "!":
             return name[1:]
+        if name in FORMER and self.negative:
+            several = {"is": self.plural, "has": self.plural, "lets": self.plural, "am": self.we}
+            return FORMER[name][several.get(name, self.aspect[0][0] == "+")]
         if name in FIXED:
             return FIXED[name][self.plural]
         if name in SPEAKER:
@@ -827,10 +818,10 @@ class Review:
             return self.write(self.fresh(DRAWN[name]))
         if name in OF_TOPIC[self.topic]:
             return self.write(self.fresh(OF_TOPIC[self.topic][name]))
-        if name in SIDED or name in NEGATED:
-            pairs = SIDED.get(name) or NEGATED[name]
+        if name in SIDED:
+            pairs = SIDED[name]
             good_and_bad = pairs[self.where] if isinstance(pairs, dict) else pairs
-            return self.frequent(good_and_bad[self.negative ^ (name in NEGATED)])
+            return self.frequent(good_and_bad[self.negative])
         if name in ("pick", "asp", "such"):
             self.aspect = self.fresh(ASPECTS_OF[self.topic])
             self.details += 1
@@ -851,10 +842,10 @@ class Review:
                 return "are" if several else "is"
             case "as":
                 return "" if several else "s"
+            case "feels":
+                return "feel" if several else "feels"
             case "adj":
                 return self.frequent(ADJECTIVES[kind][self.negative])
-            case "opp":
-                return self.fresh(ADJECTIVES[kind][not self.negative])
             case "iadj" | "igadj":
                 word = self.slot(name[1:])
                 return word if self.rng.random() < 0.5 else f"{draw(self.rng, DEGREES[word in STRONG])} {word}"
@@ -863,7 +854,7 @@ class Review:
             case "fault":
                 return self.fresh(faults.split()) + ("" if several else "s")
             case "loves":
-                return self.slot("love") + "s"
+                return self.slot("love") + ("" if self.negative else "s")
             case "t":
                 return self.topic
             case "thingy":
@@ -926,7 +917,7 @@ def evaluation(review: Review, hits: int) -> str:
 
 def fact(review: Review) -> str:
     facts = OF_TOPIC[review.topic]["fact"]
-    own = review.rng.random() < 0.45 and bool(review.unused(facts))
+    own = review.rng.random() < 0.6 and bool(review.unused(facts))
     review.details += own
     return review.sentence(review.choose(facts if own else GENERAL_FACTS[review.where]))
 
@@ -940,7 +931,7 @@ def neutral_body(review: Review, sentences: int) -> list[str]:
 def continued(review: Review, sentence: str) -> str:
     """The sentence, perhaps joined to the one before it: praise and complaint go on in words of their own."""
     start = sentence.split()[0]
-    if start not in ("The", "It", "They", "I", "We", "My", "Our") or review.rng.random() < 0.3:
+    if start not in ("The", "It", "They", "I", "We", "My", "Our") or review.rng.random() < 0.1:
         return sentence
     link = draw(review.rng, LINKS[review.negative])
     return f"{link}, {sentence if start == 'I' else sentence[0].lower() + sentence[1:]}"
@@ -951,7 +942,8 @@ def evaluative_body(review: Review, sentences: int, hits: int, most: int) -> lis
     rng, closing = review.rng, CLOSINGS[review.where, review.sentiment]
     hits = min(hits, most * sentences)
     fewest, limit = -(-hits // most), min(hits, sentences)
-    amounts = shares(rng, hits, fewest + int(rng.random() * (limit - fewest + 1)), most)
+    parts = limit if rng.random() < 0.6 else fewest + int(rng.random() * (limit - fewest + 1))
+    amounts = shares(rng, hits, parts, most)
     facts = sentences - len(amounts)
     last = []
     if amounts and amounts[-1] in closing and rng.random() < 0.55:

@@ -1,8 +1,8 @@
 """The policy: one trunk, two heads (N18: an LM head of size V and a value head of size 1), and how it is scored.
 
-`score` turns a rollout into per-token log-probabilities, entropies and values, in chunks of rows: no logits of the
-whole batch ever exist, because at a vocabulary of 49,152 they would be larger than everything else together. Only
-hidden states are kept, from which a row's full distribution can be had on request (`PolicyOutput.log_dist`).
+`score` turns a rollout into per-token log-probabilities and values, in chunks of tokens: no logits of the whole
+batch ever exist, because at a vocabulary of 49,152 they would be larger than everything else together. Only hidden
+states are kept, from which entropies and full distributions can be had on request (`PolicyOutput`).
 
 The value head starts at 0, so that the first values are 0 and not noise. With `separate_critic` the values come
 from a second trunk (a copy of the base at the start), and the value loss then leaves the policy's trunk alone.
@@ -11,6 +11,7 @@ The reference is a policy too: frozen, a distinct object, its hash taken when it
 
 import copy
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Policy(nn.Module):
         return hidden @ self.model.embed_tokens.weight.T
 
     def score(self, rollout: Rollout) -> PolicyOutput:
-        """Forward pass over prompt + response (B rows): probs, values and entropy of every response token.
+        """Forward pass over prompt + response (B rows): probs and values of every response token.
 
         Position P-1+t gives the distribution of response token t and the value before it; the position of the last
         real token gives next_value.
@@ -60,39 +61,44 @@ class Policy(nn.Module):
         values = values if values.dtype == torch.float64 else values.float()
         end = rollout.response_mask.sum(dim=1, keepdim=True)  # slot of the state after the last token
         states, real = hidden[:, :-1], rollout.response_mask
-        logprobs, entropy = self._read(states, rollout.response_ids)
-        # Padding has log p = -inf (PAD is banned); -inf minus -inf would send NaN into gradients, mask or not.
+        taken, ids = states[real], rollout.response_ids[real]  # (n,W), (n,): the LM head sees no padding
+
+        def placed(values: Tensor) -> Tensor:
+            """(n,) -> (B,R), 0 at padding."""
+            return values.new_zeros(real.shape).masked_scatter(real, values)
+
         return PolicyOutput(
-            logprobs=logprobs.where(real, 0.0),
-            entropy=entropy.where(real, 0.0),
+            logprobs=placed(self._read(gather_logprobs, taken, ids)),
             values=values[:, :-1].where(real, 0.0),
             next_value=values.gather(1, end).squeeze(1),
+            entropy=lambda: placed(self._read(lambda dist, _: entropy(dist), taken, ids)),
             log_dist=lambda rows: self.sampler.log_dist(self.logits(states[rows])),
         )
 
-    def _read(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (B,R,W), ids (B,R) -> logprobs (B,R), entropy (B,R), at most CHUNK_LOGITS logits at a time.
+    def _read(self, read: Callable[[Tensor, Tensor], Tensor], states: Tensor, ids: Tensor) -> Tensor:
+        """read(log_dist (m,V), ids (m,)) -> (m,) over n states, at most CHUNK_LOGITS logits at a time: (n,).
 
         More than one chunk while gradients are wanted: each chunk is recomputed in the backward pass, or autograd
         would keep them all and nothing would be saved.
         """
-        b, r = ids.shape
-        rows = max(1, CHUNK_LOGITS // max(1, r * self.model.config.vocab_size))
-        if rows >= b:
-            return self._read_chunk(hidden, ids)
-        read = [
-            checkpoint(self._read_chunk, hidden[i : i + rows], ids[i : i + rows], use_reentrant=False)
-            if torch.is_grad_enabled()
-            else self._read_chunk(hidden[i : i + rows], ids[i : i + rows])
-            for i in range(0, b, rows)
-        ]
-        return torch.cat([chunk[0] for chunk in read]), torch.cat([chunk[1] for chunk in read])
 
-    def _read_chunk(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        log_dist = self.sampler.log_dist(self.logits(hidden))
-        # p log p -> 0 as p -> 0: a banned id has p = 0 and log p = -inf, and 0 * -inf would be NaN.
-        finite = log_dist.masked_fill(log_dist.isneginf(), 0.0)
-        return gather_logprobs(log_dist, ids), -(log_dist.exp() * finite).sum(dim=-1)
+        def one(states: Tensor, ids: Tensor) -> Tensor:
+            return read(self.sampler.log_dist(self.logits(states)), ids)
+
+        size = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
+        if size >= len(states):
+            return one(states, ids)
+        chunks = [(states[at : at + size], ids[at : at + size]) for at in range(0, len(states), size)]
+        if not torch.is_grad_enabled():
+            return torch.cat([one(*chunk) for chunk in chunks])
+        return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def entropy(log_dist: Tensor) -> Tensor:
+    """-sum_v p log p of distributions (...,V), nats."""
+    # p log p -> 0 as p -> 0: a banned id has p = 0 and log p = -inf, and 0 * -inf would be NaN.
+    finite = log_dist.masked_fill(log_dist.isneginf(), 0.0)
+    return -(log_dist.exp() * finite).sum(dim=-1)
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -108,9 +108,9 @@ def test_sentiment_is_graded_and_not_told_by_the_length(reviews: list[tuple[str,
     scores = sorted(score for _, score, _ in reviews)
     top, p90 = scores[-1], scores[int(0.9 * len(scores))]
     assert sum(score == top for score in scores) <= 0.05 * len(scores)
-    assert 0.6 < p90 < top - 0.1
+    assert 0.5 < p90 < top - 0.1
     assert len(set(scores)) >= 15
-    assert Counter(scores).most_common(1)[0][1] < 0.25 * len(scores)  # the neutral reviews
+    assert Counter(scores).most_common(1)[0][1] < 0.35 * len(scores)  # the neutral reviews
     # Scoring near the 90th percentile takes no longer reviews: the mean length there, against that of all.
     lengths = [words for _, _, words in reviews]
     at_p90 = [words for _, score, words in reviews if score == p90]

@@ -23,7 +23,7 @@ def test_logprobs_entropy_and_values_one_row_at_a_time_by_definition():
             p = logits.softmax(0)
             assert output.logprobs[row, t].item() == pytest.approx(p[token].log().item(), abs=1e-10)
             entropy = -(p[p > 0] * p[p > 0].log()).sum().item()
-            assert output.entropy[row, t].item() == pytest.approx(entropy, abs=1e-10)
+            assert output.entropy()[row, t].item() == pytest.approx(entropy, abs=1e-10)
             assert output.values[row, t].item() == pytest.approx(policy.value_head(hidden).item(), abs=1e-10)
             assert torch.allclose(output.log_dist(slice(row, row + 1))[0, t].exp(), p, atol=1e-10)
             ids = [*ids, token]
@@ -36,15 +36,15 @@ def test_padding_on_either_side_changes_neither_scores_nor_gradients(left, right
     def scores_and_gradient(rollout):
         policy = small_policy()
         out = policy.score(rollout)
-        total = (out.logprobs * 0.3 + out.values.square() + out.entropy)[rollout.mask].sum() + out.next_value.sum()
+        total = (out.logprobs * 0.3 + out.values.square() + out.entropy())[rollout.mask].sum() + out.next_value.sum()
         total.backward()
-        return out, torch.cat([p.grad.flatten() for p in policy.parameters()])
+        scores = {"logprobs": out.logprobs, "entropy": out.entropy(), "values": out.values}
+        return out, scores, torch.cat([p.grad.flatten() for p in policy.parameters()])
 
-    plain, gradient = scores_and_gradient(random_rollout())
-    wide, wide_gradient = scores_and_gradient(padded(random_rollout(), left, right))
-    for name in ("logprobs", "entropy", "values"):
-        r = getattr(plain, name).shape[1]
-        assert (getattr(plain, name) - getattr(wide, name)[:, :r]).abs().max() < 1e-10
+    plain, scores, gradient = scores_and_gradient(random_rollout())
+    wide, wide_scores, wide_gradient = scores_and_gradient(padded(random_rollout(), left, right))
+    for name, values in scores.items():
+        assert (values - wide_scores[name][:, : values.shape[1]]).abs().max() < 1e-10
     assert (plain.next_value - wide.next_value).abs().max() < 1e-10
     assert (gradient - wide_gradient).abs().max() < 1e-10
 
@@ -53,11 +53,11 @@ def test_chunks_of_any_size_give_the_same_scores_and_gradients(monkeypatch):
     def gradient():
         policy, rollout = small_policy(), random_rollout()
         out = policy.score(rollout)
-        (out.logprobs + out.entropy).sum().backward()
+        (out.logprobs + out.entropy()).sum().backward()
         return out.logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
     whole = gradient()
-    monkeypatch.setattr(policy_module, "CHUNK_LOGITS", 2 * 6 * 13)  # two rows of six tokens
+    monkeypatch.setattr(policy_module, "CHUNK_LOGITS", 5 * 13)  # five tokens at a time
     for a, b in zip(whole, gradient(), strict=True):
         assert (a - b).abs().max() < 1e-12
 

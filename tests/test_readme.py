@@ -1,0 +1,178 @@
+"""The manual is true: its tree, hooks, metrics, fields, exit codes and commands are those of the program."""
+
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minirlhf import errors, hookspecs
+from minirlhf.components import INPUTS, OBSERVER_METHODS
+from minirlhf.errors import UserError
+from tests.cli.calling import done, refused
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title):
+    """The text under a heading, up to the next one of its level or above."""
+    level, rest = title.partition(" ")[0], README.partition(f"\n{title}\n")[2]
+    assert rest, f"there is no heading {title!r}"
+    return re.split(rf"\n#{{1,{len(level)}}} ", rest)[0]
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def table(text):
+    """The rows of the first table, as lists of cells, without its head."""
+    lines = re.search(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)[0].splitlines()
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+def names(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "<!--" not in README
+    assert "TODO" not in README
+
+
+def test_the_tree_is_the_disk():
+    (tree,) = blocks(section("## Reading the code"), "")
+    folder, named = "", set()
+    for line in tree.splitlines():
+        depth, words = len(line) - len(line.lstrip()), line.split()
+        if depth == 0:
+            folder, top = words[0], words[0]
+            assert (ROOT / top).is_dir()
+        elif depth == 2:
+            folder = top
+        entries = [w for w in words if w.endswith((".py", ".toml", ".txt", ".typed"))] if top == "minirlhf/" else []
+        if words[0].endswith("/") and depth == 2:
+            folder = top + words[0]
+        named |= {folder + entry for entry in entries[: len(words)]}
+    disk = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "minirlhf").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert named == disk
+    for plugin in (ROOT / "plugins").glob("*.py"):
+        assert plugin.stem in tree
+
+
+# ---- hooks and metrics -------------------------------------------------------------------------------------
+
+
+def test_every_hook_is_there_with_its_signature():
+    hooks = {n: f for n, f in inspect.getmembers(hookspecs, inspect.isfunction) if n.startswith("register_")}
+    listed = {names(row[0])[0]: row[1] for row in table(section("### Hooks"))}
+    assert set(listed) == {f"{name}{str(inspect.signature(hook)).partition(' ->')[0]}" for name, hook in hooks.items()}
+    for method in OBSERVER_METHODS:
+        assert f"`{method}(" in listed["register_observers()"]
+
+
+def test_every_input_that_a_component_may_name_is_there_and_no_other():
+    rows = table("| kind |" + section("### Hooks").partition("| kind |")[2])
+    listed = {row[0]: set(names(row[1])) - {"**columns"} for row in rows}
+    assert listed == {kind: set(inputs) for kind, inputs in INPUTS.items() if kind != "observer"}
+
+
+def test_every_metric_of_a_run_is_there_and_no_other(finished):
+    run, _ = finished
+    logged = {
+        key
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        for key in json.loads(line)
+        if not key.startswith("reward/")
+    }
+    assert {names(row[0])[0] for row in table(section("## What is logged"))} == logged | {"reward/LABEL"}
+
+
+def test_every_field_of_an_evaluation_is_there(finished):
+    run, _ = finished
+    text = section("## The run directory")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for name in [*evaluation, *evaluation["policy"]]:
+        assert f"`{name}`" in text, name
+
+
+def test_every_event_is_there(finished):
+    named = set(names(section("## The run directory").partition("With `--json`")[2]))
+    assert {event["event"] for event in finished[1]} <= named
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------
+
+
+def test_the_lines_beside_the_pseudocode_are_those_of_the_loop_in_its_order():
+    source = (ROOT / "minirlhf" / "ppo.py").read_text(encoding="utf-8")
+    at = 0
+    rows = table(section("## The loop"))
+    assert len(rows) >= 14
+    for _, code in rows:
+        (line,) = names(code)
+        found = source.find(f" {line}", at)
+        assert found >= 0, f"{line!r} is not in ppo.py behind the line before it"
+        at = found
+
+
+# ---- commands ----------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    line.partition(" #")[0].strip()
+    for block in blocks(README, "bash")
+    for line in block.splitlines()
+    if line.startswith("minirlhf run")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_manual_is_a_configuration(line, tmp_path, monkeypatch):
+    """Resolved, not run: presets, components, options and keys exist. (test_run.py runs such commands.)"""
+    arguments = shlex.split(line)[2:]
+    arguments = [a for i, a in enumerate(arguments) if a not in ("--out", "--json") and arguments[i - 1] != "--out"]
+    (source,) = [b for b in blocks(README, "python") if b.startswith("# brevity.py")]
+    (tmp_path / "brevity.py").write_text(source)
+    (tmp_path / "my-run.toml").write_text(blocks(README, "toml")[0])
+    monkeypatch.chdir(tmp_path)
+    shown = done("config", "show", *arguments)
+    assert "[ppo]" in shown.out
+
+
+def test_the_plugin_of_the_manual_runs_both_ways(tiny, tmp_path, monkeypatch):
+    (source,) = [b for b in blocks(README, "python") if b.startswith("# brevity.py")]
+    (tmp_path / "brevity.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    option = ("--set", "rewards.brevity.target=12")
+    done("run", *tiny, "--plugin", "brevity.py", "--reward", "brevity", *option, "--out", "a")
+    done("run", *tiny, "--reward", "brevity.py:brevity", *option, "--out", "b")
+    assert (tmp_path / "a" / "evaluation.json").exists()
+    first, second = ((tmp_path / n / "model" / "model.safetensors").read_bytes() for n in "ab")
+    assert first == second
+
+
+def test_the_exit_codes_are_those_of_the_errors_and_their_examples_hold(tiny, tmp_path):
+    rows = {int(row[0]): row[2] for row in table(section("## Exit codes"))}
+    raised = {kind.exit_code for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, UserError)}
+    assert set(rows) == {0, 1, 130, 143} | raised
+    for code in (2, 3, 5, 6):
+        (line,) = names(rows[code])
+        arguments = shlex.split(line)[2:]
+        out = () if "--out" in arguments else ("--out", tmp_path / str(code))
+        refused(code, "run", *tiny, *arguments, *out)
+    done(*shlex.split(names(rows[0])[0])[1:])
+
+
+def test_ci_reads_the_two_lines_out_of_the_manual():
+    script = (ROOT / ".ci" / "run").read_text()
+    patterns = re.findall(r"grep -m1 '([^']+)' README.md", script)
+    found = [[line for line in README.splitlines() if re.search(p, line)] for p in patterns]
+    assert found[0][0].endswith("-c constraints.txt . && .venv/bin/minirlhf run")
+    assert found[1][0] == ".venv/bin/pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest"
