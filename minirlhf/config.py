@@ -77,7 +77,7 @@ class CorpusConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: int = Field(1900, ge=1, description="optimiser steps (never the clock)")
+    steps: int = Field(1700, ge=1, description="optimiser steps (never the clock)")
     batch_size: int = Field(16, ge=1, le=1 << 20, description="documents a step")
     sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
     lr: float = Field(5e-3, gt=0, le=1e30, description="largest learning rate")
@@ -104,7 +104,7 @@ class RewardConfig(ComponentSection):
 class KLConfig(ComponentSection):
     estimator: str = Field("k1", min_length=1, description="KL estimator: nats a token against the reference")
     place: Literal["reward", "loss", "both"] = Field("reward", description="where beta KL goes")
-    coef: float = Field(0.08, ge=0, description="beta: score units per nat")
+    coef: float = Field(0.1, ge=0, description="beta: score units per nat")
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
     horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
@@ -122,7 +122,7 @@ class LossConfig(ComponentSection):
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean", description="how token losses become one number"
     )
-    value_coef: float = Field(0.08, ge=0, description="weight of the value loss")
+    value_coef: float = Field(0.1, ge=0, description="weight of the value loss")
     value_clip: float = Field(0.2, ge=0, description="values may move this far from the old ones; 0 = no clip")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
 

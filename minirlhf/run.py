@@ -115,6 +115,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         observers = Observers(components.observers, emit)
         observers.start(config, directory)
         run_ppo(config, state, parts, components, observers, directory, emit)
+        if not state.reference.unchanged():
+            raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
         learned = perf_counter()
         emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(prompts.heldout))})
         result = evaluate_run(config, state, components, prompts, base.tokenizer, device)

@@ -1,4 +1,4 @@
-"""A wheel built from the tree: its modules are those of the tree, its data is in it, and it runs outside the checkout."""
+"""A wheel built from the tree holds its modules and its data, and runs outside the checkout."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_it_runs_outside_the_checkout_with_its_own_corpus(wheel, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    code = "import minirlhf, sys; sys.stderr.write(minirlhf.__file__ + chr(10)); from minirlhf.cli.main import main; main()"
+    code = "import minirlhf, sys; print(minirlhf.__file__, file=sys.stderr); from minirlhf.cli.main import main; main()"
     command = [sys.executable, "-P", "-c", code, "run", "tiny", "--json", "--set", "pretrain.steps=5"]
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

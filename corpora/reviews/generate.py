@@ -640,7 +640,8 @@ FORMER = {"is": ("was", "were"), "ais": ("was", "were"), "am": ("was", "were"), 
           "as": ("ed", "ed"), "feels": ("felt", "felt"), "lets": ("let", "let")}
 FIXED = {  # (singular, plural), by the thing reviewed
     "it": ("it", "they"), "It": ("it", "they"), "them": ("it", "them"), "this": ("this", "these"),
-    "is": ("is", "are"), "lets": ("lets", "let"), "was": ("was", "were"), "has": ("has", "have"), "s": ("s", ""), "a": ("a ", ""),
+    "is": ("is", "are"), "was": ("was", "were"), "has": ("has", "have"), "lets": ("lets", "let"),
+    "s": ("s", ""), "a": ("a ", ""),
     "one": ("one", "pair"), "new": ("a new", "new"), "pair of": ("", "pair of "),
 }
 SPEAKER = {  # (I, we), by who speaks

@@ -239,3 +239,19 @@ def test_an_interrupt_ends_with_one_line_and_130(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(composition, "run_ppo", interrupted)
     result = call("run", *tiny, "--out", tmp_path / "run")
     assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted")
+
+
+def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp_path, monkeypatch):
+    from minirlhf import run as composition
+
+    sound = composition.run_ppo
+
+    def meddling(config, state, *rest):
+        sound(config, state, *rest)
+        state.reference.policy.model.norm.weight.data[0] += 1e-6
+
+    monkeypatch.setattr(composition, "run_ppo", meddling)
+    result = call("run", *tiny, "--out", tmp_path / "run")
+    assert result.code == 1
+    assert "no longer what was frozen" in result.err
+    assert not (tmp_path / "run" / "evaluation.json").exists()

@@ -1,0 +1,54 @@
+"""Our files in the transformers library: `pip install -e '.[test,interop]'`, then `pytest -m interop`."""
+
+import pytest
+import torch
+
+from minirlhf.store.model import load_transformer
+from minirlhf.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("part", ["model", "reference"])
+def test_a_saved_model_opens_there_and_computes_the_same(part, finished, transformers):
+    folder = finished[0] / part
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours = load_transformer(folder)
+    ids = torch.randint(3, ours.config.vocab_size, (3, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0  # padding on the left
+    with torch.no_grad():
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        expected = theirs(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        logits = ours(ids, mask.bool()) @ ours.embed_tokens.weight.T
+    assert (logits - expected)[mask.bool()].abs().max() < 1e-5
+
+
+def test_a_model_made_there_opens_here(tmp_path, transformers):
+    """Grouped heads, an untied size of everything: names and layout are read, not guessed."""
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load_transformer(tmp_path)
+    ids = torch.randint(0, 40, (2, 10), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (ours(ids) @ ours.embed_tokens.weight.T - theirs(ids).logits).abs().max() < 1e-5
+
+
+def test_the_tokenizer_opens_there_and_gives_the_same_ids(finished, transformers):
+    folder = finished[0] / "model"
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
+    for text in ("the cat is good today .", "naïve 茶 \N{TEACUP WITHOUT HANDLE}", "  two  spaces\n"):
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ids == ours.encode(text)
+        assert theirs.decode(ids) == text
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (ours.pad_id, ours.bos_id, ours.eos_id)
