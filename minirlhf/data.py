@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from minirlhf.config import CorpusConfig
+from minirlhf.errors import InputError
 from minirlhf.generate import PromptBatch
 from minirlhf.streams import generator
 from minirlhf.text.corpus import (
@@ -70,6 +71,9 @@ def read_candidates(corpus: CorpusConfig, documents: Documents, reserved: Collec
     source = corpus.prompts or (corpus.text if is_packaged(corpus.text) else None)
     if source is None:
         found = openings(documents.heldout, corpus.opening_words)
+        if not found:
+            todo = "give corpus.prompts, or more and longer documents"
+            raise InputError("no held-out document goes on after its opening: there is no prompt", corpus.text, todo)
         return Candidates(found, None, [f"no prompts given: {len(found)} openings of held-out documents serve"])
     train = read_prompts(source, corpus.errors, which="prompts", reserved=reserved)
     other = corpus.heldout_prompts or (source if is_packaged(source) else None)

@@ -159,6 +159,14 @@ def test_a_column_with_the_name_of_an_input_is_refused(tiny, tmp_path):
             said=(str(prompts), "completions"))  # fmt: skip
 
 
+def test_a_text_without_a_prompt_is_an_error_before_anything_is_trained(tiny, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "hello"}\n')
+    refused(2, "run", *tiny, "--set", f"corpus.text={text}", "--out", tmp_path / "run",
+            said=("there is no prompt", str(text), "corpus.prompts"))  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_prompts_that_are_all_too_long_are_an_error(tiny, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join("the cat is good today . " * 20 + str(n) for n in range(12)))
