@@ -104,7 +104,7 @@ class RewardConfig(ComponentSection):
 class KLConfig(ComponentSection):
     estimator: str = Field("k1", min_length=1, description="KL estimator: nats a token against the reference")
     place: Literal["reward", "loss", "both"] = Field("reward", description="where beta KL goes")
-    coef: float = Field(0.1, ge=0, description="beta: score units per nat")
+    coef: float = Field(0.09, ge=0, description="beta: score units per nat")
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
     horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
