@@ -1,4 +1,6 @@
-"""The pretrained base: made once for a corpus, tokenizer, model and pretraining settings, then reused.
+"""The base that a run starts from: made once for a corpus, tokenizer, model and pretraining settings, then reused.
+
+For a problem of the exact lab it is fitted to the problem's reference instead of pretrained.
 
     BASES/HASH/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json  base.json  MANIFEST.json
 
@@ -19,8 +21,12 @@ import torch
 from minirlhf.config import Config
 from minirlhf.data import Documents
 from minirlhf.errors import CheckpointError
+from minirlhf.exact import lab
+from minirlhf.exact.problems import Problem, problems
+from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.pretrain import PretrainState, heldout_loss, train, windows
+from minirlhf.sampler import Sampler
 from minirlhf.store.files import complete_directory, verify, write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import load_transformer, read_json, save_transformer
@@ -43,9 +49,37 @@ class Base:
     facts: dict[str, Any]
 
 
+def problem_of(config: Config) -> Problem | None:
+    """The problem of the exact lab that this run is about, if it is about one."""
+    return None if config.exact.problem is None else problems()[config.exact.problem]
+
+
+def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
+    """What the policy's distribution is in this run: its temperature, and what may not be chosen."""
+    problem, temperature = problem_of(config), config.sampler.temperature
+    if problem is not None:
+        return lab.sampler_of(problem, tokenizer, temperature)
+    return Sampler(temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+
+
+def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
+    """What KL is measured against: the policy as it is now, or the table of a problem."""
+    problem = problem_of(config)
+    return Reference(policy) if problem is None else lab.TableReference(policy, problem, tokenizer)
+
+
 def base_key(config: Config) -> dict[str, Any]:
     """Everything that decides the weights of the base."""
-    corpus = config.corpus
+    corpus, problem = config.corpus, problem_of(config)
+    if problem is not None:
+        return {
+            "format": FORMAT,
+            "problem": problem.name,
+            "table": lab.fingerprint(problem),
+            "temperature": config.sampler.temperature,
+            "model": config.model.model_dump(exclude={"separate_critic"}),
+            "seed": config.pretrain.seed,
+        }
     return {
         "format": FORMAT,
         "corpus": {
@@ -60,7 +94,7 @@ def base_key(config: Config) -> dict[str, Any]:
 
 
 def prepare_base(config: Config, documents: Documents, device: torch.device, emit: Emit) -> Base:
-    """Find the base of this configuration, or pretrain it."""
+    """Find the base of this configuration, or make it."""
     key = base_key(config)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     directory = Path(config.run.bases) / name
@@ -73,7 +107,8 @@ def prepare_base(config: Config, documents: Documents, device: torch.device, emi
                 return base
             except CheckpointError as fault:
                 emit({"event": "warning", "message": f"the base is built again: {fault}"})
-        build_base(directory, key, config, documents, device, emit)
+        build = fit_base if config.exact.problem else build_base
+        build(directory, key, config, documents, device, emit)
     return load_base(directory, device)
 
 
@@ -108,6 +143,23 @@ def build_base(
         "seconds": seconds,
         "tokens_per_s": state.tokens / seconds,
     }
+    with complete_directory(directory) as temporary:
+        save_transformer(temporary, model, tokenizer)
+        write_json(temporary / "base.json", {**facts, "key": key})
+    emit({"event": "stage", "stage": "base", "reused": False, "directory": str(directory), **facts})
+
+
+def fit_base(
+    directory: Path, key: dict[str, Any], config: Config, documents: Documents, device: torch.device, emit: Emit
+) -> None:
+    """Fit the transformer to the reference of the config's problem; the directory appears when it is complete."""
+    started, problem = perf_counter(), problem_of(config)
+    assert problem is not None, "chosen by exact.problem"
+    tokenizer = lab.tokenizer_of()
+    model = Transformer(transformer_config(config, tokenizer))
+    model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
+    facts = lab.fit(model, problem, tokenizer, config.sampler.temperature, config.pretrain.seed)
+    facts |= {"parameters": sum(p.numel() for p in model.parameters()), "seconds": perf_counter() - started}
     with complete_directory(directory) as temporary:
         save_transformer(temporary, model, tokenizer)
         write_json(temporary / "base.json", {**facts, "key": key})

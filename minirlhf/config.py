@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from minirlhf import registry as plugin_registry
 from minirlhf.components import nearest
 from minirlhf.errors import ConfigError, UsageError
+from minirlhf.exact.problems import problems
 from minirlhf.registry import BUILTIN_OWNER, Registry
 from minirlhf.text.corpus import is_packaged
 
@@ -76,6 +77,12 @@ class CorpusConfig(Section):
     errors: Literal["strict", "replace"] = Field("strict", description="bytes that are not UTF-8: an error, or U+FFFD")
 
 
+class ExactConfig(Section):
+    problem: str | None = Field(
+        None, min_length=1, description="a problem of the exact lab in place of corpus and pretraining"
+    )
+
+
 class PretrainConfig(Section):
     steps: int = Field(1700, ge=1, description="optimiser steps (never the clock)")
     batch_size: int = Field(16, ge=1, le=1 << 20, description="documents a step")
@@ -113,7 +120,7 @@ class KLConfig(ComponentSection):
 class AdvantageConfig(ComponentSection):
     function: str = Field("gae", min_length=1, description="advantage function")
     whiten: Literal["auto", "batch", "population", "scale", "none"] = Field(
-        "auto", description="auto: batch, but none for functions of groups"
+        "auto", description="auto: over the batch for functions of V, none for all others"
     )
 
 
@@ -124,6 +131,8 @@ class LossConfig(ComponentSection):
     )
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss")
     value_clip: float = Field(0.2, ge=0, description="values may move this far from the old ones; 0 = no clip")
+    penalty: float = Field(1.0, ge=0, description="beta of ppo_penalty: weight of KL(policy, the one that sampled)")
+    penalty_target: float | None = Field(None, gt=0, description="steer that beta to this KL, nats per token")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
 
 
@@ -158,6 +167,8 @@ class TruncationConfig(Section):
 
 class EvaluationConfig(Section):
     prompts: int = Field(256, ge=1, description="held-out prompts")
+    residual_prompts: int = Field(32, ge=0, description="of them for residual_std, which needs several responses each")
+    residual_responses: int = Field(4, ge=2, le=1 << 16, description="responses to each of those")
     samples: int = Field(8, ge=0, description="of them shown side by side")
     bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of the interval")
 
@@ -170,6 +181,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
     corpus: CorpusConfig = CorpusConfig()
+    exact: ExactConfig = ExactConfig()
     pretrain: PretrainConfig = PretrainConfig()
     rewards: dict[str, RewardConfig] = Field(
         {"sentiment": RewardConfig(use="sentiment")}, description="label -> reward"
@@ -289,6 +301,16 @@ class Draft:
         run = self.values.get("run")
         if isinstance(run, dict):
             run.setdefault("bases", str(cwd / "runs" / "bases"))
+        exact = self.values.get("exact")
+        name = exact.get("problem") if isinstance(exact, dict) else None
+        if isinstance(name, str) and name in problems():  # a problem brings what is part of it, unless it is set
+            problem = problems()[name]
+            self.values.setdefault("rewards", {"problem": {}})
+            sampling = {"temperature": 1.0, "max_new_tokens": problem.horizon}
+            for section, values in {"kl": {"coef": problem.beta}, "sampler": sampling}.items():
+                given = self.values.setdefault(section, {})
+                if isinstance(given, dict):
+                    given |= {key: value for key, value in values.items() if key not in given}
 
     def add_plugins(self, names: Sequence[str], folder: Path) -> None:
         there = self.values.get("plugins", [])
@@ -306,9 +328,12 @@ class Draft:
             config = Config.model_validate_json(json.dumps(self._split(), default=str))
         except ValidationError as faults:
             self.faults += [self._fault(dict(fault)) for fault in faults.errors(include_url=False)]
-        self.faults += [self._at(path, reason) for path, reason in component_faults(self._split(), registry)]
+        unknown = [self._at(path, reason) for path, reason in component_faults(self._split(), registry)]
+        self.faults += unknown
         if config is not None:
             self.faults += [self._at(path, reason) for path, reason in cross_faults(config)]
+            if not unknown:
+                self.faults += [self._at(path, reason) for path, reason in pairing_faults(config, registry)]
         if self.faults or config is None:
             raise ConfigError(self.faults)
         return config
@@ -420,6 +445,8 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
         yield f"ppo.micro_batch_size = {c.ppo.micro_batch_size}", "larger than ppo.minibatch_size"
     if c.kl.controller == "adaptive" and c.kl.target is None:
         yield "kl.target", "the adaptive controller needs a target, in nats per sequence"
+    if c.kl.controller == "adaptive" and c.kl.coef == 0:
+        yield "kl.coef = 0", "the adaptive controller multiplies beta: from 0 it never moves"
     if c.kl.controller == "fixed" and c.kl.target is not None:
         yield f"kl.target = {c.kl.target}", "a target needs kl.controller = adaptive"
     if c.model.hidden_size % c.model.heads or c.model.hidden_size // c.model.heads % 2:
@@ -431,7 +458,7 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
             f"sampler.max_new_tokens = {c.sampler.max_new_tokens}",
             f"leaves no room for a prompt in model.max_positions = {c.model.max_positions}",
         )
-    if c.pretrain.sequence_length > c.model.max_positions:
+    if c.pretrain.sequence_length > c.model.max_positions and c.exact.problem is None:
         yield (
             f"pretrain.sequence_length = {c.pretrain.sequence_length}",
             f"over max_positions = {c.model.max_positions}",
@@ -442,6 +469,7 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
         yield f"truncation.value = {c.truncation.value}", f"the rule {c.truncation.rule} does not use it"
     if c.corpus.heldout_prompts and not c.corpus.prompts:
         yield f"corpus.heldout_prompts = {shown(c.corpus.heldout_prompts)}", "needs corpus.prompts beside it"
+    yield from exact_faults(c)
     if not c.rewards:
         yield "rewards", "there must be at least one"
     for label in c.rewards:
@@ -449,8 +477,82 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
             yield f"rewards.{label}", "a label has letters, digits, . _ - and begins with a letter or digit"
 
 
+def exact_faults(c: Config) -> Iterator[tuple[str, str]]:
+    """(path, reason) of what does not fit the problem of the exact lab, where one is chosen."""
+    name = c.exact.problem
+    if name is None:
+        return
+    if name not in problems():
+        hint = nearest(name, problems()) or f"; there are {', '.join(problems())}"
+        yield f"exact.problem = {shown(name)}", f"there is no such problem{hint}"
+        return
+    horizon = problems()[name].horizon
+    if c.sampler.max_new_tokens != horizon:
+        yield f"sampler.max_new_tokens = {c.sampler.max_new_tokens}", f"{name} has a horizon of {horizon}"
+    if c.kl.controller != "fixed":
+        yield f"kl.controller = {shown(c.kl.controller)}", "the optimum of a problem is that of one beta: use fixed"
+    for key in ("prompts", "heldout_prompts"):
+        if getattr(c.corpus, key):
+            yield f"corpus.{key} = {shown(getattr(c.corpus, key))}", f"{name} brings its own prompts"
+
+
+def pairing_faults(c: Config, registry: Registry) -> Iterator[tuple[str, str]]:
+    """(path, reason) of components that exist and cannot work with the other values."""
+    advantage = registry.find("advantage", c.advantage.function)
+    if "group" in advantage.inputs and c.ppo.responses_per_prompt < 2:
+        yield (
+            f"ppo.responses_per_prompt = {c.ppo.responses_per_prompt}",
+            f"{c.advantage.function} compares the responses to one prompt: set it to 2 or more",
+        )
+    if "values" not in advantage.inputs:
+        if c.truncation.rule == "bootstrap":
+            reason = f"{c.advantage.function} does not read V, so nothing trains the value that would be put in"
+            yield "truncation.rule = 'bootstrap'", reason
+        if c.ppo.critic_warmup:
+            reason = f"{c.advantage.function} does not read V: there is no critic to warm up"
+            yield f"ppo.critic_warmup = {c.ppo.critic_warmup}", reason
+    if c.loss.penalty_target and "beta" not in registry.find("loss", c.loss.policy).inputs:
+        yield f"loss.penalty_target = {c.loss.penalty_target}", f"{c.loss.policy} has no penalty: use ppo_penalty"
+
+
 def doubts(config: Config) -> list[str]:
     """Choices that optimise something else than they seem to, each with the reason in a sentence."""
+    return [*kl_doubts(config), *other_doubts(config)]
+
+
+def other_doubts(c: Config) -> Iterator[str]:
+    """What the advantage function, the loss and the rest change about the objective."""
+    updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
+    function, loss = c.advantage.function.removeprefix(f"{BUILTIN_OWNER}:"), c.loss.policy
+    if loss.removeprefix(f"{BUILTIN_OWNER}:") == "pg" and updates > 1:
+        yield (
+            f"loss pg with {updates} updates a rollout: it has no importance ratio, so from the second update on it is "
+            "the gradient of a policy that is gone; use ratio, or one epoch of one minibatch"
+        )
+    if function == "grpo":
+        yield (
+            "advantage grpo: the division by each group's standard deviation weighs prompts by how little their "
+            "responses differ, which is not the gradient of the mean score; dr_grpo leaves it out"
+        )
+    if function in ("rloo", "dr_grpo") and c.advantage.whiten in ("batch", "population"):
+        yield (
+            f"advantage {function} with whiten = {c.advantage.whiten}: the batch's standard deviation changes from one "
+            "rollout to the next and with it the size of the step; use none"
+        )
+    if c.advantage.options.get("gamma", 1.0) != 1.0 and c.kl.coef and c.kl.place != "loss":
+        yield (
+            f"advantage.gamma = {c.advantage.options['gamma']} with the KL in the reward: later KL counts less, so "
+            "what is optimised is not score - beta KL of the sequence"
+        )
+    if c.loss.aggregation == "sequence_mean":
+        yield (
+            "loss.aggregation = sequence_mean: a token of a short response weighs more than one of a long response, "
+            "which is not the gradient of the mean score where lengths differ; token_mean and constant are"
+        )
+
+
+def kl_doubts(config: Config) -> list[str]:
+    """What this KL estimator in this place does not do."""
     owner, _, estimator = config.kl.estimator.rpartition(":")
     place = config.kl.place
     if not config.kl.coef or owner not in ("", BUILTIN_OWNER):
@@ -462,6 +564,14 @@ def doubts(config: Config) -> list[str]:
         "in the loss, or k1 in the reward",
         ("k2", "reward"): "k2 in the reward is not the gradient of a KL, because k2 is biased as an estimate; use k1",
         ("k3", "reward"): "k3 in the reward is not the gradient of the KL: runs climb, then collapse; use k1",
+        (
+            "ratio_k3",
+            "reward",
+        ): "ratio_k3 in the reward is k3 (the ratio is 1 where the rewards are made), not the "
+        "gradient of the KL: runs climb, then collapse; use k1",
+        ("ratio_k3", "both"): "ratio_k3 in both places counts each token's own KL twice, in the reward and through the "
+        "ratio; use exact, k1 or k3",
+        ("ratio_k3", "loss"): "the gradient of each token's KL given those before it, as k2's: later KL is left out",
         ("abs", "reward"): "|log ratio| in the reward is a distance, not a KL, and pulls in both directions; use k1",
         ("k2", "both"): "k2 in both places is the gradient of E[k2], which is not the KL; use exact, k1 or k3",
         ("abs", "both"): "|log ratio| is a distance, not a KL; use exact, k1 or k3",

@@ -1,8 +1,8 @@
-"""The KL coefficient beta: fixed, or steered towards a target KL.
+"""Coefficients that the loop steers: of the KL to the reference, and of the penalty of N10.
 
-Units: the target is in nats per *sequence* (KL summed over the tokens of a response, averaged over responses). A
-per-token target is a different number by the factor of the response length; targets copied from other projects are
-wrong by it when the unit is not said.
+Units: the target of the first is in nats per *sequence* (KL summed over the tokens of a response, averaged over
+responses). A per-token target is a different number by the factor of the response length; targets copied from other
+projects are wrong by it when the unit is not said. The penalty's target is in nats per token.
 """
 
 from dataclasses import dataclass
@@ -25,3 +25,23 @@ class KLController:
             return
         error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
         self.beta *= 1.0 + error * responses / self.horizon
+
+
+@dataclass
+class Penalty:
+    """beta of N10, the weight of KL(pi, pi_old) in the loss `ppo_penalty`, and how it moves.
+
+    After the epochs of a rollout: halved if the KL was below target / 1.5, doubled if it was above 1.5 target; nats
+    per token; target None = fixed. Source: Schulman et al., 1707.06347, section 4.
+    """
+
+    beta: float
+    target: float | None = None
+
+    def update(self, kl_per_token: float) -> None:
+        if self.target is None:
+            return
+        if kl_per_token < self.target / 1.5:
+            self.beta /= 2
+        elif kl_per_token > self.target * 1.5:
+            self.beta *= 2

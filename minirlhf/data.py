@@ -12,6 +12,8 @@ import torch
 
 from minirlhf.config import CorpusConfig
 from minirlhf.errors import InputError
+from minirlhf.exact.lab import prompts_of
+from minirlhf.exact.problems import Problem
 from minirlhf.generate import PromptBatch
 from minirlhf.streams import generator
 from minirlhf.text.corpus import (
@@ -80,6 +82,12 @@ def read_candidates(corpus: CorpusConfig, documents: Documents, reserved: Collec
     if other is None:
         return Candidates(train, None, [])
     return Candidates(train, read_prompts(other, corpus.errors, which="heldout_prompts", reserved=reserved), [])
+
+
+def lab_candidates(problem: Problem) -> Candidates:
+    """The prompts of a problem: there are no others to hold out."""
+    prompts = [Prompt(text, columns) for text, columns in prompts_of(problem)]
+    return Candidates(prompts, prompts, [])
 
 
 def fit(candidates: Candidates, tokenizer: Tokenizer, longest: int) -> Prompts:

@@ -16,6 +16,7 @@ from torch import Tensor
 from minirlhf.builtin.kl import exact
 from minirlhf.experience import Rollout
 from minirlhf.generate import PromptBatch, generate
+from minirlhf.measures import residual_std
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.shaping import Scored
 from minirlhf.streams import generator
@@ -101,6 +102,35 @@ def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tenso
         kl = exact(active.log_dist(rows), frozen.log_dist(rows))
         sums.append(masked_sum(kl, rollout.mask[rows]))
     return torch.stack(sums).double()
+
+
+@torch.no_grad()
+def residual_spread(
+    model: Policy,
+    reference: Reference,
+    prompts: PromptBatch,
+    shaped_scores: Callable[[Rollout], tuple[Tensor, Tensor]],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    beta: float,
+    seed: int,
+) -> float | None:
+    """`residual_std` of a model's own responses: std within a prompt of r - beta log(model/ref), score units.
+
+    0 at the optimum. prompts holds each prompt several times; shaped_scores gives scores (B,) and which rows count.
+    """
+    residuals, groups, counts = [], [], []
+    for index, part in enumerate(prompts.parts(ROWS)):
+        rollout = generate(
+            model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "residual", index)
+        )
+        scores, rows = shaped_scores(rollout)
+        log_ratio = model.score(rollout).logprobs - reference.score(rollout).logprobs
+        residuals.append(scores - beta * torch.where(rollout.mask, log_ratio, 0.0).sum(dim=1))
+        groups.append(rollout.group)
+        counts.append(rows)
+    return residual_std(torch.cat(residuals), torch.cat(groups), torch.cat(counts))
 
 
 def score_or_nan(scored: Scored) -> Tensor:

@@ -13,8 +13,8 @@ from minirlhf.tensors import masked_mean, masked_sum, moments
 Metrics = dict[str, float]
 
 
-def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, eos: int) -> Metrics:
-    """About the responses, before the epochs: experience, entropy (B,R) and penalty = beta kl in the reward (B,R)."""
+def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, beta: float, eos: int) -> Metrics:
+    """About the responses, before the epochs: entropy (B,R), penalty = beta kl in the reward (B,R), beta of the KL."""
     e, mask = experience, experience.mask
     rows = mask.any(dim=1)
     count = rows.sum().clamp(min=1)
@@ -34,7 +34,25 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, eo
     metrics = dict(zip(values, read, strict=True))
     metrics["objective/scores_std"] = moments(e.scores, rows).std()
     metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
-    return metrics
+    log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
+    residual = residual_std(e.scores - beta * log_ratio, e.rollout.group, rows)
+    return metrics if residual is None else metrics | {"objective/residual_std": residual}
+
+
+def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None:
+    """Standard deviation within a prompt, pooled over the prompts with two responses or more; None without any.
+
+    residuals (B,) = r - beta log(pi/ref) of whole responses, group (B,) their prompts, rows (B,) = counts. Only at
+    the optimum is r - beta log(pi/ref) the same for all responses to a prompt, so 0 says that there is nothing left
+    to gain at this beta. Across prompts it differs by how hard they are. Unit: score.
+    """
+    _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
+    x = residuals[rows].detach().double()
+    freedom = int((sizes - 1).sum())
+    if freedom == 0:
+        return None
+    means = x.new_zeros(len(sizes)).scatter_add(0, index, x) / sizes
+    return float(((x - means[index]).square().sum() / freedom).sqrt())
 
 
 class Averages:

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.components import Built, check_loss, check_tensor
 from minirlhf.config import Config
-from minirlhf.controllers import KLController
+from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import DivergedError
 from minirlhf.experience import Experience, LogDist, PolicyOutput, Rollout
 from minirlhf.generate import PromptBatch, generate
@@ -42,6 +42,7 @@ class PPOState:
     optimizer: Optimizer
     schedule: LambdaLR
     controller: KLController
+    penalty: Penalty
     score_moments: Moments
     step: int = 0  # iterations done
     updates: int = 0  # optimiser steps done
@@ -89,7 +90,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
                  "logprobs": active.logprobs, "ref_logprobs": reference.logprobs, "group": rollout.group,
                  "terminated": rollout.terminated, "bootstrap_values": shaped.bootstrap}  # fmt: skip
         if parts.advantage.names("greedy_scores"):
-            known["greedy_scores"] = greedy_scores(state, parts, config, prompts)
+            known["greedy_scores"] = greedy_scores(state, parts, config, prompts, shaped.running)
         plain = check_tensor(parts.advantage, parts.advantage(known), mask, known)  # advantages <- f(values, rewards)
         returns = plain + active.values  # returns <- advantages + values, before whitening
         advantages, scale, flat = whiten(plain, mask, parts.whitening)
@@ -98,7 +99,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             old_values=active.values, kl=kl, scores=shaped.scores, rewards=rewards, advantages=advantages,
             returns=returns, ref_log_dist=reference.log_dist)  # fmt: skip
         check_finite(experience, step)
-        collected, updates = perf_counter(), list[Metrics]()
+        collected, updates, done = perf_counter(), list[Metrics](), list[Metrics]()
         for epoch in range(ppo.epochs):  # for each epoch
             batches = experience.minibatches(ppo.minibatch_size, generator(seed, f"minibatches/{epoch}", step))
             # new <- forward pass ... zero grad: see `update`; rows that are all masked teach nothing
@@ -106,14 +107,14 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             updates += done
             if ppo.target_kl and any(u["policy/approxkl_avg"] > 1.5 * ppo.target_kl for u in done):
                 break
-        metrics = rollout_metrics(experience, entropy, penalty, parts.tokenizer.eos_id)
+        metrics = rollout_metrics(experience, entropy, penalty, beta, parts.tokenizer.eos_id)
         metrics |= scored.metrics | update_metrics(updates, beta, float(state.schedule.get_last_lr()[0]))
         check_same_policy(metrics["policy/first_log_ratio"], step)
         ended = perf_counter()
         metrics |= {"time/rollout": sampled - started, "time/score": collected - sampled}
         metrics |= {"time/learn": ended - collected, "count/flat_batches": float(flat)}
         state.score_moments = shaped.running
-        finish_iteration(state, experience, metrics, ended - started)
+        finish_iteration(state, experience, metrics, done, ended - started)
         yield state.step, experience, metrics
 
 
@@ -129,7 +130,7 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
         weight, mask = weights[rows], micro.mask
         new = state.policy.score(micro.rollout)  # new <- forward pass of the active policy on the same data
         value_loss = masked_sum(weight * value_error(new.values, micro, config.loss.value_clip or None), mask)
-        surrogate, logged = policy_loss(parts.loss, new, micro, state.controller.beta)
+        surrogate, logged = policy_loss(parts.loss, new, micro, state.penalty.beta)
         loss = masked_sum(weight * surrogate, mask)  # ratio, policy loss <- mean(-advantages * ratio), N10 or N11
         log.add({"loss/policy_avg": loss, "loss/value_avg": value_loss})
         if parts.learns_values:
@@ -152,14 +153,20 @@ def sample(state: PPOState, parts: Parts, config: Config, prompts: PromptBatch) 
     )  # fmt: skip
 
 
-def greedy_scores(state: PPOState, parts: Parts, config: Config, prompts: PromptBatch) -> Tensor:
-    """Scores (B,) of the most likely response to each prompt: decoded and scored only if a function asks for it."""
+def greedy_scores(state: PPOState, parts: Parts, config: Config, prompts: PromptBatch, running: Moments) -> Tensor:
+    """Shaped return (B,) of the most likely response to each prompt: its score after the same rules, minus beta KL
+    where the KL is in the reward. Decoded and scored only if a function asks for it."""
     greedy = generate(
         state.policy, prompts, parts.tokenizer, max_new_tokens=config.sampler.max_new_tokens,
         generator=generator(config.run.seed, "greedy", state.step),
         sampler=replace(state.policy.sampler, temperature=0.0),
     )  # fmt: skip
-    return parts.reward_models(greedy, state.step).scores
+    with torch.no_grad():
+        active, reference = state.policy.score(greedy), state.reference.score(greedy)
+        kl = rollout_kl(parts.kl, active, reference, greedy, config)
+    scored = parts.reward_models(greedy, state.step)
+    scores = shape_scores(scored, greedy, active.next_value, running, config.ppo, config.truncation, learn=False).scores
+    return scores if config.kl.place == "loss" else scores - state.controller.beta * kl.sum(dim=1)
 
 
 def rollout_kl(kl: Built, active: PolicyOutput, reference: PolicyOutput, rollout: Rollout, config: Config) -> Tensor:
@@ -252,10 +259,14 @@ def optimizer_step(state: PPOState, config: Config, log: Averages) -> Metrics:
     return metrics
 
 
-def finish_iteration(state: PPOState, experience: Experience, metrics: Metrics, seconds: float) -> None:
-    """Move the counters, the KL coefficient and the learning rate on; log where they stand."""
+def finish_iteration(
+    state: PPOState, experience: Experience, metrics: Metrics, last_epoch: list[Metrics], seconds: float
+) -> None:
+    """Move the counters, the coefficients and the learning rate on; log where they stand."""
     responses, tokens = len(experience), int(experience.rollout.response_mask.sum())
     state.controller.update(metrics["objective/kl"], responses)
+    if last_epoch:
+        state.penalty.update(sum(u["policy/approxkl_avg"] for u in last_epoch) / len(last_epoch))
     state.schedule.step()
     state.step += 1
     state.episodes += responses

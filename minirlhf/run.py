@@ -17,32 +17,33 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import minirlhf
-from minirlhf.base import Base, Emit, prepare_base
+from minirlhf.base import Base, Emit, prepare_base, problem_of, reference_of, sampler_of
 from minirlhf.components import INPUTS, Built
 from minirlhf.config import Config, doubts, dump_toml
-from minirlhf.controllers import KLController
-from minirlhf.data import Prompts, PromptStream, batch, fit, load_documents, read_candidates
-from minirlhf.errors import PluginError, UsageError
-from minirlhf.evaluate import Evaluation, evaluate
+from minirlhf.controllers import KLController, Penalty
+from minirlhf.data import Prompts, PromptStream, batch, fit
+from minirlhf.errors import PluginError, UsageError, UserError
+from minirlhf.evaluate import Evaluation, evaluate, residual_spread
+from minirlhf.exact.lab import enumerable, optimality
 from minirlhf.experience import Experience, Rollout
 from minirlhf.measures import Metrics
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.registry import Registry
-from minirlhf.sampler import Sampler
-from minirlhf.saved import heldout_prompts, open_run
+from minirlhf.saved import heldout_prompts, open_run, read_sources
 from minirlhf.scoring import RewardModels, TrainerState
-from minirlhf.shaping import Scored
+from minirlhf.shaping import Scored, shape_scores
 from minirlhf.store import checkpoint
 from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.lock import locked
 from minirlhf.store.metrics import JsonLines
-from minirlhf.store.model import resolve_device, save_policy
+from minirlhf.store.model import read_json, resolve_device, save_policy
 from minirlhf.tensors import Moments, Whitening
-from minirlhf.text.corpus import fit_prompts, read_prompts
+from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -79,10 +80,11 @@ def build_rewards(config: Config, registry: Registry, device: torch.device) -> R
 
 
 def whitening(config: Config, advantage: Built) -> Whitening:
-    """`auto`: over the batch for functions of V, none for group functions (it would bring back what they took out)."""
+    """`auto`: over the batch for functions of V; none for the others, which it would give a baseline and a scale that
+    they leave out (or took out) on purpose."""
     chosen = config.advantage.whiten
     if chosen == "auto":
-        return "none" if advantage.names("group") else "batch"
+        return "batch" if advantage.names("values") else "none"
     return chosen
 
 
@@ -97,8 +99,7 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     started = perf_counter()
     device = set_up(config)
     components = build_components(config, registry, device)
-    documents = load_documents(config.corpus)
-    candidates = read_candidates(config.corpus, documents, INPUTS["reward"])
+    documents, candidates = read_sources(config)
     components.rewards.check_columns(candidates.columns)
     with run_directory(config, out) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
@@ -119,7 +120,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
             raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
         learned = perf_counter()
         emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(prompts.heldout))})
-        result = evaluate_run(config, state, components, prompts, base.tokenizer, device)
+        side_by_side = (state.policy, state.reference, base.tokenizer)
+        result = evaluate_run(config, *side_by_side, components.rewards, prompts.heldout, state.controller.beta, device)
         save_models(directory, state, base)
         ended = perf_counter()
         seconds = {"base": based - started, "ppo": learned - based, "evaluation": ended - learned}
@@ -167,19 +169,19 @@ def prepare_ppo(
 ) -> tuple[PPOState, Parts]:
     """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
     tokenizer, ppo = base.tokenizer, config.ppo
-    sampler = Sampler(config.sampler.temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
-    policy = Policy(base.trunk, sampler, separate_critic=config.model.separate_critic).to(device)
+    policy = Policy(base.trunk, sampler_of(config, tokenizer), separate_critic=config.model.separate_critic).to(device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
     total = max(1, ppo.iterations)
     schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
     state = PPOState(
         policy=policy,
-        reference=Reference(policy),
+        reference=reference_of(config, policy, tokenizer),
         optimizer=optimizer,
         schedule=schedule,
         controller=KLController(
             config.kl.coef, config.kl.target if config.kl.controller == "adaptive" else None, config.kl.horizon
         ),
+        penalty=Penalty(config.loss.penalty, config.loss.penalty_target),
         score_moments=Moments(0.0, 0.0, 0),
     )
     stream = PromptStream(
@@ -257,7 +259,7 @@ def run_ppo(
     emit: Emit,
 ) -> None:
     """Drive the loop; write metrics, samples and checkpoints between its yields."""
-    checkpoints = directory / "checkpoints"
+    checkpoints, problem = directory / "checkpoints", problem_of(config)
     with JsonLines(directory / "metrics.jsonl") as metrics_file, JsonLines(directory / "samples.jsonl") as samples:
         loop = train(state, parts, config)
         while True:
@@ -267,6 +269,9 @@ def run_ppo(
                 break
             except PluginError as fault:
                 raise fault.at_step(state.step + 1) from fault
+            if problem is not None and enumerable(problem):  # an estimate costs more than an iteration
+                found = optimality(state.policy, problem, parts.tokenizer, config.kl.coef, seed=config.run.seed)
+                metrics |= {f"exact/{name}": value for name, value in found.items() if value is not None}
             metrics_file.write({"step": step, **metrics})
             emit({"event": "step", "step": step, "iterations": config.ppo.iterations, **metrics})
             if step % config.run.log_every == 0:
@@ -338,24 +343,49 @@ class Observers:
 
 def evaluate_run(
     config: Config,
-    state: PPOState,
-    components: Components,
-    prompts: Prompts,
+    policy: Policy,
+    reference: Reference,
     tokenizer: Tokenizer,
+    rewards: RewardModels,
+    heldout: list[Prompt],
+    beta: float,
     device: torch.device,
 ) -> Evaluation:
-    """Reference against policy on the first `evaluation.prompts` held-out prompts."""
-    chosen = prompts.heldout[: config.evaluation.prompts]
-    return evaluate(
-        state.policy,
-        state.reference,
-        batch(chosen, tokenizer, device),
-        lambda rollout: score(components.rewards, rollout, config.ppo.iterations, config),
-        tokenizer,
-        max_new_tokens=config.sampler.max_new_tokens,
-        resamples=config.evaluation.bootstrap,
-        seed=config.run.seed,
-    )
+    """Reference against policy on the first `evaluation.prompts` held-out prompts; how far each is from the optimum.
+
+    The few prompts of a problem of the exact lab are taken as often as it needs.
+    """
+    problem = problem_of(config)
+    if problem is not None:
+        heldout = [heldout[i % len(heldout)] for i in range(config.evaluation.prompts)]
+    sizes = {"max_new_tokens": config.sampler.max_new_tokens, "seed": config.run.seed}
+    chosen = heldout[: config.evaluation.prompts]
+
+    def models(rollout: Rollout) -> Scored:
+        return score(rewards, rollout, config.ppo.iterations, config)
+
+    def shaped(rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Scores after the rules, and which count."""
+        nothing = torch.zeros(len(rollout), device=device)
+        found = shape_scores(models(rollout), rollout, nothing, Moments(0.0, 0.0, 0), config.ppo, config.truncation)
+        return found.scores, found.rollout.mask.any(dim=1)
+
+    result = evaluate(
+        policy, reference, batch(chosen, tokenizer, device), models, tokenizer,
+        resamples=config.evaluation.bootstrap, **sizes,
+    )  # fmt: skip
+    result.summary["kl_coef"] = beta
+    few = chosen[: config.evaluation.residual_prompts]
+    if few and not config.ppo.score_normalize:  # the moments of the run's scores are not part of what is evaluated
+        several = batch(few, tokenizer, device, config.evaluation.residual_responses)
+        for name, model in {"reference": reference.policy, "policy": policy}.items():
+            spread = residual_spread(model, reference, several, shaped, tokenizer, beta=beta, **sizes)
+            result.summary[name]["residual_std"] = spread
+    if problem is not None:
+        found = optimality(policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
+        result.summary["optimality"] = found["optimality"]
+        result.summary["exact"] = found
+    return result
 
 
 def reevaluate(
@@ -376,17 +406,19 @@ def reevaluate(
         kept, note = fit_prompts(read, saved.tokenizer, longest)
         prompts = Prompts([], kept, [note] if note else [])
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
-    evaluation = evaluate(
-        saved.policy,
-        saved.reference,
-        batch(prompts.heldout[: config.evaluation.prompts], saved.tokenizer, device),
-        lambda rollout: score(rewards, rollout, config.ppo.iterations, config),
-        saved.tokenizer,
-        max_new_tokens=config.sampler.max_new_tokens,
-        resamples=config.evaluation.bootstrap,
-        seed=config.run.seed,
-    )
-    return evaluation, prompts.notes
+    three = (saved.policy, saved.reference, saved.tokenizer)
+    beta = final_beta(directory, config)
+    return evaluate_run(config, *three, rewards, prompts.heldout, beta, device), prompts.notes
+
+
+def final_beta(directory: Path, config: Config) -> float:
+    """The KL coefficient that a run ended with; the config's, if that is not known or was fixed."""
+    if config.kl.controller == "fixed":
+        return config.kl.coef
+    try:
+        return float(read_json(directory / "evaluation.json")["kl_coef"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return config.kl.coef
 
 
 def save_models(directory: Path, state: PPOState, base: Base) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from minirlhf.base import problem_of, reference_of, sampler_of
 from minirlhf.components import INPUTS
 from minirlhf.config import Config
-from minirlhf.data import Prompts, fit, load_documents, read_candidates
+from minirlhf.data import Candidates, Documents, Prompts, fit, lab_candidates, load_documents, read_candidates
 from minirlhf.errors import UsageError
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.sampler import Sampler
 from minirlhf.store.files import verify
 from minirlhf.store.model import load_policy, load_transformer
 from minirlhf.text.tokenizer import Tokenizer
@@ -41,13 +41,22 @@ def open_run(directory: Path, config: Config, device: torch.device) -> SavedRun:
     verify(directory / "model")
     verify(directory / "reference")
     tokenizer = Tokenizer.load(directory / "model")
-    sampler = Sampler(config.sampler.temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+    sampler = sampler_of(config, tokenizer)
     policy = load_policy(directory / "model", sampler).to(device).eval()
     base = Policy(load_transformer(directory / "reference"), sampler).to(device)
-    return SavedRun(policy, Reference(base), tokenizer, device)
+    return SavedRun(policy, reference_of(config, base, tokenizer), tokenizer, device)
+
+
+def read_sources(config: Config) -> tuple[Documents, Candidates]:
+    """What a run reads: its documents and prompts, or the prompts of its problem."""
+    problem = problem_of(config)
+    if problem is not None:
+        return Documents([], []), lab_candidates(problem)
+    documents = load_documents(config.corpus)
+    return documents, read_candidates(config.corpus, documents, INPUTS["reward"])
 
 
 def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     """The prompts of the run's own config, read again."""
     longest = config.model.max_positions - config.sampler.max_new_tokens
-    return fit(read_candidates(config.corpus, load_documents(config.corpus), INPUTS["reward"]), tokenizer, longest)
+    return fit(read_sources(config)[1], tokenizer, longest)

@@ -48,12 +48,18 @@ def shape_scores(
     running: Moments,
     ppo: PPOConfig,
     truncation: TruncationConfig,
+    *,
+    learn: bool = True,
 ) -> ShapedScores:
-    """Normalise, clip, apply the truncation rule; rows without a score, or ruled out, leave the mask."""
+    """Normalise, clip, apply the truncation rule; rows without a score, or ruled out, leave the mask.
+
+    learn: these scores count in the moments that they are normalised by (a baseline's do not).
+    """
     scores, valid = scored.scores, scored.valid
     if ppo.score_normalize:
-        now = moments(scores, valid)
-        running = Moments(running.total + now.total, running.squares + now.squares, running.count + now.count)
+        if learn:
+            now = moments(scores, valid)
+            running = Moments(running.total + now.total, running.squares + now.squares, running.count + now.count)
         scores = (scores - running.mean) / (running.std() or 1.0)
     if ppo.score_clip is not None:
         scores = scores.clamp(-ppo.score_clip, ppo.score_clip)

@@ -53,6 +53,6 @@ def finished(tiny, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("runs") / "finished"
     sets = ("ppo.iterations=4", "run.checkpoint_every=1", "run.keep_checkpoints=9", "kl.controller=adaptive")
-    more = ("kl.target=0.5", "ppo.score_normalize=true", "kl.horizon=20")
+    more = ("kl.target=0.5", "ppo.score_normalize=true", "kl.horizon=20", "ppo.responses_per_prompt=2")
     result = done("run", *tiny, *(p for s in (*sets, *more) for p in ("--set", s)), "--out", out, "--json")
     return out, result.events

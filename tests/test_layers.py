@@ -26,6 +26,7 @@ ROOMS = (
     "text",
     "generate",
     "measures",
+    "exact",
     "builtin",
     "components",
     "registry",
@@ -40,6 +41,7 @@ ROOMS = (
     "base",
     "saved",
     "run",
+    "audit",
     "cli",
     "__main__",
 )

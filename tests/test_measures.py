@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minirlhf.experience import Experience, Rollout
-from minirlhf.measures import Averages, explained_variance, rollout_metrics, update_metrics
+from minirlhf.measures import Averages, explained_variance, residual_std, rollout_metrics, update_metrics
 from tests.helpers import EOS, seeded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -48,7 +48,7 @@ def experience(**changed) -> Experience:
 def test_every_metric_of_a_rollout_by_hand():
     entropy = torch.tensor([[1.0, 1.5, 2.0], [0.5, 1.0, NAN]])
     penalty = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.06, NAN]])
-    metrics = rollout_metrics(experience(), entropy, penalty, EOS)
+    metrics = rollout_metrics(experience(), entropy, penalty, 0.1, EOS)
     # errors R - V: 1, 1, 1, 1, 0 have mean 0.8 and variance 0.8/4; R: 1..5 have variance 10/4
     assert metrics == pytest.approx(
         {
@@ -75,6 +75,7 @@ def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
         replace(whole, rollout=whole.rollout.keeping(torch.tensor([True, False]))),
         torch.ones(2, 3),
         torch.ones(2, 3),
+        0.1,
         EOS,
     )
     assert out["objective/kl"] == pytest.approx(0.6, abs=1e-10)
@@ -89,7 +90,7 @@ def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
 def test_a_rollout_without_any_scored_row_has_finite_metrics():
     whole = experience()
     nobody = replace(whole, rollout=whole.rollout.keeping(torch.tensor([False, False])))
-    out = rollout_metrics(nobody, torch.full((2, 3), NAN), torch.full((2, 3), NAN), EOS)
+    out = rollout_metrics(nobody, torch.full((2, 3), NAN), torch.full((2, 3), NAN), 0.1, EOS)
     assert all(math.isfinite(value) for value in out.values())
     assert out["count/masked_rows"] == 2
     assert out["objective/kl"] == 0
@@ -166,3 +167,26 @@ def test_an_iteration_without_updates_still_has_its_counts():
         "kl/coef": 0.07,
         "lr": 1e-3,
     }
+
+
+def test_the_residual_is_the_spread_within_prompts_pooled():
+    """Groups 0: 1, 3 (variance 2, one degree of freedom); 5: 2, 2, 5 (variance 3, two); 7 has one row left."""
+    residuals = torch.tensor([1.0, 2.0, 3.0, 2.0, 5.0, 40.0, 9.0, 10.0])
+    group = torch.tensor([0, 5, 0, 5, 5, 5, 7, 7])
+    rows = torch.tensor([True, True, True, True, True, False, True, False])
+    assert residual_std(residuals, group, rows) == pytest.approx(math.sqrt((2 * 1 + 3 * 2) / 3), abs=1e-12)
+    assert residual_std(residuals, torch.arange(8), rows) is None
+    assert residual_std(torch.full((4,), 0.1), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)) < 1e-7
+
+
+def test_the_residual_of_a_rollout_is_zero_at_the_optimum():
+    """r = beta log(pi/ref) + constant of the prompt is what the optimum looks like."""
+    whole = experience()
+    same = replace(whole.rollout, group=torch.zeros(2, dtype=torch.long))
+    log_ratio = torch.where(whole.mask, whole.old_logprobs - whole.ref_logprobs, 0.0).sum(dim=1)
+    best = replace(whole, rollout=same, scores=0.3 * log_ratio + 2)
+    assert rollout_metrics(best, torch.ones(2, 3), torch.ones(2, 3), 0.3, EOS)["objective/residual_std"] < 1e-6
+    off = rollout_metrics(best, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)["objective/residual_std"]
+    by_hand = 0.2 * abs(float(log_ratio[0] - log_ratio[1])) / math.sqrt(2)
+    assert off == pytest.approx(by_hand, abs=1e-6)
+    assert "objective/residual_std" not in rollout_metrics(whole, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)

@@ -17,7 +17,7 @@ from minirlhf.builtin.advantages import gae, mc, reward_to_go
 from minirlhf.builtin.kl import exact, k1, k2, k3
 from minirlhf.builtin.losses import ppo_clip, ratio
 from minirlhf.config import Config, KLConfig, LossConfig, PPOConfig, RunConfig, SamplerConfig, TruncationConfig
-from minirlhf.controllers import KLController
+from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import DivergedError
 from minirlhf.experience import Experience, PolicyOutput, Rollout
 from minirlhf.generate import PromptBatch
@@ -64,6 +64,7 @@ def state_of(policy, reference, optimizer, beta=0.1, **controller) -> ppo.PPOSta
         optimizer=optimizer,
         schedule=LambdaLR(optimizer, lambda step: 1.0),
         controller=KLController(beta, **controller),
+        penalty=Penalty(1.0),
         score_moments=Moments(0.0, 0.0, 0),
     )
 
@@ -626,7 +627,7 @@ def test_between_two_yields_the_state_is_complete():
     for field in ("score_moments", "step", "updates", "episodes", "tokens"):
         setattr(copied, field, getattr(state, field))
     assert {f.name for f in fields(state)} == {
-        *("policy", "reference", "optimizer", "schedule", "controller"),
+        *("policy", "reference", "optimizer", "schedule", "controller", "penalty"),
         *("score_moments", "step", "updates", "episodes", "tokens"),
     }
     for resumed in (state, copied):

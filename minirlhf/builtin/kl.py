@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import LOG_CLAMP
+from minirlhf.tensors import LOG_CLAMP, ratio
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -35,6 +35,14 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return (-d).clamp(-LOG_CLAMP, LOG_CLAMP).expm1() + d
 
 
+def ratio_k3(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """pi / pi_old k3: the value of k3 on-policy, in the loss the gradient of k2 (2512.21852).
+
+    The ratio is 1 in the first update but carries a gradient: grad(rho k3) = k3 grad log pi + grad k3 = d grad log pi.
+    """
+    return ratio(logprobs, old_logprobs) * k3(logprobs, ref_logprobs)
+
+
 def abs(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """|d|: a distance on the token taken, not an estimate of KL (TRL's and verl's `abs`)."""
     return (logprobs - ref_logprobs).abs()
@@ -54,4 +62,4 @@ def exact(log_dist: Tensor, ref_log_dist: Tensor) -> Tensor:
 
 @hookimpl
 def register_kl_estimators() -> Mapping[str, Any]:
-    return {"k1": k1, "k2": k2, "k3": k3, "abs": abs, "exact": exact}
+    return {"k1": k1, "k2": k2, "k3": k3, "ratio_k3": ratio_k3, "abs": abs, "exact": exact}

@@ -1,6 +1,7 @@
-"""Policy losses (N9, N11): a value for each token (B,R); the loop aggregates them over the mask.
+"""Policy losses (N2, N9 to N11): a value for each token (B,R); the loop aggregates them over the mask.
 
-rho = pi_new / pi_old of the token taken, its log clamped to +-20.
+rho = pi_new / pi_old of the token taken, its log clamped to +-20. In the first update of a rollout rho = 1, and all
+of them have one gradient: -A grad log pi. They differ in what happens as the policy moves on.
 """
 
 from collections.abc import Mapping
@@ -10,12 +11,31 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
+from minirlhf.tensors import LOG_CLAMP
 from minirlhf.tensors import ratio as importance_ratio
+
+
+def pg(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-A log pi (N2): the policy gradient itself; right for the policy that sampled, and for no other."""
+    return -advantages * logprobs
 
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor:
     """-A rho (N9): the surrogate of the notes; nothing holds the new policy near the old one."""
     return -advantages * importance_ratio(logprobs, old_logprobs)
+
+
+def ppo_penalty(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-A rho + beta (rho log rho - (rho - 1)) (N10; 1707.06347, section 4).
+
+    The second term is never negative, and its mean over samples of the old policy is KL(pi, pi_old): nats a token,
+    logged as `penalty_kl`. beta is the loop's: `loss.penalty`, fixed, or steered to `loss.penalty_target`.
+    """
+    rho, log_rho = importance_ratio(logprobs, old_logprobs), logprobs - old_logprobs
+    kl = rho * log_rho - log_rho.clamp(-LOG_CLAMP, LOG_CLAMP).expm1()
+    return -advantages * rho + beta * kl, {"penalty_kl": kl}
 
 
 def ppo_clip(
@@ -43,4 +63,4 @@ def ppo_clip(
 
 @hookimpl
 def register_policy_losses() -> Mapping[str, Any]:
-    return {"ratio": ratio, "ppo_clip": ppo_clip}
+    return {"pg": pg, "ratio": ratio, "ppo_penalty": ppo_penalty, "ppo_clip": ppo_clip}

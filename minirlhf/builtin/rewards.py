@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any
 
 from minirlhf import hookimpl
+from minirlhf.exact.problems import problems
 
 # Thai, Lao, Burmese, Khmer; kana; Han with its extensions.
 _UNSPACED = (
@@ -107,6 +108,15 @@ def repetition(completions: Sequence[str], *, n: int = 3) -> list[float]:
     return scores
 
 
+def problem(completions: Sequence[str], exact_problem: Sequence[str], exact_prompt: Sequence[int]) -> list[float]:
+    """The score of a problem of the exact lab, whose prompts say which problem it is: any number."""
+    found = problems()
+    return [
+        found[name].reward(prompt, found[name].response(text))
+        for text, name, prompt in zip(completions, exact_problem, exact_prompt, strict=True)
+    ]
+
+
 @hookimpl
 def register_reward_models() -> Mapping[str, Any]:
     return {
@@ -115,6 +125,7 @@ def register_reward_models() -> Mapping[str, Any]:
         "keywords": keywords,
         "regex": regex,
         "repetition": repetition,
+        "problem": problem,
     }
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": ("minirlhf.cli.pretrain", "Make the base of a configuration, or find it."),
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),
     "sample": ("minirlhf.cli.sample", "Let a run's policy or reference continue a prompt."),
+    "audit": ("minirlhf.cli.audit", "Bias, variance and gradient of an estimator against exact enumeration."),
     "plugins": ("minirlhf.cli.plugins", "List components, show one."),
     "config": ("minirlhf.cli.config", "Show a resolved configuration, or the schema."),
 }

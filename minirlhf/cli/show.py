@@ -56,6 +56,9 @@ class Printer:
             self._line(f"pretrain    {e['documents']:,} documents, {e['steps']} steps")
         elif e["stage"] == "base":
             source = "reused" if e["reused"] else "made"
+            if "kl" in e:  # fitted to a problem's reference
+                self._line(f"base        {source}: {e['parameters']:,} parameters, KL {e['kl']:.1e} nats to the table")
+                return
             self._line(
                 f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
                 f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s\n            {e['directory']}"
@@ -76,11 +79,12 @@ class Printer:
 
     def _step(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["iterations"]):
+            share = f"  F {e['exact/optimality']:.3f}" if "exact/optimality" in e else ""
             self._line(
                 f"  iteration {e['step']:4d}/{e['iterations']}  score {e['objective/scores']:+.3f}  "
                 f"kl {e['objective/kl']:6.2f}  entropy {e['policy/entropy_avg']:.2f}  "
                 f"length {e['response/length']:5.1f}  clipped {e.get('policy/clipfrac_avg', 0.0):.2f}  "
-                f"{e['tokens_per_s']:,.0f} tokens/s"
+                f"{e['tokens_per_s']:,.0f} tokens/s{share}"
             )
 
     def _run_finished(self, e: dict[str, Any]) -> None:
@@ -100,6 +104,7 @@ ROWS = (
     ("ended by itself", "eos_rate", "{:.1%}"),
     ("distinct completions", "distinct_share", "{:.1%}"),
     ("distinct bigrams", "distinct_2", "{:.1%}"),
+    ("residual, standard deviation", "residual_std", "{:.3f}"),
 )
 
 
@@ -120,7 +125,7 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
             )
     before, after = summary["reference"], summary["policy"]
     print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
-    for title, key, form in ROWS:
+    for title, key, form in (row for row in ROWS if before.get(row[1]) is not None):
         print(f"{title:<28} {form.format(before[key]):>10} {form.format(after[key]):>10}")
     low, high = summary["score_gain_ci95"]
     print(
@@ -128,3 +133,10 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
         f"better on {summary['win_rate']:.0%} of the prompts, "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
+    if "exact" in summary:
+        e = summary["exact"]
+        share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"
+        print(
+            f"{share}: J = score - beta KL {e['objective']:.4f} of at most {e['best']:.4f} "
+            f"(score {e['reward']:.4f}, KL {e['kl']:.4f} nats)"
+        )

@@ -47,6 +47,7 @@ def save(root: Path, state: PPOState, components: dict[str, dict[str, Any]], fac
                 **{name: getattr(state, name) for name in COUNTERS},
                 "schedule": state.schedule.last_epoch,
                 "beta": state.controller.beta.hex(),
+                "penalty": state.penalty.beta.hex(),
                 "score_moments": {
                     "total": state.score_moments.total.hex(),
                     "squares": state.score_moments.squares.hex(),
@@ -74,7 +75,8 @@ def load(path: Path, state: PPOState) -> tuple[dict[str, dict[str, Any]], dict[s
     try:
         m = saved["score_moments"]
         moments = Moments(float.fromhex(m["total"]), float.fromhex(m["squares"]), int(m["count"]))
-        beta, epoch = float.fromhex(saved["beta"]), int(saved["schedule"])
+        beta, penalty = float.fromhex(saved["beta"]), float.fromhex(saved["penalty"])
+        epoch = int(saved["schedule"])
         counters = {name: int(saved[name]) for name in COUNTERS}
         components = join_state(read_tensors(path / "components.safetensors"), saved["components"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
@@ -83,7 +85,7 @@ def load(path: Path, state: PPOState) -> tuple[dict[str, dict[str, Any]], dict[s
     restore(state.policy, read_tensors(path / "policy.safetensors"), path / "policy.safetensors")
     restore_optimizer(state.optimizer, read_tensors(path / "optimizer.safetensors"), path / "optimizer.safetensors")
     restore_schedule(state.schedule, epoch)
-    state.controller.beta, state.score_moments = beta, moments
+    state.controller.beta, state.penalty.beta, state.score_moments = beta, penalty, moments
     for name, value in counters.items():
         setattr(state, name, value)
     return components, saved

@@ -173,5 +173,5 @@ def test_an_option_out_of_range_is_refused_by_name(reward, options, message) -> 
 
 def test_every_reward_is_registered_under_its_own_name() -> None:
     registered = rewards.register_reward_models()
-    assert list(registered) == ["sentiment", "length", "keywords", "regex", "repetition"]
+    assert list(registered) == ["sentiment", "length", "keywords", "regex", "repetition", "problem"]
     assert all(name == function.__name__ for name, function in registered.items())

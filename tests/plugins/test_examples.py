@@ -2,7 +2,7 @@
 
 import csv
 import inspect
-from math import e, exp, expm1
+from math import e, exp, log
 
 import pytest
 import torch
@@ -67,16 +67,40 @@ def test_novelty_remembers_across_a_checkpoint():
     assert again({"completions": ["a b", "y"]}) == [1 / 3, 1]
 
 
-def test_ratio_k3_has_the_value_of_k3_and_on_policy_the_gradient_of_k2():
-    built = chosen("kl", "ratio_k3")
-    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-1.5, -1.0, 0.0]], requires_grad=True)
-    ref = torch.tensor([[-1.5, -1.0, -3.0], [-1.0, -1.0, 0.0]])
-    given = {"logprobs": logprobs, "old_logprobs": logprobs.detach(), "ref_logprobs": ref}
-    kl = check_tensor(built, built(given), MASK)
-    expected = [[expm1(-0.5) + 0.5, expm1(1.0) - 1, 0], [expm1(0.5) - 0.5, 0, 0]]
-    torch.testing.assert_close(kl, torch.tensor(expected))
-    kl.sum().backward()
-    torch.testing.assert_close(logprobs.grad, torch.tensor([[0.5, -1.0, 0.0], [-0.5, 0.0, 0.0]]))
+def test_jeffreys_is_the_kl_both_ways():
+    built = chosen("kl", "jeffreys")
+    p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.8, 0.2, 0.0])
+    dist = {"log_dist": p.log().expand(2, 3, 3), "ref_log_dist": q.log().expand(2, 3, 3)}
+    by_hand = -0.3 * log(0.5 / 0.8) + 0.3 * log(0.5 / 0.2)
+    kl = check_tensor(built, built(dist), MASK)
+    torch.testing.assert_close(kl, by_hand * MASK.float())
+    assert not built.names("logprobs")
+
+
+def test_gspo_has_one_ratio_a_response():
+    built = chosen("loss", "gspo", clip=0.1)
+    # log ratios 0.3, 0, 0 (mean 0.1) and -0.2, 0 (mean -0.1; the third token is masked): s = e^0.1, e^-0.1
+    new = torch.tensor([[0.3, 0.0, 0.0], [-0.2, 0.0, 9.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+    given = {"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages, "mask": MASK}
+    loss, metrics = check_loss(built, built(given), MASK)
+    s = exp(0.1)  # above 1.1: cut where A > 0
+    torch.testing.assert_close(loss, torch.tensor([[-1.1, s, s], [-exp(-0.1), -exp(-0.1), 0.0]]))
+    assert metrics["clipfrac"][0].tolist() == [1, 0, 0]
+    loss.sum().backward()  # of the first row 2 s/3 a token, of the second -2 e^-0.1/2
+    torch.testing.assert_close(new.grad, torch.tensor([[2 * s / 3] * 3, [-exp(-0.1)] * 2 + [0.0]]))
+
+
+def test_cispo_bounds_the_weight_and_keeps_the_gradient():
+    built = chosen("loss", "cispo", high=0.5)
+    new = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, 0.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0, 2.0, -1.0], [-1.0, 1.0, 0.0]])
+    given = {"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages}
+    loss, metrics = check_loss(built, built(given), MASK)
+    torch.testing.assert_close(loss, torch.tensor([[-1.5, 0.0, -1 / e], [3.0, 0.0, 0.0]]))
+    assert metrics["cut"].tolist() == [[1, 0, 0], [1, 0, 0]]
+    loss.sum().backward()
+    torch.testing.assert_close(new.grad, torch.tensor([[-1.5, -2.0, 1 / e], [1.5, -1.0, 0.0]]))
 
 
 def test_remax_is_the_return_to_go_minus_the_greedy_score():

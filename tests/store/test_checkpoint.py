@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.controllers import KLController
+from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import CheckpointError
 from minirlhf.models.policy import Reference
 from minirlhf.ppo import PPOState
@@ -30,7 +30,8 @@ def fresh(steps=0, reference=0):
     policy = small_policy(reference)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.0)
     schedule = LambdaLR(optimizer, lambda i: 1 - i / 10)
-    state = PPOState(policy, Reference(policy), optimizer, schedule, KLController(0.05, 6.0), Moments(0.0, 0.0, 0))
+    controllers = (KLController(0.05, 6.0), Penalty(1.0, 0.01))
+    state = PPOState(policy, Reference(policy), optimizer, schedule, *controllers, Moments(0.0, 0.0, 0))
     g = seeded(9)
     for _ in range(steps):
         for parameter in policy.parameters():
@@ -40,6 +41,7 @@ def fresh(steps=0, reference=0):
         optimizer.zero_grad(set_to_none=True)
         state.step, state.updates, state.episodes, state.tokens = state.step + 1, state.updates + 4, 24, 771
         state.controller.beta *= 1.0371
+        state.penalty.beta *= 1.7
         state.score_moments = Moments(0.1 + state.step, 1 / 3, 24)
     return state
 
@@ -55,6 +57,7 @@ def snapshot(state):
         "schedule": state.schedule.last_epoch,
         "last lr": [lr.hex() for lr in state.schedule.get_last_lr()],
         "beta": state.controller.beta.hex(),
+        "penalty": state.penalty.beta.hex(),
         "moments": (moments.total.hex(), moments.squares.hex(), moments.count),
         "counters": (state.step, state.updates, state.episodes, state.tokens),
         "reference": state.reference.hash,
@@ -88,6 +91,7 @@ PERTURBED = {
     "the episodes": lambda s: setattr(s, "episodes", 0),
     "the tokens": lambda s: setattr(s, "tokens", 0),
     "beta": lambda s: setattr(s.controller, "beta", s.controller.beta + 1e-17),
+    "the penalty": lambda s: setattr(s.penalty, "beta", s.penalty.beta * (1 + 1e-15)),
     "the reward's sum": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total + 1e-15, 1 / 3, 24)),
     "the reward's squares": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total, 0.33, 24)),
     "the reward's count": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total, 1 / 3, 25)),

@@ -1,0 +1,142 @@
+"""minirlhf audit"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minirlhf.cli.options import FLAGS, plugin_option
+
+if TYPE_CHECKING:
+    from minirlhf.components import Built
+    from minirlhf.config import Config
+    from minirlhf.registry import Registry
+
+KINDS = ("kl", "advantage", "loss")
+
+
+@click.command("audit")
+@click.argument("what", nargs=-1, metavar="[kl|advantage|loss] [NAME]...")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Such as advantage.whiten=none, kl.coef=0.5")
+@plugin_option
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw bias against variance.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def command(
+    what: tuple[str, ...], sets: tuple[str, ...], plugins: tuple[str, ...], svg: Path | None, as_json: bool
+) -> None:
+    """Hold estimators against exact enumeration: bias, variance, and what their gradient optimises.
+
+    Without a kind, all of them; without a NAME, all components of the kind, those of plugins included. NAME may be
+    OWNER:NAME or FILE.py:FUNCTION. With one NAME, --set may give its options.
+    """
+    kinds, names = chosen(what)
+    from minirlhf.cli.options import resolve
+
+    flags: dict[str, Any] = dict.fromkeys(FLAGS)
+    if len(names) == 1:
+        flags[kinds[0]] = names[0]  # the config then holds this component, and --set its options
+    config, registry = resolve(preset=None, rewards=(), sets=sets, plugins=plugins, device=None, **flags)
+    rows: list[dict[str, Any]] = []
+    if svg is not None:
+        check_picture()
+    for built in components(config, registry, kinds, names):
+        found = list(audited(built, config, registry))
+        rows += found
+        if as_json:
+            from minirlhf.store.metrics import json_line
+
+            for row in found:
+                click.echo(json_line(row))
+        else:
+            show(found)
+    if not as_json:
+        click.echo("\nverdicts")
+        for row in rows:
+            if "verdict" in row:
+                click.echo(f"  {row['kind']:<9} {row['verdict']}")
+    if svg is not None:
+        from minirlhf.audit.picture import picture
+        from minirlhf.store.files import write_text
+
+        write_text(svg.absolute(), picture(rows))
+
+
+def chosen(what: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Kinds and names of the arguments; names need a kind before them."""
+    if what and what[0] not in KINDS:
+        raise click.UsageError(f"{what[0]!r} is no kind; say which first: audit {'|'.join(KINDS)} NAME")
+    return (what[:1], what[1:]) if what else (KINDS, ())
+
+
+def components(
+    config: "Config", registry: "Registry", kinds: tuple[str, ...], names: tuple[str, ...]
+) -> "Iterator[Built]":
+    """The components to audit, with the config's options where it is the config's component."""
+    from minirlhf.config import CHOOSERS
+
+    for kind in kinds:
+        section = getattr(config, kind)
+        configured = registry.find(kind, getattr(section, CHOOSERS[kind]))
+        found = [registry.find(kind, name) for name in names] or [c for c in registry.listing() if c.kind == kind]
+        for component in found:
+            yield component.build(section.options if component == configured else {}, device="cpu")
+
+
+def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[dict[str, Any]]:
+    """The rows of one component, with the whitening that a run of it would have."""
+    from minirlhf.audit import advantage, kl, loss
+    from minirlhf.audit.scene import Scene
+    from minirlhf.run import whitening
+
+    chosen = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
+    audit = {"kl": kl.audit, "advantage": advantage.audit, "loss": loss.audit}[built.component.kind]
+    variant = whitening(config, built if audit is advantage.audit else chosen)
+    yield from audit(built, config, variant, Scene.of())
+
+
+def check_picture() -> None:
+    """Say before the work that the picture cannot be drawn."""
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        from minirlhf.errors import UsageError
+
+        raise UsageError("--svg needs matplotlib", todo="pip install 'minirlhf[plot]'")
+
+
+COLUMNS = ("value_bias", "value_std", "gradient_bias", "gradient_cosine", "gradient_variance")
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table of one component."""
+    first = rows[0]
+    shown = [column for column in COLUMNS if any(column in row for row in rows)]
+    click.echo(f"\n{first['kind']} {first['name']} (of {first['owner']})")
+    click.echo(" " * 30 + "".join(f"{column.replace('_', ' '):>19}" for column in shown))
+    for row in rows:
+        cells = "".join(f"{cell(row, column):>19}" for column in shown)
+        click.echo(f"  {setting(row):<28}{cells}".rstrip())
+
+
+def cell(row: dict[str, Any], column: str) -> str:
+    """A number, with its standard error where it is sampled."""
+    if column not in row:
+        return ""
+    error = row.get(f"{column}_se")
+    number = 0.0 if abs(row[column]) < 5e-7 else row[column]
+    return f"{number:.4g}" + ("" if error is None else f" +- {error:.1g}")
+
+
+def setting(row: dict[str, Any]) -> str:
+    """What distinguishes a row of a component's table."""
+    if "table" in row:
+        unit = "Gaussian" if row["table"] == "schulman" else "responses"
+        return f"{unit}, KL {row['distance']:g}"
+    if "place" in row:
+        return f"in {row['place']}"
+    if "distance" in row:
+        return f"KL {row['distance']:g} from the sampler"
+    options = ", ".join(f"{name} {value:g}" for name, value in row["options"].items())
+    values = {"unused": "no V", "exact": "exact V", "zero": "V = 0", "noisy": "noisy V"}[row["values"]]
+    return f"{options}, {values}" if options else values
