@@ -193,3 +193,59 @@ def test_a_doubtful_combination_is_said_in_one_sentence(estimator, place):
     said = doubts(loaded(sets=[f"kl.estimator={estimator}", f"kl.place={place}"]))
     assert len(said) == ((estimator, place) not in sound)
     assert doubts(loaded(sets=[f"kl.estimator={estimator}", f"kl.place={place}", "kl.coef=0.0"])) == []
+
+
+@pytest.mark.parametrize(
+    ("sets", "reason"),
+    [
+        (["loss.policy=pg"], "no importance ratio"),
+        (["advantage.function=grpo", "ppo.responses_per_prompt=4"], "weighs prompts by how little"),
+        (["advantage.function=rloo", "ppo.responses_per_prompt=4", "advantage.whiten=batch"], "size of the step"),
+        (["advantage.gamma=0.9"], "later KL counts less"),
+        (["loss.aggregation=sequence_mean"], "token of a short response weighs more"),
+    ],
+)
+def test_what_optimises_something_else_than_asked_is_said_with_the_reason(sets, reason):
+    said = doubts(loaded(sets=sets))
+    assert len(said) == 1
+    assert reason in said[0]
+
+
+def test_what_is_sound_is_not_doubted():
+    once = ["ppo.epochs=1", "ppo.minibatch_size=128", "loss.policy=pg"]
+    group = ["ppo.responses_per_prompt=4", "ppo.prompts_per_iteration=32", "advantage.function=rloo"]
+    for sets in ([], once, group, ["advantage.gamma=0.9", "kl.place=loss", "kl.estimator=k2", "kl.coef=0.0"]):
+        assert doubts(loaded(sets=sets)) == []
+
+
+@pytest.mark.parametrize("function", ["rloo", "grpo", "dr_grpo"])
+def test_a_function_of_groups_needs_groups(function):
+    (fault,) = faults(sets=[f"advantage.function={function}"])
+    assert fault.startswith("ppo.responses_per_prompt = 1")
+    assert f"{function} compares the responses to one prompt: set it to 2 or more" in fault
+
+
+@pytest.mark.parametrize(
+    ("sets", "path"),
+    [
+        (["truncation.rule=bootstrap", "advantage.function=reward_to_go"], "truncation.rule"),
+        (["ppo.critic_warmup=3", "advantage.function=reward_to_go"], "ppo.critic_warmup = 3"),
+        (["loss.penalty_target=0.1"], "loss.penalty_target = 0.1"),
+        (["kl.controller=adaptive", "kl.target=6.0", "kl.coef=0.0"], "kl.coef = 0"),
+        (["exact.problem=nonaditive"], "exact.problem = 'nonaditive'"),
+        (["exact.problem=delayed", "sampler.max_new_tokens=3"], "sampler.max_new_tokens = 3"),
+        (["exact.problem=delayed", "kl.controller=adaptive", "kl.target=6.0"], "kl.controller = 'adaptive'"),
+        (["exact.problem=delayed", "corpus.prompts=x.jsonl"], "corpus.prompts"),
+    ],
+)
+def test_what_cannot_work_together_is_refused(sets, path):
+    (fault,) = faults(sets=sets)
+    assert fault.startswith(path)
+
+
+def test_a_problem_brings_what_is_part_of_it_unless_it_is_set():
+    config = loaded("exact", sets=["exact.problem=delayed"])
+    assert (config.kl.coef, config.sampler.max_new_tokens, config.sampler.temperature) == (0.5, 6, 1.0)
+    assert list(config.rewards) == ["problem"]
+    other = loaded("exact", sets=["kl.coef=0.2"])
+    assert (other.kl.coef, other.sampler.max_new_tokens) == (0.2, 3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirlhf.controllers import KLController
+from minirlhf.controllers import KLController, Penalty
 
 
 def test_the_adaptive_trajectory_by_hand():
@@ -26,3 +26,15 @@ def test_a_fixed_beta_stays_bit_for_bit():
     for kl in (0.0, 1e9, -5.0, float("nan")):
         controller.update(kl, 64)
     assert controller.beta == 0.05
+
+
+def test_the_penalty_halves_below_the_target_and_doubles_above():
+    """Target 0.03: halved below 0.02, doubled above 0.045, unmoved between and on the borders."""
+    penalty = Penalty(1.0, target=0.03)
+    for kl, beta in [(0.019, 0.5), (0.02, 0.5), (0.045, 0.5), (0.046, 1.0), (9.0, 2.0), (0.0, 1.0)]:
+        penalty.update(kl)
+        assert penalty.beta == beta
+    fixed = Penalty(0.7)
+    for kl in (0.0, 1e9, float("nan")):
+        fixed.update(kl)
+    assert fixed.beta == 0.7

@@ -933,3 +933,48 @@ def test_the_learning_rate_is_logged_as_it_was_used():
     state.schedule = LambdaLR(state.optimizer, lambda step: 1 - step / 4)
     _, _, metrics = run(state)
     assert [m["lr"] for m in metrics] == pytest.approx([0.01, 0.0075, 0.005])
+
+
+def test_a_greedy_baseline_is_a_shaped_return():
+    """Its score minus beta times the KL of its own tokens, where the KL is in the reward; else its score."""
+    seen = {}
+
+    def nosy(rewards, greedy_scores):
+        seen["greedy"] = greedy_scores.clone()
+        return torch.zeros_like(rewards)
+
+    def letters(rollout, step):
+        scores = torch.tensor([float(len(text)) for text in rollout.completions])
+        return replace(share_of_c(rollout, step), scores=scores)
+
+    found = {}
+    for place in ("reward", "loss"):
+        policy = small_policy()
+        state = state_of(policy, Reference(small_policy(5)), Recorder(policy.parameters()), beta=0.3)
+        config = setup(iterations=1, place=place)
+        _, _, _ = run(state, config, letters, advantage=nosy)
+        found[place] = seen["greedy"]
+    text = greedy_by_hand(small_policy(), PROMPTS[0], 4)
+    ids = [BOS, *Letters().encode(PROMPTS[0]), *Letters().encode(text)] + ([EOS] if len(text) < 4 else [])
+    start, kl = 1 + len(PROMPTS[0]), 0.0
+    for sign, model in ((1, small_policy()), (-1, small_policy(5))):
+        with torch.no_grad():
+            dist = model.sampler.log_dist(model.logits(model.model(torch.tensor([ids]))[0]))
+        kl += sign * sum(float(dist[t - 1, ids[t]]) for t in range(start, len(ids)))
+    rows = [i for i in range(32) if i % 4 == 0]
+    assert found["loss"][rows].tolist() == [len(text)] * 8
+    assert found["reward"][rows].tolist() == pytest.approx([len(text) - 0.3 * kl] * 8, abs=1e-4)
+
+
+def test_the_penalty_of_n10_is_the_loops_and_moves_with_the_drift():
+    betas = []
+
+    def nosy(logprobs, old_logprobs, advantages, beta):
+        betas.append(beta)
+        return ratio(logprobs, old_logprobs, advantages)
+
+    state = fresh_state()
+    state.penalty = Penalty(4.0, target=1e9)  # the drift is always below: halved after every iteration
+    run(state, setup(iterations=3, epochs=1), loss=nosy)
+    assert sorted(set(betas), reverse=True) == [4.0, 2.0, 1.0]
+    assert state.penalty.beta == 0.5

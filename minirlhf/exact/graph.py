@@ -51,10 +51,11 @@ def build(problem: Problem, *, merged: bool = False) -> Graph:
         for prompt, prefix in layer:
             child.append([-1] * problem.vocabulary)
             gain.append([0.0] * problem.vocabulary)
+            so_far = problem.reward(prompt, prefix) if prefix else 0.0
             for token in range(problem.vocabulary):
                 longer, over = (*prefix, token), problem.over((*prefix, token))
                 if merged:
-                    gain[-1][token] = problem.reward(prompt, longer) - problem.reward(prompt, prefix)
+                    gain[-1][token] = problem.reward(prompt, longer) - so_far
                 elif over:
                     gain[-1][token] = problem.reward(prompt, longer)
                 if not over:

@@ -7,11 +7,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirlhf.builtin.advantages import gae, mc, reward_to_go
-from tests.helpers import seeded
+from minirlhf.builtin.advantages import (
+    dr_grpo,
+    gae,
+    grpo,
+    mc,
+    nstep,
+    register_advantage_functions,
+    reinforce_pp,
+    reward_to_go,
+    reward_to_go_baseline,
+    rloo,
+    td,
+    trajectory_return,
+)
+from minirlhf.errors import PluginError
+from tests.helpers import built, seeded
 
 pytestmark = pytest.mark.usefixtures("double")
 NONE = torch.zeros(1)
+NAN = float("nan")
 
 
 def row(*numbers):
@@ -71,12 +86,14 @@ def test_holes_are_stepped_over_as_if_they_were_cut_out(holes, seed):
     rewards, values = rewards.where(mask, float("nan")), values.where(mask, float("nan"))
     kept = mask[0].nonzero().squeeze(1)
     full = torch.ones(1, len(kept), dtype=torch.bool)
-    for function, inputs in ((gae, (rewards, values)), (mc, (rewards, values)), (reward_to_go, (rewards,))):
-        got = function(*inputs, mask, after, gamma=0.9)
+    given = {"rewards": rewards, "values": values}
+    for function in ONE:
+        got = call(function, rewards, mask, values, after, gamma=0.9)
         assert got.isfinite().all()
         assert (got[~mask] == 0).all()
         if len(kept):
-            compact = function(*(x[:, kept] for x in inputs), full, after, gamma=0.9)
+            cut = {name: x[:, kept] for name, x in given.items()}
+            compact = call(function, cut["rewards"], full, cut["values"], after, gamma=0.9)
             assert torch.allclose(got[:, kept], compact)
 
 
@@ -93,3 +110,130 @@ def test_with_the_exact_value_function_gae_is_the_true_advantage_for_every_lambd
         expected[a] += chance[b] * got[0].item()  # E over the rest of the episode, given the first action
     for a in (0, 1):
         assert expected[a] == pytest.approx(v1[a] - v0)  # Q(s0, a) - V(s0)
+
+
+# ---- all of them -------------------------------------------------------------------------------------------
+
+ONE = (trajectory_return, reward_to_go, reward_to_go_baseline, mc, td, nstep, gae, reinforce_pp)
+GROUPS = (rloo, grpo, dr_grpo)
+
+
+def call(function, rewards, mask, values=None, after=None, group=None, **options):
+    """Bound by name, as the loop does it."""
+    given = {
+        "rewards": rewards,
+        "mask": mask,
+        "values": torch.zeros_like(rewards) if values is None else values,
+        "bootstrap_values": torch.zeros(len(rewards)) if after is None else after,
+        "group": torch.zeros(len(rewards), dtype=torch.long) if group is None else group,
+    }
+    return built("advantage", function, **options)(given)
+
+
+def test_every_function_is_tested_here():
+    assert {function.__name__: function for function in (*ONE, *GROUPS)} == register_advantage_functions()
+
+
+def test_the_return_of_the_whole_trajectory_is_on_every_token():
+    rewards, mask = torch.tensor([[1.0, 0, 2], [4, 8, NAN]]), torch.tensor([[True] * 3, [True, True, False]])
+    assert call(trajectory_return, rewards, mask, gamma=0.5).tolist() == [[1.5] * 3, [8, 8, 0]]
+    after = torch.tensor([8.0, 4.0])  # 1 + 2/4 + 8/8 and 4 + 8/2 + 4/4
+    assert call(trajectory_return, rewards, mask, after=after, gamma=0.5).tolist() == [[2.5] * 3, [9, 9, 0]]
+
+
+def test_the_baseline_is_the_mean_over_the_batch_at_the_same_token():
+    """To go: 3, 2, 2 and 5, 4: means 4, 3, 2. The hole of the second row is stepped over."""
+    rewards = torch.tensor([[1.0, 0, 2], [1, NAN, 4]])
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    assert call(reward_to_go_baseline, rewards, mask).tolist() == [[-1, -1, 0], [1, 0, 1]]
+
+
+def test_n_steps_by_hand():
+    """r = 1, 0, 2 and V = .5, 1, -1: two steps from t=0: 1 + 0 - 1 - .5; t=1: 0 + 2 - 1; t=2: 2 + 1."""
+    rewards, values = row(1, 0, 2), row(0.5, 1, -1)
+    assert call(nstep, rewards, FULL, values, n=2).tolist() == [[-0.5, 1, 3]]
+    assert call(nstep, rewards, FULL, values, n=2, gamma=0.5).tolist() == [[1 - 0.25 - 0.5, 1 - 1, 3]]
+    assert call(nstep, rewards, FULL, values, torch.tensor([10.0]), n=2).tolist() == [[-0.5, 11, 13]]
+    assert torch.equal(call(nstep, rewards, FULL, values, n=1), call(td, rewards, FULL, values))
+    assert torch.allclose(call(nstep, rewards, FULL, values, n=9), call(mc, rewards, FULL, values))
+    with pytest.raises(PluginError, match="n must be at least 1"):
+        call(nstep, rewards, FULL, values, n=0)
+
+
+def test_td_is_one_step():
+    assert call(td, row(1, 0, 2), FULL, row(0.5, 1, -1), gamma=0.5).tolist() == [[1.0, -1.5, 3.0]]
+
+
+def test_groups_by_hand():
+    """Returns 1, 2, 6 of one prompt (mean 3, std sqrt 7) and 4, 4 of another; the KL is in the rewards."""
+    rewards = torch.tensor([[0.5, 0.5], [2.0, NAN], [7.0, -1.0], [4.0, 0.0], [1.0, 3.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True], [True, True]])
+    group = torch.tensor([7, 7, 7, 2, 2])
+    centred = [-2.0, -1.0, 3.0, 0.0, 0.0]
+    spread = torch.tensor([[c, c] for c in centred]).where(mask, 0.0)
+    assert torch.allclose(call(dr_grpo, rewards, mask, group=group), spread)
+    assert torch.allclose(call(rloo, rewards, mask, group=group), 1.5 * spread)  # 1 - (2+6)/2 = -3
+    assert torch.allclose(call(grpo, rewards, mask, group=group), spread / (7**0.5 + 1e-4))
+
+
+def test_a_row_that_takes_no_part_leaves_its_groups_baseline():
+    rewards = torch.tensor([[1.0], [3.0], [100.0]])
+    mask = torch.tensor([[True], [True], [False]])
+    assert call(rloo, rewards, mask).tolist() == [[-2], [2], [0]]
+    assert call(dr_grpo, rewards, mask).tolist() == [[-1], [1], [0]]
+    alone = torch.tensor([[True], [False], [False]])
+    for function in GROUPS:
+        assert call(function, rewards, alone).tolist() == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("function", GROUPS)
+def test_a_group_of_one_is_refused(function):
+    with pytest.raises(PluginError, match=r"only one response; set ppo\.responses_per_prompt"):
+        call(function, torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool), group=torch.tensor([0, 0, 1]))
+
+
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 10_000))
+def test_a_group_without_variance_gets_exactly_zero_and_rloo_sums_to_zero(size, length, seed):
+    g = seeded(seed)
+    mask = torch.rand(2 * size, length, generator=g) < 0.7
+    group = torch.arange(2).repeat_interleave(size)
+    # 0.1 + 0.2 + ... has rounding noise: one returns 0.30000000000000004 where another returns 0.3
+    same = torch.zeros(2 * size, length).index_fill(1, torch.tensor([0]), 0.1)
+    kept = mask.clone()
+    kept[:, 0] = True
+    for function in GROUPS:
+        assert (call(function, same, kept, group=group) == 0).all()
+    rewards = torch.randn(2 * size, length, generator=g)
+    a_token = call(rloo, rewards, mask, group=group).where(mask, 0.0)
+    each = a_token.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    for which in range(2):
+        assert abs(float(each[group == which].sum())) < 1e-9
+
+
+@given(
+    st.sampled_from([*ONE, *GROUPS]), st.integers(1, 4), st.integers(1, 6), st.integers(0, 10_000),
+    st.sampled_from([1.0, 1e6, 1e-6, 0.0]),
+)  # fmt: skip
+def test_junk_under_the_mask_changes_nothing_and_nothing_is_nan(function, pairs, length, seed, size):
+    """Holes, rows of one token, rows without any, no variance, NaN and infinity where masked."""
+    g = seeded(seed)
+    mask = torch.rand(2 * pairs, length, generator=g) < 0.6
+    rewards, values = (size * torch.randn(2 * pairs, length, generator=g) for _ in range(2))
+    group = torch.arange(2 * pairs) % pairs
+    plain = call(function, rewards.where(mask, 0.0), mask, values.where(mask, 0.0), group=group)
+    assert plain.isfinite().all()
+    assert (plain[~mask] == 0).all()
+    for junk in (NAN, float("inf"), -3e38):
+        found = call(function, rewards.where(mask, junk), mask, values.where(mask, junk), group=group)
+        assert torch.equal(found, plain)
+
+
+@given(st.sampled_from([*ONE, *GROUPS]), st.integers(0, 10_000))
+def test_the_order_of_the_rows_changes_nothing(function, seed):
+    g = seeded(seed)
+    mask = torch.rand(6, 4, generator=g) < 0.7
+    rewards, values, group = torch.randn(6, 4, generator=g), torch.randn(6, 4, generator=g), torch.arange(6) // 2
+    order = torch.randperm(6, generator=g)
+    plain = call(function, rewards, mask, values, group=group)
+    turned = call(function, rewards[order], mask[order], values[order], group=group[order])
+    assert torch.allclose(turned, plain[order], atol=1e-12)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.builtin.kl import abs as absolute
-from minirlhf.builtin.kl import exact, k1, k2, k3
+from minirlhf.builtin.kl import exact, k1, k2, k3, ratio_k3
 from tests.helpers import seeded
 
 
@@ -88,3 +88,25 @@ def test_exact_is_never_negative_beyond_rounding(logits, ref):
     p = torch.tensor([[logits]], dtype=torch.float64).log_softmax(-1)
     q = torch.tensor([[ref[: len(logits)]]], dtype=torch.float64).log_softmax(-1)
     assert exact(p, q).item() >= -1e-12
+
+
+def test_ratio_k3_has_the_value_of_k3_and_on_policy_the_gradient_of_k2():
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0]], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([[-1.5, -1.0, -3.0]], dtype=torch.float64)
+    value = ratio_k3(logprobs, logprobs.detach(), ref)
+    by_hand = [math.expm1(-0.5) + 0.5, math.expm1(1.0) - 1, 0.0]
+    assert value.tolist() == [pytest.approx(by_hand, abs=1e-12)]
+    value.sum().backward()
+    assert logprobs.grad.tolist() == [pytest.approx([0.5, -1.0, 0.0], abs=1e-12)]  # d
+    off = ratio_k3(logprobs.detach(), logprobs.detach() - math.log(2), ref)  # twice as likely as when sampled
+    assert off.tolist() == [pytest.approx([2 * x for x in by_hand], abs=1e-12)]
+
+
+@given(st.floats(-100, 100, width=32), st.floats(-100, 100, width=32))
+def test_every_estimator_of_the_taken_token_is_finite_with_its_gradient(new, old):
+    logprobs = torch.tensor([[new]], requires_grad=True)
+    ref, before = torch.zeros(1, 1), torch.tensor([[old]])
+    for value in (*(f(logprobs, ref) for f in (k1, k2, k3, absolute)), ratio_k3(logprobs, before, ref)):
+        (gradient,) = torch.autograd.grad(value.sum(), logprobs)
+        assert value.isfinite().all()
+        assert gradient.isfinite().all()

@@ -4,8 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minirlhf.builtin.losses import ppo_clip, ratio
+from minirlhf.builtin.losses import ppo_clip, ratio, register_policy_losses
+from minirlhf.components import check_loss
+from tests.helpers import built, seeded
 
 
 def test_ratio_by_hand():
@@ -49,8 +53,71 @@ def test_log_ratios_of_a_hundred_stay_finite_with_their_gradient():
         assert gradient.isfinite().all()
 
 
-def test_at_the_old_policy_both_have_the_gradient_of_the_vanilla_policy_gradient():
+# ---- all of them -------------------------------------------------------------------------------------------
+
+ALL = register_policy_losses()
+
+
+def call(name, logprobs, old, advantages, beta=1.0):
+    """(values, metrics) as the loop gets them, bound by name."""
+    function = built("loss", ALL[name])
+    given = {"logprobs": logprobs, "old_logprobs": old, "advantages": advantages, "beta": beta}
+    given |= {"mask": torch.ones_like(advantages, dtype=torch.bool), "ref_logprobs": old}
+    return check_loss(function, function(given), given["mask"], given)
+
+
+def test_these_are_the_losses():
+    assert set(ALL) == {"pg", "ratio", "ppo_penalty", "ppo_clip"}
+
+
+def test_pg_by_hand():
+    logprobs = torch.tensor([[-0.5, -2.0]], requires_grad=True)
+    values, _ = call("pg", logprobs, torch.zeros(1, 2), torch.tensor([[3.0, -1.0]]))
+    assert values.tolist() == [[1.5, -2.0]]
+    values.sum().backward()
+    assert logprobs.grad.tolist() == [[-3.0, 1.0]]
+
+
+def test_the_penalty_by_hand():
+    """rho = 2: -A 2 + beta (2 log 2 - 1); its gradient in log rho is -2 A + beta 2 log 2."""
+    logprobs = torch.tensor([[math.log(0.6)]], requires_grad=True)
+    values, metrics = call("ppo_penalty", logprobs, torch.tensor([[math.log(0.3)]]), torch.tensor([[1.5]]), beta=0.25)
+    assert values.item() == pytest.approx(-3 + 0.25 * (2 * math.log(2) - 1), abs=1e-6)
+    assert metrics["penalty_kl"].item() == pytest.approx(2 * math.log(2) - 1, abs=1e-6)
+    values.sum().backward()
+    assert logprobs.grad.item() == pytest.approx(-3 + 0.25 * 2 * math.log(2), abs=1e-6)
+
+
+def test_over_the_old_policys_tokens_the_penalty_is_the_kl_of_the_new_one_to_it():
+    """sum_v old(v) (rho log rho - (rho - 1)) = sum_v p (log p - log old), by enumeration of 7 tokens."""
+    new, old = (torch.randn(7, generator=seeded(i), dtype=torch.float64).log_softmax(0) for i in (0, 1))
+    zero = torch.zeros(1, 7, dtype=torch.float64)
+    _, metrics = call("ppo_penalty", new.unsqueeze(0), old.unsqueeze(0), zero)
+    mean = (old.exp() * metrics["penalty_kl"][0]).sum()
+    assert mean.item() == pytest.approx((new.exp() * (new - old)).sum().item(), abs=1e-12)
+    assert (metrics["penalty_kl"] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5),
+    st.floats(-10, 10, width=32),
+    st.floats(0, 10, width=32),
+)
+def test_value_and_gradient_are_finite_at_every_ratio(name, log_ratios, advantage, beta):
+    logprobs = torch.tensor([log_ratios], requires_grad=True)
+    advantages = torch.full((1, len(log_ratios)), advantage)
+    values, _ = call(name, logprobs, torch.zeros_like(advantages), advantages, beta)
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert logprobs.grad.isfinite().all()
+    if advantage == 0 and beta == 0:
+        assert (values == 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_at_the_old_policy_each_has_the_vanilla_gradient(name):
     logprobs, advantages = torch.tensor([[-0.3, -1.2]], requires_grad=True), torch.tensor([[2.0, -0.7]])
-    for function in (ratio, lambda *x: ppo_clip(*x)[0]):
-        (gradient,) = torch.autograd.grad(function(logprobs, logprobs.detach(), advantages).sum(), logprobs)
-        assert torch.allclose(gradient, -advantages)  # d/dlogp of -A log p
+    values, _ = call(name, logprobs, logprobs.detach(), advantages)
+    (gradient,) = torch.autograd.grad(values.sum(), logprobs)
+    assert torch.allclose(gradient, -advantages)

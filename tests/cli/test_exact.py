@@ -1,0 +1,61 @@
+"""`minirlhf run exact`: the real loop on a problem whose optimum is known, and F again from what it saved."""
+
+import json
+
+import pytest
+
+from tests.cli.calling import done, refused
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    return tmp_path_factory.mktemp("bases")
+
+
+def short(bases, out, *sets):
+    more = [
+        part
+        for s in (f"run.bases={bases}", "run.threads=1", "evaluation.bootstrap=100", *sets)
+        for part in ("--set", s)
+    ]
+    return ["run", "exact", "--out", out, *more]
+
+
+def test_it_climbs_past_what_a_policy_without_context_could_reach(bases, tmp_path):
+    """25 iterations: F over 0.93, where the best bigram policy is at 0.88; evaluate finds the same F again."""
+    events = done(*short(bases, tmp_path / "run", "ppo.iterations=25"), "--json").events
+    finished = events[-1]
+    assert finished["event"] == "run_finished"
+    assert finished["optimality"] > 0.93
+    assert finished["exact"]["best"] == pytest.approx(1.770733, abs=1e-6)
+    shares = [e["exact/optimality"] for e in events if e["event"] == "step"]
+    assert len(shares) == 25
+    assert shares[0] < 0.7 < shares[-1] == pytest.approx(finished["optimality"], abs=1e-6)
+    assert finished["policy"]["residual_std"] < 0.5 * finished["reference"]["residual_std"]
+    (base,) = [e for e in events if e.get("stage") == "base"]
+    assert base["kl"] < 1e-5
+    again = json.loads(done("evaluate", tmp_path / "run", "--json").out)
+    assert again["optimality"] == pytest.approx(finished["optimality"], abs=1e-9)
+    shown = done("evaluate", tmp_path / "run")
+    assert "optimality F 0.9" in shown.out
+    sample = done("sample", tmp_path / "run", "-n", "3").out.split()
+    assert all(set(text) <= set("abc") and len(text) == 3 for text in sample)
+
+
+def test_a_problem_with_prompts_and_one_that_ends(bases, tmp_path):
+    for name in ("prompts", "variable"):
+        sets = (f"exact.problem={name}", "ppo.iterations=6", "ppo.prompts_per_iteration=128")
+        finished = done(*short(bases, tmp_path / name, *sets), "--json").events[-1]
+        assert 0.3 < finished["optimality"] < 1
+    assert finished["policy"]["eos_rate"] > 0
+
+
+def test_nothing_can_be_gained_where_every_response_scores_the_same(bases, tmp_path):
+    sets = ("exact.problem=constant", "ppo.iterations=1", "ppo.prompts_per_iteration=128")
+    result = done(*short(bases, tmp_path / "run", *sets))
+    assert "nothing can be gained" in result.out
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["optimality"] is None
+
+
+def test_the_reward_of_a_problem_needs_its_prompts(tiny):
+    refused(5, "run", *tiny, "--reward", "problem", said=("exact_problem",))
