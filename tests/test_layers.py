@@ -41,6 +41,8 @@ ROOMS = (
     "base",
     "saved",
     "run",
+    "compare",
+    "compare",
     "audit",
     "cli",
     "__main__",

@@ -168,13 +168,16 @@ def test_the_eos_that_was_sampled_is_in_the_mask_is_learned_and_carries_the_scor
     def watched(rollout):
         out = plain(rollout)
         if out.logprobs.requires_grad:
+            of_eos = out.logprobs[rollout.response_ids == EOS].sum()
+            [to_weights] = torch.autograd.grad(of_eos, policy.model.embed_tokens.weight, retain_graph=True)
             out.logprobs.retain_grad()
-            seen.append((rollout.group, out.logprobs))
+            seen.append((rollout.group, out.logprobs, to_weights))
         return out
 
     monkeypatch.setattr(policy, "score", watched)
     e, _ = iteration(state_of(policy))
-    [(order, logprobs)] = seen
+    [(order, logprobs, to_weights)] = seen
+    assert to_weights.norm() > 0.1
     responses = sampled(drawn)
     ended = [row for row, ids in enumerate(responses) if ids[-1] == EOS]
     assert 2 < len(ended) < len(TEXTS)

@@ -14,7 +14,8 @@ import string
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from minirlhf import hookimpl
 from minirlhf.exact.problems import problems
@@ -108,13 +109,24 @@ def repetition(completions: Sequence[str], *, n: int = 3) -> list[float]:
     return scores
 
 
-def problem(completions: Sequence[str], exact_problem: Sequence[str], exact_prompt: Sequence[int]) -> list[float]:
-    """The score of a problem of the exact lab, whose prompts say which problem it is: any number."""
-    found = problems()
-    return [
-        found[name].reward(prompt, found[name].response(text))
-        for text, name, prompt in zip(completions, exact_problem, exact_prompt, strict=True)
-    ]
+def problem(
+    completions: Sequence[str],
+    exact_problem: Sequence[str],
+    exact_prompt: Sequence[int],
+    *,
+    place: Literal["end", "tokens"] = "end",
+) -> list[float] | list[list[float]]:
+    """The score of a problem of the exact lab, whose prompts say which problem it is: any number.
+
+    `place` = tokens gives each token what it adds to the score, so that a token is told its own part; their sum is
+    the score at the end, and so is the optimum the same.
+    """
+    found, parts = problems(), []
+    for text, name, prompt in zip(completions, exact_problem, exact_prompt, strict=True):
+        response = found[name].response(text)
+        sums = [0.0, *(found[name].reward(prompt, response[: t + 1]) for t in range(len(response)))]
+        parts.append([after - before for before, after in pairwise(sums)])
+    return parts if place == "tokens" else [math.fsum(part) for part in parts]
 
 
 @hookimpl

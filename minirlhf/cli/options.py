@@ -12,19 +12,23 @@ if TYPE_CHECKING:
 
 FLAGS = {"kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.policy", "seed": "run.seed"}
 
-_OPTIONS = [
-    click.argument("preset", required=False, metavar="[PRESET|FILE.toml]"),
-    click.option(
+_OPTIONS = {
+    "preset": click.argument("preset", required=False, metavar="[PRESET|FILE.toml]"),
+    "rewards": click.option(
         "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Reward, repeatable; replaces the set."
     ),
-    click.option("--kl", metavar="NAME", help="KL estimator."),
-    click.option("--advantage", metavar="NAME", help="Advantage function."),
-    click.option("--loss", metavar="NAME", help="Policy loss."),
-    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key, repeatable: --set ppo.lr=3e-4"),
-    click.option("--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Plugin to load, repeatable."),
-    click.option("--seed", type=int, metavar="N", help="Seed of the run."),
-    click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
-]
+    "kl": click.option("--kl", metavar="NAME", help="KL estimator."),
+    "advantage": click.option("--advantage", metavar="NAME", help="Advantage function."),
+    "loss": click.option("--loss", metavar="NAME", help="Policy loss."),
+    "sets": click.option(
+        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key, repeatable: --set ppo.lr=3e-4"
+    ),
+    "plugins": click.option(
+        "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Plugin to load, repeatable."
+    ),
+    "seed": click.option("--seed", type=int, metavar="N", help="Seed of the run."),
+    "device": click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
+}
 
 
 class FiniteRange(click.FloatRange):
@@ -39,14 +43,23 @@ class FiniteRange(click.FloatRange):
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add them to a command; they arrive as keyword arguments for `resolve`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return some_options(*_OPTIONS)(command)
+
+
+def some_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add only these."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names):
+            command = _OPTIONS[name](command)
+        return command
+
+    return add
 
 
 def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
     """--plugin alone, for commands that read no config."""
-    return _OPTIONS[6](command)
+    return some_options("plugins")(command)
 
 
 def resolve(

@@ -1,0 +1,132 @@
+"""minirlhf compare"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minirlhf.cli.options import _OPTIONS, FLAGS
+from minirlhf.cli.show import printable
+from minirlhf.store.metrics import json_line
+
+COLUMNS = (
+    ("score", "score_mean", "{:+.3f}"),
+    ("score gain", "score_gain", "{:+.3f}"),
+    ("KL", "kl_nats_per_sequence", "{:.2f}"),
+    ("optimality F", "optimality", "{:.4f}"),
+    ("ppo, s", "seconds_ppo", "{:.1f}"),
+)
+
+
+def base_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `run` that every cell has: not the preset, of which there are several, and not the seed."""
+    for option in reversed((*_OPTIONS[1:7], *_OPTIONS[8:])):
+        command = option(command)
+    return command
+
+
+@click.command("compare")
+@click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
+@click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
+@base_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line: the variants, then the directory.")
+def command(
+    presets: tuple[str, ...],
+    varied: tuple[str, ...],
+    seeds: int,
+    rewards: tuple[str, ...],
+    sets: tuple[str, ...],
+    plugins: tuple[str, ...],
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+    **flags: str | None,
+) -> None:
+    """Run presets, or one with several values of a key, over seeds 0 to N-1, and show them side by side.
+
+    Every run is what `minirlhf run PRESET --set KEY=VALUE --seed S` would do. Intervals are 95 % bootstrap intervals
+    over the seeds. A run that fails is counted, and the others go on.
+    """
+    from minirlhf.compare import compare, default_directory, grid, resolve, variations
+
+    options = {FLAGS[name]: value for name, value in flags.items() if value is not None}
+    if device is not None:
+        options["run.device"] = device
+    variants = grid(presets, variations(varied))
+    cells = resolve(variants, seeds, options=options, sets=sets, rewards=rewards, plugins=plugins)
+    labels = [variant.label for variant in variants]
+    failure = compare(cells, out or default_directory(presets), Progress(labels, as_json=as_json))
+    if failure is not None:
+        raise failure
+
+
+class Progress:
+    """Called with each event: cells to stderr as they come; the table, or one JSON object a line, to stdout."""
+
+    def __init__(self, labels: list[str], *, as_json: bool) -> None:
+        self._labels, self._as_json = labels, as_json
+        self._rows: list[dict[str, Any]] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        getattr(self, f"_{event['event']}")(event)
+        if self._as_json and event["event"] in ("variant", "compare_finished"):
+            print(json_line(event), flush=True)
+
+    def _compare_started(self, e: dict[str, Any]) -> None:
+        click.echo(f"{e['cells']} runs in {e['out_dir']}", err=True)
+
+    def _warning(self, e: dict[str, Any]) -> None:
+        click.echo(f"warning: {printable(e['message'])}", err=True)
+
+    def _cell_started(self, e: dict[str, Any]) -> None:
+        click.echo(title(e), err=True)
+
+    def _cell_finished(self, e: dict[str, Any]) -> None:
+        start = f"{title(e)}: kept" if e["kept"] else f"  {e['seconds']:.1f} s"
+        found = e["measures"]
+        share = "" if found.get("optimality") is None else f", F {found['optimality']:.4f}"
+        gain, kl = found["score_gain"], found["kl_nats_per_sequence"]
+        click.echo(f"{start}, score gain {gain:+.3f}, KL {kl:.2f} nats{share}", err=True)
+
+    def _cell_failed(self, e: dict[str, Any]) -> None:
+        click.echo(f"  failed: {printable(e['message'])}", err=True)
+
+    def _variant(self, e: dict[str, Any]) -> None:
+        self._rows.append(e)
+
+    def _compare_finished(self, e: dict[str, Any]) -> None:
+        if not self._as_json:
+            for line in table(self._labels, self._rows):
+                print(line)
+            print(f"\n{e['out_dir']}")
+
+
+def title(e: dict[str, Any]) -> str:
+    """3/15 advantage.function=gae seed 2"""
+    return f"{e['cell']}/{e['cells']} {printable(e['label'])} seed {e['seed']}"
+
+
+def table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
+    """A line a variant; only the columns that something stands in."""
+    columns = [column for column in COLUMNS if any(column[1] in row["measures"] for row in rows)]
+    failures = ["failed"] if any(row["failed"] for row in rows) else []
+    lines = [["variant", "seeds", *failures, *(name for name, _, _ in columns)]]
+    for label, row in zip(labels, rows, strict=True):
+        failed = [str(len(row["failed"]))] if failures else []
+        cells = [number(row["measures"].get(key), form) for _, key, form in columns]
+        lines.append([printable(label), str(len(row["seeds"])), *failed, *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
+
+
+def number(measure: dict[str, Any] | None, form: str) -> str:
+    """The mean, and its interval where there is one."""
+    if measure is None or measure["mean"] is None:
+        return "n/a"
+    interval = [form.format(end) for end in measure.get("ci95", ())]
+    return form.format(measure["mean"]) + (f" [{', '.join(interval)}]" if interval else "")
