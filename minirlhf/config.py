@@ -149,6 +149,9 @@ class PPOConfig(Section):
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     target_kl: float | None = Field(None, gt=0, description="stop the epochs at 1.5 x this approx_kl (nats a token)")
     critic_warmup: int = Field(0, ge=0, description="first iterations that train only the value head")
+    score_slot: Literal["last", "after"] = Field(
+        "last", description="where the score lands: on the last token, or one slot behind the EOS (TRL)"
+    )
     score_clip: float | None = Field(None, gt=0, description="scores are cut to +- this")
     score_normalize: bool = Field(False, description="scores to mean 0, variance 1 over the run so far")
 
@@ -508,6 +511,8 @@ def pairing_faults(c: Config, registry: Registry) -> Iterator[tuple[str, str]]:
         if c.truncation.rule == "bootstrap":
             reason = f"{c.advantage.function} does not read V, so nothing trains the value that would be put in"
             yield "truncation.rule = 'bootstrap'", reason
+        if c.ppo.score_slot == "after":
+            yield "ppo.score_slot = 'after'", f"{c.advantage.function} does not read V, so the place changes nothing"
         if c.ppo.critic_warmup:
             reason = f"{c.advantage.function} does not read V: there is no critic to warm up"
             yield f"ppo.critic_warmup = {c.ppo.critic_warmup}", reason

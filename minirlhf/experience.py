@@ -127,7 +127,8 @@ class Experience:
     """Everything the epochs learn from: built once an iteration, complete and frozen.
 
     rollout; old_logprobs, ref_logprobs, old_values (B,R) from the rollout's policy and the reference; kl (B,R) nats
-    a token; scores (B,); rewards, advantages, returns (B,R); ref_log_dist the reference's distributions on request.
+    a token; scores (B,); rewards, advantages, returns (B,R); ref_log_dist the reference's distributions on request;
+    slot_returns (B,) what V behind the EOS should be, where the score lands there (NaN for rows without one).
     """
 
     rollout: Rollout
@@ -140,9 +141,12 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     ref_log_dist: LogDist
+    slot_returns: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, r = self.rollout.mask.shape
+        if self.slot_returns is not None:
+            _check("slot_returns", self.slot_returns, (b,), "float")
         for name in _PER_TOKEN:
             tensor = getattr(self, name)
             _check(name, tensor, (b, r), "float")
@@ -160,6 +164,8 @@ class Experience:
     def rows(self, index: Tensor) -> "Experience":
         """The rows of `index` (b,), in its order."""
         tensors = {name: getattr(self, name)[index] for name in (*_PER_TOKEN, "scores")}
+        if self.slot_returns is not None:
+            tensors["slot_returns"] = self.slot_returns[index]
         whole = self.ref_log_dist
         return replace(self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors)
 

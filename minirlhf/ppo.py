@@ -20,14 +20,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.components import Built, check_loss, check_tensor
-from minirlhf.config import Config
+from minirlhf.config import Config, PPOConfig
 from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import DivergedError
 from minirlhf.experience import Experience, LogDist, PolicyOutput, Rollout
 from minirlhf.generate import PromptBatch, generate
 from minirlhf.measures import Averages, Metrics, rollout_metrics, update_metrics
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.shaping import Scored, place_rewards, shape_scores
+from minirlhf.shaping import Scored, ShapedScores, one_slot_more, place_rewards, shape_scores
 from minirlhf.streams import generator
 from minirlhf.tensors import LOG_CLAMP, Moments, Whitening, masked_sum, ratio, whiten
 from minirlhf.text.tokenizer import Tokenizer
@@ -91,13 +91,14 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
                  "terminated": rollout.terminated, "bootstrap_values": shaped.bootstrap}  # fmt: skip
         if parts.advantage.names("greedy_scores"):
             known["greedy_scores"] = greedy_scores(state, parts, config, prompts, shaped.running)
-        plain = check_tensor(parts.advantage, parts.advantage(known), mask, known)  # advantages <- f(values, rewards)
+        plain = advantages_of(parts, known, scored, penalty, active, shaped.rollout, ppo)  # advantages <- f(V, r)
         returns = plain + active.values  # returns <- advantages + values, before whitening
         advantages, scale, flat = whiten(plain, mask, parts.whitening)
         experience = Experience(
             rollout=shaped.rollout, old_logprobs=active.logprobs, ref_logprobs=reference.logprobs,
             old_values=active.values, kl=kl, scores=shaped.scores, rewards=rewards, advantages=advantages,
-            returns=returns, ref_log_dist=reference.log_dist)  # fmt: skip
+            returns=returns, ref_log_dist=reference.log_dist,
+            slot_returns=slot_returns(shaped, scored, ppo))  # fmt: skip
         check_finite(experience, step)
         collected, updates, done = perf_counter(), list[Metrics](), list[Metrics]()
         for epoch in range(ppo.epochs):  # for each epoch
@@ -130,6 +131,8 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
         weight, mask = weights[rows], micro.mask
         new = state.policy.score(micro.rollout)  # new <- forward pass of the active policy on the same data
         value_loss = masked_sum(weight * value_error(new.values, micro, config.loss.value_clip or None), mask)
+        if micro.slot_returns is not None:
+            value_loss = value_loss + slot_loss(new.next_value, micro, weight)
         surrogate, logged = policy_loss(parts.loss, new, micro, state.penalty.beta)
         loss = masked_sum(weight * surrogate, mask)  # ratio, policy loss <- mean(-advantages * ratio), N10 or N11
         log.add({"loss/policy_avg": loss, "loss/value_avg": value_loss})
@@ -167,6 +170,35 @@ def greedy_scores(state: PPOState, parts: Parts, config: Config, prompts: Prompt
     scored = parts.reward_models(greedy, state.step)
     scores = shape_scores(scored, greedy, active.next_value, running, config.ppo, config.truncation, learn=False).scores
     return scores if config.kl.place == "loss" else scores - state.controller.beta * kl.sum(dim=1)
+
+
+def advantages_of(
+    parts: Parts, known: dict[str, Tensor], scored: Scored, penalty: Tensor, active: PolicyOutput, rollout: Rollout,
+    ppo: PPOConfig,
+) -> Tensor:  # fmt: skip
+    """What the advantage function gives, checked: (B,R). With ppo.score_slot = "after" on rows one slot longer."""
+    mask = known["mask"]
+    if ppo.score_slot == "after":
+        known = one_slot_more(known, scored, penalty, rollout.terminated, active.next_value)
+    found = check_tensor(parts.advantage, parts.advantage(known), known["mask"], known)
+    return torch.where(mask, found[:, : mask.shape[1]], 0.0)
+
+
+def slot_returns(shaped: ShapedScores, scored: Scored, ppo: PPOConfig) -> Tensor | None:
+    """With ppo.score_slot = "after", what V behind the EOS should be: the score that lands there; NaN without (B,)."""
+    if ppo.score_slot == "last":
+        return None
+    mask = shaped.rollout.mask
+    rest = shaped.scores - torch.where(mask, scored.token_rewards, 0.0).sum(dim=1)
+    return torch.where(shaped.rollout.terminated & mask.any(dim=1), rest, float("nan"))
+
+
+def slot_loss(values: Tensor, micro: Experience, weight: Tensor) -> Tensor:
+    """0.5 (V - score)^2 of the states behind the EOS, each weighing as much as a token of its row: 0-d."""
+    assert micro.slot_returns is not None, "only with ppo.score_slot = after"
+    there = micro.slot_returns.isfinite()
+    error = 0.5 * (values - micro.slot_returns.where(there, 0.0)).square()  # NaN would reach the gradient through 0
+    return masked_sum(weight.amax(dim=1) * error, there)
 
 
 def rollout_kl(kl: Built, active: PolicyOutput, reference: PolicyOutput, rollout: Rollout, config: Config) -> Tensor:

@@ -2,8 +2,8 @@
 
 Order, always: the weighted sum over the reward models, normalisation, clipping, the truncation rule; then
     r_t = -beta kl_t + token rewards in place + [t = last token of the mask] the rest of the score.
-The score lands on the last token of the mask (the EOS of a response that stopped), not one slot behind it as in TRL
-and torchtune; at gamma = 1 that only matters for lambda < 1.
+The score lands on the last token of the mask (the EOS of a response that stopped). TRL and torchtune put it one slot
+behind the EOS, where V must have learned it too (`one_slot_more`); at gamma = 1 that only matters for lambda < 1.
 """
 
 from dataclasses import dataclass, field
@@ -89,3 +89,22 @@ def place_rewards(scores: Tensor, token_rewards: Tensor, penalty: Tensor, mask: 
     last = last_index(mask)
     rest = torch.where(last >= 0, scores - placed.sum(dim=1), torch.zeros_like(scores))
     return rewards.scatter_add(1, last.clamp(min=0).unsqueeze(1), rest.unsqueeze(1))
+
+
+def one_slot_more(
+    known: dict[str, Tensor], scored: Scored, penalty: Tensor, ended: Tensor, next_value: Tensor
+) -> dict[str, Tensor]:
+    """The inputs of an advantage function on rows of R + 1: behind the EOS of each row that `ended` (B,) is a state of
+    its own, with V = next_value (B,), and the score lands there (TRL's convention)."""
+
+    def wide(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(len(x), 1)], dim=1)
+
+    per_token = {name for name, x in known.items() if x.ndim == 2}
+    out = {name: wide(x) if name in per_token else x for name, x in known.items()}
+    slot = last_index(known["mask"]).unsqueeze(1) + 1
+    has_slot = (ended & (slot.squeeze(1) > 0)).unsqueeze(1)
+    out["mask"] = out["mask"].scatter(1, slot, has_slot | out["mask"].gather(1, slot))
+    out["values"] = torch.where(out["mask"] & ~wide(known["mask"]), next_value.unsqueeze(1), wide(known["values"]))
+    out["rewards"] = place_rewards(known["scores"], wide(scored.token_rewards), wide(penalty), out["mask"])
+    return out

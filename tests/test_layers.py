@@ -42,7 +42,6 @@ ROOMS = (
     "saved",
     "run",
     "compare",
-    "compare",
     "audit",
     "cli",
     "__main__",

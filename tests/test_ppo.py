@@ -978,3 +978,19 @@ def test_the_penalty_of_n10_is_the_loops_and_moves_with_the_drift():
     run(state, setup(iterations=3, epochs=1), loss=nosy)
     assert sorted(set(betas), reverse=True) == [4.0, 2.0, 1.0]
     assert state.penalty.beta == 0.5
+
+
+def test_a_score_behind_the_eos_teaches_v_there_and_moves_the_advantage():
+    """ppo.score_slot = after: V behind the EOS learns the score; what is logged of the rollout is the same."""
+    plain, _, [before] = run(config=setup(iterations=1))
+    learned, [e], [after] = run(config=setup(iterations=1, score_slot="after"))
+    assert torch.equal(e.slot_returns.isfinite(), e.rollout.terminated)
+    ended = e.rollout.terminated
+    assert torch.equal(e.slot_returns[ended], e.scores[ended])
+    assert not torch.equal(flat(plain.policy), flat(learned.policy))
+    assert before["objective/scores"] == after["objective/scores"]
+    assert before["objective/rlhf_reward"] == after["objective/rlhf_reward"]
+    with torch.no_grad():
+        first = fresh_policy().score(e.rollout).next_value[ended]
+        now = learned.policy.score(e.rollout).next_value[ended]
+    assert (now - e.scores[ended]).square().mean() < (first - e.scores[ended]).square().mean()

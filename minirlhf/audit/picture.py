@@ -19,7 +19,7 @@ def picture(rows: list[dict[str, Any]]) -> str:
 
     kinds = [kind for kind in TITLES if any(row["kind"] == kind for row in rows)]
     with matplotlib.rc_context({"svg.hashsalt": "minirlhf", "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=(6.4 * max(1, len(kinds)), 4.8), layout="constrained")
+        figure = Figure(figsize=(7.2 * max(1, len(kinds)), 4.8), layout="constrained")
         FigureCanvasSVG(figure)
         for place, kind in enumerate(kinds):
             axes = figure.add_subplot(1, len(kinds), place + 1, title=TITLES[kind])
@@ -46,4 +46,4 @@ def _panel(axes: Any, kind: str, rows: list[dict[str, Any]]) -> None:
             these = [row for row in mine if (row.get("place") or row["values"]) == mark]
             x, y = [row[across] for row in these], [max(row["gradient_bias"], FLOOR) for row in these]
             axes.plot(x, y, color=colour, marker=MARKS[mark], linestyle=":", alpha=0.8, label=f"{name}, {mark}")
-    axes.legend(fontsize=5, ncols=2)
+    axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -127,7 +127,7 @@ def junked(x: Tensor, mask: Tensor) -> Tensor:
 
 def weights(mask: Tensor, config: Config) -> Tensor:
     """The loop's share of every token in the loss, scaled to a mean of 1: (N,R)."""
-    shares = token_weights(mask, config.loss.aggregation, mask.shape[1])
+    shares = token_weights(mask, config.loss.aggregation, mask.shape[1]).double()
     return shares * mask.sum() / shares.sum()
 
 

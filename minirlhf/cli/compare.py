@@ -1,12 +1,11 @@
 """minirlhf compare"""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from minirlhf.cli.options import _OPTIONS, FLAGS
+from minirlhf.cli.options import FLAGS, some_options
 from minirlhf.cli.show import printable
 from minirlhf.store.metrics import json_line
 
@@ -19,18 +18,11 @@ COLUMNS = (
 )
 
 
-def base_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `run` that every cell has: not the preset, of which there are several, and not the seed."""
-    for option in reversed((*_OPTIONS[1:7], *_OPTIONS[8:])):
-        command = option(command)
-    return command
-
-
 @click.command("compare")
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
 @click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
-@base_options
+@some_options("rewards", "kl", "advantage", "loss", "sets", "plugins", "device")  # of `run`; the seed is ours
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
 )

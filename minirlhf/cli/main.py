@@ -17,7 +17,6 @@ from minirlhf.errors import ConfigError, DiskError, UserError
 # name -> (module, help): the help is here so that listing the commands imports none of them.
 COMMANDS = {
     "run": ("minirlhf.cli.run", "Pretrain, improve by PPO, evaluate: the whole of it."),
-    "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
     "pretrain": ("minirlhf.cli.pretrain", "Make the base of a configuration, or find it."),
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),
     "sample": ("minirlhf.cli.sample", "Let a run's policy or reference continue a prompt."),

@@ -6,6 +6,8 @@ from math import e, exp, log
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minirlhf.components import check_loss, check_scores, check_tensor
 from minirlhf.registry import load
@@ -13,6 +15,7 @@ from minirlhf.scoring import RewardModels, TrainerState
 from tests.plugins.files import EXAMPLES, example
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+LOSSES = {name: example(name).find("loss", name).build({}) for name in ("dual_clip", "gspo", "cispo")}
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 
 
@@ -141,3 +144,35 @@ def test_csv_log_writes_one_row_a_step(tmp_path):
             ["2", "1.5", "3.0"],
             ["3", "2.5", ""],
         ]
+
+
+@pytest.mark.parametrize("name", ["dual_clip", "gspo", "cispo"])
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=4), st.floats(-10, 10, width=32))
+def test_a_loss_is_finite_with_its_gradient_at_every_ratio_and_zero_without_advantage(name, log_ratios, advantage):
+    built = LOSSES[name]
+    new = torch.tensor([[*log_ratios, 3.0]], requires_grad=True)
+    advantages, mask = torch.full(new.shape, advantage), torch.ones(new.shape, dtype=torch.bool)
+    mask[0, -1] = False
+    given_ = {"logprobs": new, "old_logprobs": torch.zeros(new.shape), "advantages": advantages, "mask": mask}
+    values, _ = check_loss(built, built(given_), mask)
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert new.grad.isfinite().all()
+    assert new.grad[0, -1] == 0
+    if advantage == 0:
+        assert (values == 0).all()
+
+
+@given(st.integers(0, 1000))
+def test_remax_ignores_what_is_masked(seed):
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.rand(3, 4, generator=g) < 0.6
+    rewards, greedy = torch.randn(3, 4, generator=g), torch.randn(3, generator=g)
+    built = chosen("advantage", "remax")
+    found = [
+        check_tensor(built, built({"rewards": rewards.where(mask, junk), "mask": mask, "greedy_scores": greedy}), mask)
+        for junk in (0.0, float("nan"), 1e30)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert (found[0][~mask] == 0).all()

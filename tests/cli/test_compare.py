@@ -1,0 +1,130 @@
+"""`minirlhf compare` from the outside: real runs that are those of `run`, the table, exit codes, what it refuses."""
+
+import json
+from functools import partial
+
+import pytest
+
+from minirlhf import compare as module
+from minirlhf.compare import compare
+from minirlhf.errors import DivergedError
+from tests.cli.calling import call, done, refused
+from tests.test_compare import Stub
+
+VARY = ("compare", "tiny", "--vary", "kl.coef=0.25,0.5", "--seeds", "2")
+
+
+@pytest.fixture
+def stubbed(monkeypatch):
+    """Use a stub in place of `run`."""
+    return lambda *given: monkeypatch.setattr(module, "compare", partial(compare, runner=Stub(*given)))
+
+
+def test_two_values_over_two_seeds_are_four_runs_and_the_second_time_none(tiny, tmp_path):
+    arguments = ("compare", *tiny, "--vary", "kl.place=loss,reward", "--kl", "k2", "--seeds", 2, "--out", tmp_path)
+    result = done(*arguments, "--json")
+    first, second, last = result.events
+    assert last == {"event": "compare_finished", "out_dir": str(tmp_path)}
+    assert first["variant"] == {"preset": "tiny", "kl.place": "loss"}
+    assert second["seeds"] == [0, 1]
+    assert set(first["measures"]) == {"score_mean", "score_gain", "kl_nats_per_sequence", "seconds_ppo"}
+    assert "2/4 kl.place=loss seed 1\n" in result.err
+    assert sum(line.startswith("warning: kl k2 in reward") for line in result.err.splitlines()) == 1
+
+    run = tmp_path / "alone"
+    done("run", *tiny, "--kl", "k2", "--set", "kl.place=reward", "--seed", 1, "--out", run)
+    cell = tmp_path / "tiny.kl.place=reward" / "s1"
+    assert (cell / "config.toml").read_bytes() == (run / "config.toml").read_bytes()
+    assert (cell / "model" / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
+    alone, evaluation = (json.loads((place / "evaluation.json").read_text()) for place in (run, cell))
+    assert alone.pop("seconds") != evaluation.pop("seconds")
+    assert alone == evaluation
+    assert second["measures"]["score_gain"]["values"][1] == alone["score_gain"]
+
+    before = (cell / "evaluation.json").stat().st_mtime_ns
+    again = done(*arguments, "--json")
+    assert again.out == result.out
+    assert [line.partition(",")[0] for line in again.err.splitlines()[1:]] == [
+        f"{number}/4 kl.place={place} seed {seed}: kept"
+        for number, (place, seed) in enumerate([("loss", 0), ("loss", 1), ("reward", 0), ("reward", 1)], start=1)
+    ]
+    assert (cell / "evaluation.json").stat().st_mtime_ns == before
+
+
+def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
+    stubbed()
+    result = done(*VARY, "--out", tmp_path)
+    assert result.out.splitlines() == [
+        "variant       seeds                       score               score gain                 KL          ppo, s",
+        "kl.coef=0.25      2  +10.750 [+10.250, +11.250]  +0.750 [+0.250, +1.250]  1.50 [0.50, 2.50]  1.5 [1.5, 1.5]",
+        "kl.coef=0.5       2  +11.000 [+10.500, +11.500]  +1.000 [+0.500, +1.500]  2.00 [1.00, 3.00]  1.5 [1.5, 1.5]",
+        "",
+        str(tmp_path),
+    ]
+    assert result.err.splitlines()[:4] == [
+        f"4 runs in {tmp_path}",
+        "1/4 kl.coef=0.25 seed 0",
+        "warning: coefficient 0.25",
+        "  0.0 s, score gain +0.250, KL 0.50 nats",
+    ]
+
+
+def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed, tmp_path):
+    stubbed({(0.25, 0): DivergedError("the loss\x1b is not finite")}, {(0.5, 0): 0.875, (0.5, 1): None})
+    arguments = ("compare", "tiny", "--vary", "kl.coef=0.25,0.5", "--seeds", 1, "--out", tmp_path)
+    result = call(*arguments)
+    assert result.code == 3
+    assert result.out.splitlines()[:3] == [
+        "variant       seeds  failed    score  score gain    KL  optimality F  ppo, s",
+        "kl.coef=0.25      0       1      n/a         n/a   n/a           n/a     n/a",
+        "kl.coef=0.5       1       0  +10.500      +0.500  1.00        0.8750     1.5",
+    ]
+    assert "  failed: the loss\\x1b is not finite\n" in result.err
+    assert ", F 0.8750\n" in result.err
+    assert result.errors == ["error: the loss\\x1b is not finite"] == result.err.splitlines()[-1:]
+    (low, _, last) = call(*arguments, "--json").events
+    assert low["failed"] == {"0": "the loss\x1b is not finite"}
+    assert last["event"] == "compare_finished"
+
+
+def test_presets_side_by_side_in_a_directory_of_their_own_under_runs(stubbed, tmp_path, monkeypatch):
+    stubbed()
+    monkeypatch.chdir(tmp_path)
+    result = done("compare", "tiny", "exact", "--seeds", 1, "--set", "kl.coef=0.5", "--device", "cpu")
+    assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["variant", "tiny", "exact"]
+    (made,) = (tmp_path / "runs").iterdir()
+    assert made.name.startswith("compare-tiny-exact-")
+    assert result.out.splitlines()[-1] == str(made)
+    assert 'device = "cpu"' in (made / "exact" / "s0" / "config.toml").read_text()
+
+
+def test_an_interrupt_stops_it_and_the_same_command_goes_on(stubbed, tmp_path):
+    stubbed({(0.25, 1): KeyboardInterrupt()})
+    assert call(*VARY, "--out", tmp_path).code == 130
+    assert not (tmp_path / "compare.json").exists()
+    stubbed()
+    assert done(*VARY, "--out", tmp_path).err.count(": kept, ") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "PRESET"),
+        (["tiny", "tiny"], "tiny is given twice"),
+        (["tinny"], "did you mean 'tiny'"),
+        (["tiny", "--seeds", "0"], "--seeds"),
+        (["tiny", "--seed", "1"], "--seed"),
+        (["tiny", "--vary", "kl.coef"], "expected KEY=VALUE"),
+        (["tiny", "--vary", "kl.place=loss,nowhere"], "kl.place=nowhere: kl.place = 'nowhere' (--set)"),
+        (["tiny", "--set", "run.seed=1"], "run.seed cannot be set here"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_nothing_is_made(arguments, said, tmp_path):
+    refused(2, "compare", *arguments, "--out", tmp_path / "out", said=(said,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_configuration_in_the_same_directory_is_refused(stubbed, tmp_path):
+    stubbed()
+    done(*VARY, "--out", tmp_path)
+    refused(2, *VARY, "--set", "ppo.lr=1e-3", "--out", tmp_path, said=("another configuration", "s0"))
