@@ -166,10 +166,10 @@ def verdict(name: str, place: str, gradient: Tensor, parts: dict[str, Tensor], b
     """One line: what this estimator, in this place, optimises."""
     whole = next(iter(parts.values()))
     if float(gradient.norm() / whole.norm()) < SAME:
-        return f"{name} in {place}: nothing; its gradient is 0 in expectation"
+        return f"{name} in {place}: nothing; its gradient is 0 in expectation (off by {bias:.0%})"
     for what, part in parts.items():
         if float((gradient - part).norm() / whole.norm()) < SAME:
-            return f"{name} in {place}: {what}"
+            return f"{name} in {place}: {what}" + ("" if part is whole else f" (off by {bias:.0%})")
     angle = math.degrees(math.acos(cosine))
     away = "; it points away from the KL" if cosine < 0 else ""
     return f"{name} in {place}: no KL; off by {bias:.0%}, at an angle of {angle:.0f} degrees{away}"

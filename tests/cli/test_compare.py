@@ -87,6 +87,13 @@ def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed,
     assert last["event"] == "compare_finished"
 
 
+def test_where_nothing_can_be_gained_there_is_no_share_to_show(stubbed, tmp_path):
+    stubbed({}, {(0.25, 0): None})
+    result = done("compare", "tiny", "--set", "kl.coef=0.25", "--seeds", 1, "--out", tmp_path)
+    assert result.out.splitlines()[1] == "tiny         1  +10.250      +0.250  0.50           n/a     1.5"
+    assert result.err.endswith("score gain +0.250, KL 0.50 nats\n")
+
+
 def test_presets_side_by_side_in_a_directory_of_their_own_under_runs(stubbed, tmp_path, monkeypatch):
     stubbed()
     monkeypatch.chdir(tmp_path)
