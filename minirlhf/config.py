@@ -441,6 +441,9 @@ def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tup
 
 def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
     """(path, reason) of values that are fine alone and not together."""
+    if c.exact.problem is not None and c.exact.problem not in problems():
+        yield from exact_faults(c)  # whatever else there is may come from its missing values
+        return
     responses = c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt
     if c.ppo.minibatch_size > responses:
         yield f"ppo.minibatch_size = {c.ppo.minibatch_size}", f"an iteration has only {responses} responses"
@@ -527,6 +530,8 @@ def doubts(config: Config) -> list[str]:
 
 def other_doubts(c: Config) -> Iterator[str]:
     """What the advantage function, the loss and the rest change about the objective."""
+    if c.exact.problem and [reward.use for reward in c.rewards.values()] != ["problem"]:
+        yield f"the optimality of {c.exact.problem} is that of its own score, not what this run is rewarded for"
     updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
     function, loss = c.advantage.function.removeprefix(f"{BUILTIN_OWNER}:"), c.loss.policy
     if loss.removeprefix(f"{BUILTIN_OWNER}:") == "pg" and updates > 1:

@@ -203,6 +203,7 @@ def test_a_doubtful_combination_is_said_in_one_sentence(estimator, place):
         (["advantage.function=rloo", "ppo.responses_per_prompt=4", "advantage.whiten=batch"], "size of the step"),
         (["advantage.gamma=0.9"], "later KL counts less"),
         (["loss.aggregation=sequence_mean"], "token of a short response weighs more"),
+        (["exact.problem=delayed", "rewards.length.use=length"], "not what this run is rewarded for"),
     ],
 )
 def test_what_optimises_something_else_than_asked_is_said_with_the_reason(sets, reason):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from minirlhf import errors, hookspecs
+from minirlhf import compare, errors, hookspecs
 from minirlhf.components import INPUTS, OBSERVER_METHODS
-from minirlhf.errors import UserError
-from tests.cli.calling import done, refused
+from minirlhf.errors import UsageError, UserError
+from tests.cli.calling import call, done, refused
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -131,6 +131,38 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("minirlhf run")
 ]
+
+
+COMPARISONS = [
+    line.partition(" #")[0].strip()
+    for block in blocks(README, "bash")
+    for line in block.splitlines()
+    if line.startswith("minirlhf compare")
+]
+
+
+@pytest.mark.parametrize("line", COMPARISONS)
+def test_a_comparison_of_the_manual_resolves(line, tmp_path):
+    """Every run of it has a configuration: they are started, and the first of each stops at once."""
+    started = []
+
+    def runner(config, registry, out, emit):
+        started.append(config)
+        raise UsageError("not run here")
+
+    arguments = [*shlex.split(line)[2:], "--seeds", "1", "--out", str(tmp_path / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare.compare, "__defaults__", (runner,))
+        refused_runs = call("compare", *arguments)
+    assert refused_runs.code == 2
+    assert len(started) >= 2
+    assert len({config.model_dump_json() for config in started}) == len(started)
+
+
+def test_the_audit_of_the_manual_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (line,) = re.findall(r"`(minirlhf audit kl jeffreys [^`]*)`", README)
+    assert "jeffreys in loss: no KL" in done(*shlex.split(line)[1:]).out
 
 
 @pytest.mark.parametrize("line", COMMANDS)

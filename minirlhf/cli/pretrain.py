@@ -16,10 +16,10 @@ def command(as_json: bool, **options: Any) -> None:
 
     from minirlhf.base import prepare_base
     from minirlhf.cli.show import Printer
-    from minirlhf.data import load_documents
     from minirlhf.run import set_up
+    from minirlhf.saved import read_sources
 
     device = set_up(config)
-    base = prepare_base(config, load_documents(config.corpus), device, Printer(as_json=as_json))
+    base = prepare_base(config, read_sources(config)[0], device, Printer(as_json=as_json))
     if not as_json:
         click.echo(base.directory)

@@ -175,3 +175,14 @@ def test_every_reward_is_registered_under_its_own_name() -> None:
     registered = rewards.register_reward_models()
     assert list(registered) == ["sentiment", "length", "keywords", "regex", "repetition", "problem"]
     assert all(name == function.__name__ for name, function in registered.items())
+
+
+def test_the_score_of_a_problem_at_the_end_or_token_by_token() -> None:
+    """nonadditive: c = 2 counts 1, first = last 0.7, equal neighbours -0.5. `cac`: 1.7 after c, 1 after ca, 2.7."""
+    columns = (["nonadditive"] * 2, [0, 0])
+    assert rewards.problem(["cac", "aab"], *columns) == pytest.approx([2.7, -0.5])
+    spread = rewards.problem(["cac", "aab"], *columns, place="tokens")
+    assert spread[0] == pytest.approx([1.7, -0.7, 1.7])
+    assert spread[1] == pytest.approx([0.7, -0.5, -0.7])
+    # `ab` of a problem whose responses end has its EOS as a third token, which scores, too.
+    assert rewards.problem(["ab"], ["variable"], [0], place="tokens")[0] == pytest.approx([0, 1, 1])
