@@ -72,6 +72,7 @@ class CorpusConfig(Section):
         None, min_length=1, description="training prompts; left out: packaged ones, or openings"
     )
     heldout_prompts: str | None = Field(None, min_length=1, description="evaluation prompts; else a fifth of prompts")
+    preferences: str | None = Field(None, min_length=1, description="comparisons: prompt, chosen, rejected")
     opening_words: int = Field(4, ge=1, description="length of an opening that serves as a prompt: words or characters")
     heldout_share: float = Field(0.02, gt=0, lt=1, description="documents held out for the pretraining loss")
     errors: Literal["strict", "replace"] = Field("strict", description="bytes that are not UTF-8: an error, or U+FFFD")
@@ -95,6 +96,21 @@ class PretrainConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean square")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, ge=0, description="decides initial weights and data order; runs of all seeds share a base")
+
+
+class RewardModelConfig(Section):
+    epochs: int = Field(3, ge=1, description="passes over the comparisons")
+    batch_size: int = Field(32, ge=1, le=1 << 16, description="comparisons a step")
+    lr: float = Field(1.5e-3, gt=0, le=1e30, description="largest learning rate")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up, at most half of all")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled (AdamW)")
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong")
+    centring: float = Field(0.001, ge=0, description="weight of (score chosen + score rejected)^2")
+    patience: int = Field(5, ge=1, description="looks at the held-out accuracy without a rise before it stops")
+    heldout_share: float = Field(0.1, gt=0, lt=1, description="prompts held out for accuracy and report")
+    samples: int = Field(256, ge=2, description="the base's own responses that scores are normalised on")
+    seed: int = Field(0, ge=0, description="decides the head's first weights, split and order")
 
 
 class ComponentSection(Section):
@@ -186,6 +202,7 @@ class Config(Section):
     corpus: CorpusConfig = CorpusConfig()
     exact: ExactConfig = ExactConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     rewards: dict[str, RewardConfig] = Field(
         {"sentiment": RewardConfig(use="sentiment")}, description="label -> reward"
     )
@@ -206,7 +223,7 @@ SECTIONS: dict[str, type[ComponentSection]] = {
     "rewards": RewardConfig,
 }
 OWN_KEYS = {name: set(section.model_fields) - {"options"} for name, section in SECTIONS.items()}
-PATHS = ("text", "prompts", "heldout_prompts")  # of [corpus]
+PATHS = ("text", "prompts", "heldout_prompts", "preferences")  # of [corpus]
 FILTERS = ("top_k", "top_p", "min_p")
 
 
@@ -763,12 +780,19 @@ def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(out.get(section), dict) and isinstance(out[section].get(key), str):
             out[section] = {**out[section], key: absolute_component(out[section][key], folder)}
     if isinstance(out.get("rewards"), dict):
-        out["rewards"] = {
-            label: {**reward, "use": absolute_component(reward["use"], folder)}
-            if isinstance(reward, dict) and isinstance(reward.get("use"), str)
-            else reward
-            for label, reward in out["rewards"].items()
-        }
+        out["rewards"] = {label: absolute_reward(label, reward, folder) for label, reward in out["rewards"].items()}
+    return out
+
+
+def absolute_reward(label: str, reward: Any, folder: Path) -> Any:
+    """A reward given as FILE.py:FUNCTION, and the directory of a trained one."""
+    if not isinstance(reward, dict):
+        return reward
+    out = dict(reward)
+    if isinstance(out.get("use"), str):
+        out["use"] = absolute_component(out["use"], folder)
+    if out.get("use", label) == "trained" and isinstance(out.get("path"), str):
+        out["path"] = str(folder / out["path"])
     return out
 
 

@@ -21,9 +21,9 @@ def register_reward_models() -> Mapping[str, Component]:  # type: ignore[empty-b
     """Rewards: a float or None (does not apply) a completion, or a list of floats, one a token of its ids.
 
     Inputs: prompts, completions (B texts without special tokens), prompt_ids, completion_ids (B lists of
-    ints, no padding, EOS included), rollout (the tensors), trainer_state (global_step, max_steps, epoch),
-    log_metric(name, number), log_extra(name, B values), and any column of the prompt's row (B values, None
-    where a row lacks it). `**columns` takes all the rest: TRL's signature. May be async.
+    ints, no padding, EOS included), rollout (the tensors), trainer_state (global_step, max_steps, epoch,
+    tokenizer_hash), log_metric(name, number), log_extra(name, B values), and any column of the prompt's row
+    (B values, None where a row lacks it). `**columns` takes all the rest: TRL's signature. May be async.
     """
 
 

@@ -47,12 +47,17 @@ class PretrainState:
 
 
 def rate(step: int, config: PretrainConfig) -> float:
-    """The share of lr at a step: linear warm-up (at most half of all), then half a cosine down to `final_lr`."""
-    warmup = min(config.warmup, (config.steps + 1) // 2)
+    """The share of lr at a step of pretraining."""
+    return warm_cosine(step, config.steps, config.warmup, config.final_lr)
+
+
+def warm_cosine(step: int, steps: int, warmup: int, final: float) -> float:
+    """The share of a learning rate: linear warm-up (at most half of all steps), then half a cosine down to `final`."""
+    warmup = min(warmup, (steps + 1) // 2)
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, config.steps - warmup))
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def windows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:

@@ -36,6 +36,7 @@ BUILTINS = (
     "minirlhf.builtin.kl",
     "minirlhf.builtin.advantages",
     "minirlhf.builtin.losses",
+    "minirlhf.trained",
 )
 BUILTIN_OWNER = "minirlhf"
 HOOKS = {

@@ -189,7 +189,7 @@ def prepare_ppo(
     )
     parts = Parts(
         prompts=stream,
-        reward_models=lambda rollout, step: score(components.rewards, rollout, step, config),
+        reward_models=lambda rollout, step: score(components.rewards, rollout, step, config, tokenizer),
         kl=components.kl,
         advantage=components.advantage,
         loss=components.loss,
@@ -199,7 +199,7 @@ def prepare_ppo(
     return state, parts
 
 
-def score(models: RewardModels, rollout: Rollout, step: int, config: Config) -> Scored:
+def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scored:
     """Texts to reward models, their numbers back onto the rollout's device."""
     result = models.score(
         prompts=list(rollout.prompts),
@@ -212,6 +212,7 @@ def score(models: RewardModels, rollout: Rollout, step: int, config: Config) -> 
             global_step=step,
             max_steps=config.ppo.iterations,
             epoch=step / max(1, config.ppo.iterations),
+            tokenizer_hash=tokenizer.hash,
         ),
     )
     device, (b, r) = rollout.mask.device, rollout.mask.shape
@@ -362,7 +363,7 @@ def evaluate_run(
     chosen = heldout[: config.evaluation.prompts]
 
     def models(rollout: Rollout) -> Scored:
-        return score(rewards, rollout, config.ppo.iterations, config)
+        return score(rewards, rollout, config.ppo.iterations, config, tokenizer)
 
     def shaped(rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Scores after the rules, and which count."""

@@ -32,11 +32,13 @@ MODULE_ROWS = 16  # an nn.Module gets so many responses at a time
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where the run stands, in TRL's names: iteration (from 0) of how many, and their quotient."""
+    """Where the run stands, in TRL's names: iteration (from 0) of how many, and their quotient; and the SHA-256 of the
+    policy's tokenizer, by which a reward model knows whether the ids are its own."""
 
     global_step: int
     max_steps: int
     epoch: float
+    tokenizer_hash: str = ""
 
 
 @dataclass(frozen=True)

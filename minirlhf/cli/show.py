@@ -63,6 +63,8 @@ class Printer:
                 f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
                 f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s\n            {e['directory']}"
             )
+        elif e["stage"] == "reward_model":
+            self._line(f"reward model {e['pairs']:,} comparisons, {e['heldout']:,} held out")
         elif e["stage"] == "ppo":
             self._line(f"ppo         {e['iterations']} iterations of {e['responses']} responses")
             for note in e["notes"]:
@@ -76,6 +78,22 @@ class Printer:
                 f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  "
                 f"{e['tokens_per_s']:,.0f} tokens/s"
             )
+
+    def _reward_model(self, e: dict[str, Any]) -> None:
+        if "heldout_accuracy" in e:
+            self._line(f"  step {e['step']:5d}  loss {e['loss']:.3f}  held-out accuracy {e['heldout_accuracy']:.3f}")
+
+    def _reward_model_finished(self, e: dict[str, Any]) -> None:
+        for what, how_much in report_lines(e["report"]):
+            print(f"{what:<36} {how_much}")
+        print(
+            "\nwhen it says     pairs   it is right\n"
+            + "\n".join(
+                f"{row['stated']:>11.0%} {row['pairs']:>9}   {row['right']:>11.0%}"
+                for row in e["report"]["reliability"]
+            )
+        )
+        print(f"\n{e['directory']}")
 
     def _step(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["iterations"]):
@@ -94,6 +112,19 @@ class Printer:
             f"\nbase {seconds['base']:.0f} s, ppo {seconds['ppo']:.0f} s, evaluation {seconds['evaluation']:.0f} s, "
             f"total {seconds['total']:.0f} s\n{e['run_dir']}"
         )
+
+
+def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The report of a reward model: what, how much."""
+    low, high = report["accuracy_ci95"]
+    return [
+        ("held-out comparisons", f"{report['pairs']}"),
+        ("accuracy", f"{report['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})"),
+        ("calibration error (ECE)", f"{report['ece']:.3f}"),
+        ("margin, mean", f"{report['margin_mean']:+.2f}"),
+        ("score against length, correlation", f"{report['length_correlation']:+.2f}"),
+        ("accuracy of preferring the longer", f"{report['longer_wins']:.3f}"),
+    ]
 
 
 ROWS = (

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from minirlhf.errors import CheckpointError, InputError
 from minirlhf.models.policy import Policy
+from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.sampler import Sampler
 from minirlhf.store.files import write_json
 from minirlhf.text.tokenizer import Tokenizer
 
 VALUE_HEAD = "value_head.safetensors"
+SCORE = "score.json"  # of a reward model: what its scores are normalised by, and the tokenizer it was trained with
 
 
 def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) -> None:
@@ -61,6 +63,32 @@ def load_policy(directory: Path, sampler: Sampler) -> Policy:
     state = head | {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}
     restore(policy, state, directory / VALUE_HEAD)
     return policy
+
+
+def save_scorer(directory: Path, scorer: Scorer, tokenizer: Tokenizer) -> None:
+    """Write a reward model in the layout of LlamaForSequenceClassification (one label, `score.weight`)."""
+    save_transformer(directory, scorer.model, tokenizer)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
+    moments = {name: tensors.pop(name).item() for name in ("mean", "std")}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = read_json(directory / "config.json")
+    config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "score"}}
+    write_json(directory / "config.json", config | {"label2id": {"score": 0}})
+    write_json(directory / SCORE, {**moments, "tokenizer": tokenizer.hash})
+
+
+def load_scorer(directory: Path) -> Scorer:
+    """Read a reward model written by `save_scorer`."""
+    where = directory / "config.json"
+    scorer = Scorer(Transformer(TransformerConfig.from_hf(read_json(where), str(where))))
+    facts = read_json(directory / SCORE)
+    try:
+        moments = {name: torch.tensor(float(facts[name])) for name in ("mean", "std")}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError("no mean and standard deviation", str(directory / SCORE), "train it again") from None
+    file = directory / "model.safetensors"
+    restore(scorer, read_tensors(file) | moments, file)
+    return scorer
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

@@ -1,9 +1,10 @@
-"""Readers of text and prompts, their splits, and the content hash that names a corpus.
+"""Readers of text, prompts and comparisons, their splits, and the content hash that names a corpus.
 
 A source is a file (`.txt`, `.jsonl`, `.json`), a folder of them, or the bare name of a packaged corpus. The
-result is a list of documents or prompts, or one `InputError` that names file and line, whatever a file holds.
+result is a list of documents, prompts or comparisons, or one `InputError` that names file and line, whatever a file
+holds.
 
-Not here: comparisons (chosen, rejected), Parquet, downloads, and files that are compressed or not UTF-8.
+Not here: Parquet, downloads, and files that are compressed or not UTF-8.
 """
 
 import hashlib
@@ -68,6 +69,22 @@ class Prompt:
 
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which of two completions of a prompt somebody prefers; `where` is FILE:LINE.
+
+    margin: how much better at least, in score units (0 = not said); probability that `chosen` is the better one, where
+    a file says so (1 = it is).
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    probability: float = 1.0
     where: str = field(default="", compare=False)
 
 
@@ -382,6 +399,98 @@ def read_prompts(
     """
     rows = _read(source, which, PROMPT_FIELDS, errors, reserved)
     return [Prompt(text, columns, where) for text, columns, where in rows]
+
+
+# ---- comparisons -------------------------------------------------------------------------------------------
+
+
+def read_comparisons(source: str, errors: str = "strict") -> tuple[list[Comparison], list[str]]:
+    """(comparisons, notes on rows that were left out) of JSON rows with `chosen` and `rejected`.
+
+    The prompt is `prompt` (or `query`, `question`), or what both sides begin with where there is none (up to a white
+    space, if there is one). Each may be a string, or a list of {"role", "content"}: the contents follow each other
+    line by line. `margin` and `probability` are optional. A row whose sides are equal, or one of them empty, teaches
+    nothing: it is left out, and the note says where. Errors: InputError with FILE:LINE.
+    """
+    found, dropped = list[Comparison](), list[str]()
+    for path in corpus_files(source, which="comparisons"):
+        if path.suffix.lower() == ".txt":
+            todo = 'give JSON Lines with "prompt", "chosen" and "rejected"'
+            raise InputError("comparisons cannot be read from .txt", str(path), todo)
+        rows = list(_json_rows(_read_text(path, errors), path))
+        if not rows:
+            raise InputError("file holds no row", str(path))
+        for number, row in rows:
+            where = f"{path}:{number}"
+            comparison, fault = _comparison(row, where, errors)
+            if fault:
+                dropped.append(f"{where}: {fault}: the row is left out")
+            else:
+                found.append(comparison)
+    if not found:
+        raise InputError("there is no comparison to learn from", source, dropped[0] if dropped else "")
+    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
+    return found, dropped[:3] + more
+
+
+def _comparison(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
+    """A row as a comparison, and why it teaches nothing ("" = it does)."""
+    if not isinstance(row, dict):
+        raise InputError(f"row is {_kind(row)}, not an object", where, 'write {"prompt", "chosen", "rejected"}')
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            todo = 'a comparison has "prompt", "chosen" and "rejected"'
+            raise InputError(f"row has no {name!r} (its fields: {_names(row)})", where, todo)
+    given = [name for name in PROMPT_FIELDS if name in row]
+    if len(given) > 1:
+        raise InputError(f"row has {_names(given)}, which mean the same", where, "keep one of them")
+    chosen, rejected = (_side(row[name], name, where, errors) for name in ("chosen", "rejected"))
+    if given:
+        prompt = _side(row[given[0]], given[0], where, errors)
+        if prompt and chosen.startswith(prompt) and rejected.startswith(prompt):  # both sides hold the prompt again
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        if any(isinstance(row[name], list) for name in (given[0], "chosen", "rejected")):
+            chosen, rejected = f"\n{chosen.lstrip()}", f"\n{rejected.lstrip()}"
+    else:
+        prompt = _shared(chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    margin = _amount(row, "margin", where, 0.0, 0.0, math.inf)
+    probability = _amount(row, "probability", where, 1.0, 0.0, 1.0)
+    fault = ""
+    if chosen == rejected:
+        fault = "chosen and rejected are the same"
+    elif not chosen.strip() or not rejected.strip():
+        fault = f"{'chosen' if not chosen.strip() else 'rejected'} is empty"
+    return Comparison(prompt, chosen, rejected, margin, probability, where), fault
+
+
+def _side(value: Any, name: str, where: str, errors: str) -> str:
+    """A string, or the contents of a list of messages, as text; it may be empty."""
+    if isinstance(value, list):
+        for message in value:
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+                raise InputError(f'{name!r} holds a message without "content"', where, 'write {"role", "content"}')
+        value = "\n".join(message["content"] for message in value)
+    if not isinstance(value, str):
+        raise InputError(f"{name!r} is {_kind(value)}, not a string or a list of messages", where)
+    return _clean(value, name, where, errors) if value.strip() else ""
+
+
+def _shared(chosen: str, rejected: str) -> str:
+    """What both begin with, back to the last white space: what is left begins with a whole word."""
+    short = min(len(chosen), len(rejected))
+    length = next((i for i in range(short) if chosen[i] != rejected[i]), short)
+    cut = max((i for i in range(length, 0, -1) if chosen[i - 1].isspace()), default=0)
+    return chosen[: cut or length].rstrip()
+
+
+def _amount(row: dict[str, Any], name: str, where: str, missing: float, low: float, high: float) -> float:
+    value = row.get(name, missing)
+    if value is None:
+        return missing
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{name!r} is {_kind(value)} outside {low:g} to {high:g}", where, "give a number inside it")
+    return float(value)
 
 
 # ---- splits ------------------------------------------------------------------------------------------------

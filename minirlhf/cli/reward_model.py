@@ -1,0 +1,36 @@
+"""minirlhf reward-model"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minirlhf.cli.options import resolve, some_options
+
+
+@click.command("reward-model")
+@click.argument("comparisons", type=click.Path(path_type=Path), metavar="COMPARISONS")
+@some_options("preset", "sets", "device")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to save it; must not exist.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
+def command(
+    comparisons: Path,
+    preset: str | None,
+    sets: tuple[str, ...],
+    device: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a reward model from COMPARISONS (JSON rows: prompt, chosen, rejected), from the base of a configuration.
+
+    Then: minirlhf run --reward trained --set rewards.trained.path=DIR
+    """
+    given = (*sets, f"corpus.preferences={str(comparisons.absolute())!r}")
+    flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
+    config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
+
+    from minirlhf.cli.show import Printer
+    from minirlhf.preferences import train_reward_model
+    from minirlhf.run import set_up
+
+    train_reward_model(config, out, set_up(config), Printer(as_json=as_json))

@@ -1,0 +1,64 @@
+"""The reward model: the policy's trunk with a scalar head, read at the last real token (N17).
+
+A text is [BOS] prompt completion, and EOS behind a completion that ended: prompt and completion encoded apart, in
+training as in PPO, so that what is scored is what was learned from. Saved in Hugging Face's layout of
+LlamaForSequenceClassification (`score.weight`, one label).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minirlhf.models.transformer import Transformer
+
+ROWS = 64  # texts scored at a time
+
+
+class Scorer(nn.Module):
+    """Trunk and a bias-free scalar head, Normal(0, 1/(W+1)): first scores are near 0 and of the size of the inputs.
+
+    mean and std, both numbers, normalise a score: those of the reference policy's own responses, once they are known.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: Transformer) -> None:
+        super().__init__()
+        self.model = trunk
+        width = trunk.config.hidden_size
+        self.score = nn.Linear(width, 1, bias=False)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self.score.to(trunk.embed_tokens.weight)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> "Scorer":
+        """A fresh head (2009.01325)."""
+        weight = self.score.weight
+        weight.copy_(torch.randn(weight.shape, generator=generator) * (weight.shape[1] + 1) ** -0.5)
+        return self
+
+    def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Scores (n,) of n lists of ids, before normalisation; what else is in the batch changes nothing."""
+        device = self.score.weight.device
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
+        hidden = self.model(ids.to(device), mask.to(device))
+        last = hidden[torch.arange(len(rows), device=device), (lengths - 1).to(device)]
+        scores: Tensor = self.score(last).squeeze(-1)
+        return scores if scores.dtype == torch.float64 else scores.float()
+
+    @torch.no_grad()
+    def scores(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
+        """Scores (n,) of many texts, ROWS of similar length at a time, (score - mean) / std."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        out = torch.zeros(len(rows), dtype=self.score.weight.dtype, device=self.score.weight.device)
+        for start in range(0, len(order), ROWS):
+            part = order[start : start + ROWS]
+            out[part] = self([rows[i] for i in part]).to(out.dtype)
+        return (out - self.mean) / self.std if normalised else out

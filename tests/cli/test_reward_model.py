@@ -1,0 +1,70 @@
+"""`minirlhf reward-model` from the outside, and PPO on what it saved."""
+
+import json
+
+import pytest
+
+from tests.cli.calling import done, refused
+
+
+def rows(path, count=60):
+    """Which is better: the side that says good."""
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(count):
+            ends = ("today", "at home", "for me", "again")
+            good, bad = f" is good {ends[i % 4]} .", f" is bad {ends[(i + 1) % 4]} ."
+            prompt = ("the cat", "a dog", "my tea", "this film", "her book", "the kettle")[i % 6]
+            file.write(json.dumps({"question": prompt, "chosen": good, "rejected": bad}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward-model")
+    sets = ("epochs=6", "batch_size=8", "samples=16", "heldout_share=0.3")
+    quick = [part for s in sets for part in ("--set", f"reward_model.{s}")]
+    comparisons = rows(folder / "pairs.json")
+    return folder / "rm", done("reward-model", comparisons, *tiny, *quick, "--out", folder / "rm", "--json").events
+
+
+def test_it_trains_reports_and_saves(model):
+    directory, events = model
+    finished = events[-1]
+    assert finished["event"] == "reward_model_finished"
+    assert finished["report"]["accuracy"] == 1
+    assert finished["report"]["pairs"] == 20
+    assert finished["train_pairs"] == 40
+    saved = json.loads((directory / "reward_model.json").read_text())
+    assert saved["report"] == finished["report"]
+    config = json.loads((directory / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert (directory / "config.toml").is_file()
+
+
+def test_ppo_runs_on_it_and_so_does_an_evaluation(model, tiny, tmp_path, monkeypatch):
+    directory, _ = model
+    monkeypatch.chdir(directory.parent)
+    done("run", *tiny, "--reward", "trained", "--set", "rewards.trained.path=rm", "--out", tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(metrics["reward/trained"]) < 5  # in standard deviations of the base's own
+    monkeypatch.chdir(tmp_path)  # the path was made absolute
+    assert "score, mean" in done("evaluate", tmp_path / "run").out
+
+
+def test_what_people_read(model, tiny, tmp_path):
+    quick = ["--set", "reward_model.epochs=1", "--set", "reward_model.samples=4"]
+    shown = done("reward-model", rows(tmp_path / "p.jsonl", 12), *tiny, *quick, "--out", tmp_path / "rm")
+    assert "accuracy" in shown.out
+    assert "calibration error (ECE)" in shown.out
+    assert "it is right" in shown.out
+
+
+def test_refusals(tiny, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "chosen": "b"}\n')
+    refused(2, "reward-model", bad, *tiny, said=("row has no 'rejected'", "bad.jsonl:1"))
+    refused(2, "reward-model", tmp_path / "no.jsonl", *tiny, said=("no.jsonl",))
+    refused(2, "reward-model", rows(tmp_path / "p.jsonl", 4), *tiny, "--out", tmp_path, said=("the directory exists",))
+    refused(2, "run", *tiny, "--reward", "trained", said=("path", "needs this option"))
+    gone = ("--reward", "trained", "--set", "rewards.trained.path=nowhere")
+    refused(5, "run", *tiny, *gone, said=("no readable manifest",))
