@@ -4,6 +4,8 @@ Every mean is over the mask (tokens) or over the rows that have one (responses).
 formula and unit, and a test holds the two together.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,43 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
     metrics["objective/scores_std"] = moments(e.scores, rows).std()
     metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
     log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
+    metrics["objective/score_length_correlation"] = correlation(
+        e.scores[rows], e.rollout.response_mask.sum(dim=1)[rows].to(e.scores)
+    )
+    metrics["response/repetition"] = repeated_triples(e.rollout.completion_id_lists)
     residual = residual_std(e.scores - beta * log_ratio, e.rollout.group, rows)
-    return metrics if residual is None else metrics | {"objective/residual_std": residual}
+    if residual is not None:
+        metrics |= {
+            "objective/residual_std": residual,
+            "count/flat_groups": flat_groups(e.scores, e.rollout.group, rows),
+        }
+    return metrics
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation of x and y (n,); 0 where one of them does not vary."""
+    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    scale = float(x.norm() * y.norm())
+    return float((x * y).sum()) / scale if scale > 1e-12 else 0.0
+
+
+def repeated_triples(rows: Sequence[Sequence[int]]) -> float:
+    """Share of the token triples of a response that were in it before, over all responses: 0 = nothing repeated."""
+    total, distinct = 0, 0
+    for ids in rows:
+        triples = list(zip(ids, ids[1:], ids[2:], strict=False))
+        total, distinct = total + len(triples), distinct + len(set(triples))
+    return 1 - distinct / total if total else 0.0
+
+
+def flat_groups(scores: Tensor, group: Tensor, rows: Tensor) -> float:
+    """Share of the prompts with two responses or more whose scores are all the same."""
+    _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
+    kept, empty = scores[rows], scores.new_zeros(len(sizes))
+    highest = empty.scatter_reduce(0, index, kept, "amax", include_self=False)
+    lowest = empty.scatter_reduce(0, index, kept, "amin", include_self=False)
+    several = sizes > 1
+    return float(((highest == lowest) & several).sum() / several.sum().clamp(min=1))
 
 
 def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minirlhf.config import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
+from minirlhf.measures import correlation
 from minirlhf.models.scorer import Scorer
 from minirlhf.pretrain import warm_cosine
 from minirlhf.streams import generator
@@ -25,6 +26,7 @@ from minirlhf.text.corpus import Comparison
 from minirlhf.text.tokenizer import Tokenizer
 
 BINS = 10  # of the reliability table
+GAPS = (0.0, 0.5, 1.0, 2.0)  # where the rows of `by_gap` begin, score units
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Pair:
     rejected: list[int]
     margin: float
     probability: float
+    gap: float | None = None
 
 
 def text_ids(tokenizer: Tokenizer, prompt: str, completion: str, ended: bool) -> list[int]:
@@ -51,7 +54,7 @@ def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int
         if max(len(chosen), len(rejected)) > longest:
             dropped.append(f"{c.where}: {max(len(chosen), len(rejected))} tokens, {longest} fit: the row is left out")
         else:
-            pairs.append(Pair(chosen, rejected, c.margin, c.probability))
+            pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap))
     if not pairs:
         raise InputError("no comparison fits", dropped[0] if dropped else "", "raise model.max_positions")
     more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
@@ -175,7 +178,9 @@ def report(model: Scorer, pairs: Sequence[Pair]) -> dict[str, Any]:
     accuracy with its 95 % interval (Wilson); loss; ece = mean distance of stated and observed probability, bins
     weighted; reliability = for each bin of the stated probability of the side that the model prefers: how often, what
     it said, how often it was right; margin_mean in score units; length_correlation = Pearson's, of a side's score with
-    its number of tokens; longer_wins = accuracy of preferring the longer side.
+    its number of tokens; longer_wins = accuracy of preferring the longer side. Where the pairs know how much better a
+    side really is: ceiling = accuracy of a judge who knows it, against these labels; of_ceiling = (accuracy - 0.5) /
+    (ceiling - 0.5); by_gap = how often the model prefers the side that is really better, by how much better it is.
     """
     found = margins(model, pairs)
     right, n = accuracy(found), len(pairs)
@@ -201,7 +206,24 @@ def report(model: Scorer, pairs: Sequence[Pair]) -> dict[str, Any]:
         "margin_mean": float(found.mean()),
         "length_correlation": correlation(scores, lengths),
         "longer_wins": accuracy(longer),
+        **against_truth(found, [p.gap for p in pairs]),
     }
+
+
+def against_truth(found: Tensor, gaps: Sequence[float | None]) -> dict[str, Any]:
+    """What a report says of margins (n,) where all gaps are known; nothing where they are not."""
+    known = [gap for gap in gaps if gap is not None]
+    if len(known) < len(gaps):
+        return {}
+    truth = torch.tensor(known, dtype=torch.float64)
+    ceiling, rows = accuracy(truth), []
+    for low, high in zip(GAPS, (*GAPS[1:], math.inf), strict=True):
+        inside = (truth.abs() >= low) & (truth.abs() < high) & (truth != 0)
+        if bool(inside.any()):
+            right = accuracy((found * truth.sign())[inside])
+            rows.append({"from": low, "pairs": int(inside.sum()), "right": right})
+    share = (accuracy(found) - 0.5) / (ceiling - 0.5) if ceiling > 0.5 else 0.0
+    return {"ceiling": ceiling, "of_ceiling": share, "by_gap": rows}
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -210,13 +232,6 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return centre - half, centre + half
-
-
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation; 0 where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(x.norm() * y.norm())
-    return float((x * y).sum()) / scale if scale > 0 else 0.0
 
 
 @torch.no_grad()

@@ -21,18 +21,20 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import minirlhf
+from minirlhf.alarms import Alarms
 from minirlhf.base import Base, Emit, prepare_base, problem_of, reference_of, sampler_of
 from minirlhf.components import INPUTS, Built
 from minirlhf.config import Config, doubts, dump_toml
 from minirlhf.controllers import KLController, Penalty
-from minirlhf.data import Prompts, PromptStream, batch, fit
+from minirlhf.data import Documents, Prompts, PromptStream, batch, fit
 from minirlhf.errors import PluginError, UsageError, UserError
-from minirlhf.evaluate import Evaluation, evaluate, residual_spread
+from minirlhf.evaluate import Evaluation, bootstrap_interval, evaluate, residual_spread
 from minirlhf.exact.lab import enumerable, optimality
 from minirlhf.experience import Experience, Rollout
 from minirlhf.measures import Metrics
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.ppo import Parts, PPOState, train
+from minirlhf.preferences import prepare_reward_model
 from minirlhf.registry import Registry
 from minirlhf.saved import heldout_prompts, open_run, read_sources
 from minirlhf.scoring import RewardModels, TrainerState
@@ -42,9 +44,11 @@ from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.lock import locked
 from minirlhf.store.metrics import JsonLines
 from minirlhf.store.model import read_json, resolve_device, save_policy
+from minirlhf.streams import generator
 from minirlhf.tensors import Moments, Whitening
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,10 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     """Base, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README: Events)."""
     started = perf_counter()
     device = set_up(config)
-    components = build_components(config, registry, device)
     documents, candidates = read_sources(config)
+    config = with_reward_model(config, documents, device, emit)
+    rewarded = perf_counter()
+    components = build_components(config, registry, device)
     components.rewards.check_columns(candidates.columns)
     with run_directory(config, out) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
@@ -124,13 +130,28 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         result = evaluate_run(config, *side_by_side, components.rewards, prompts.heldout, state.controller.beta, device)
         save_models(directory, state, base)
         ended = perf_counter()
-        seconds = {"base": based - started, "ppo": learned - based, "evaluation": ended - learned}
+        seconds = {"reward_model": rewarded - started} if config.corpus.preferences else {}
+        seconds |= {"base": based - rewarded, "ppo": learned - based, "evaluation": ended - learned}
         summary = result.summary | {"seconds": {**seconds, "total": ended - started}}
         write_results(directory, result, summary)
         observers.finish(summary)  # before the last event, because it may warn
         shown = result.rows[: config.evaluation.samples]
         emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})
     return directory
+
+
+def with_reward_model(config: Config, documents: Documents, device: torch.device, emit: Emit) -> Config:
+    """Train what a reward `trained` without a path waits for, from `corpus.preferences`, and fill the path in."""
+    waiting = [label for label, r in config.rewards.items() if r.use == "trained" and not r.options.get("path")]
+    if config.corpus.preferences is None or not waiting:
+        return config
+    base = prepare_base(config, documents, device, emit)
+    path = str(prepare_reward_model(config, base, device, emit))
+    filled = {
+        label: r.model_copy(update={"options": {**r.options, "path": path}}) if label in waiting else r
+        for label, r in config.rewards.items()
+    }
+    return config.model_copy(update={"rewards": filled})
 
 
 @contextmanager
@@ -260,7 +281,7 @@ def run_ppo(
     emit: Emit,
 ) -> None:
     """Drive the loop; write metrics, samples and checkpoints between its yields."""
-    checkpoints, problem = directory / "checkpoints", problem_of(config)
+    checkpoints, problem, alarms = directory / "checkpoints", problem_of(config), Alarms(parts.learns_values)
     with JsonLines(directory / "metrics.jsonl") as metrics_file, JsonLines(directory / "samples.jsonl") as samples:
         loop = train(state, parts, config)
         while True:
@@ -275,6 +296,8 @@ def run_ppo(
                 metrics |= {f"exact/{name}": value for name, value in found.items() if value is not None}
             metrics_file.write({"step": step, **metrics})
             emit({"event": "step", "step": step, "iterations": config.ppo.iterations, **metrics})
+            for message in alarms.look(step, metrics):
+                emit({"event": "warning", "message": f"iteration {step}: {message}"})
             if step % config.run.log_every == 0:
                 for row in sample_rows(experience, config.run.samples):
                     samples.write({"step": step, **row})
@@ -382,11 +405,24 @@ def evaluate_run(
         for name, model in {"reference": reference.policy, "policy": policy}.items():
             spread = residual_spread(model, reference, several, shaped, tokenizer, beta=beta, **sizes)
             result.summary[name]["residual_std"] = spread
+    if config.corpus.text == TRUE_SCORE_CORPUS and problem is None:
+        add_true_scores(result, config)
     if problem is not None:
         found = optimality(policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
         result.summary["optimality"] = found["optimality"]
         result.summary["exact"] = found
     return result
+
+
+def add_true_scores(result: Evaluation, config: Config) -> None:
+    """The hidden true score of both sides' completions, which no reward has seen, with the interval of its gain."""
+    scores = {side: torch.tensor(true_scores([row[side] for row in result.rows])) for side in ("reference", "policy")}
+    gain = (scores["policy"] - scores["reference"]).double()
+    for side, values in scores.items():
+        result.summary[side]["true_score_mean"] = values.mean().item()
+    interval = bootstrap_interval(gain, config.evaluation.bootstrap, generator(config.run.seed, "bootstrap", 1))
+    result.summary["true_score_gain"] = gain.mean().item()
+    result.summary["true_score_gain_ci95"] = list(interval)
 
 
 def reevaluate(

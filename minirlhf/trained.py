@@ -17,11 +17,14 @@ from minirlhf.text.tokenizer import Tokenizer
 class trained:
     """The normalised score of a saved reward model: mean 0 and standard deviation 1 over its base's responses.
 
-    `path` is the directory. With the policy's own tokenizer the sampled ids are scored as they are; else the texts are
-    encoded again. A response that was cut has no EOS, and is scored without one.
+    `path` is the directory; a run with `corpus.preferences` trains one from them and fills it in. With the policy's own
+    tokenizer the sampled ids are scored as they are; else the texts are encoded again. A response that was cut has no
+    EOS, and is scored without one.
     """
 
-    def __init__(self, *, path: str) -> None:
+    def __init__(self, *, path: str = "") -> None:
+        if not path:
+            raise ValueError("give rewards.trained.path, or corpus.preferences to train one from")
         directory = Path(path)
         verify(directory)
         self.model = load_scorer(directory).eval().requires_grad_(False)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from minirlhf.experience import Experience, Rollout
-from minirlhf.measures import Averages, explained_variance, residual_std, rollout_metrics, update_metrics
+from minirlhf.measures import (
+    Averages,
+    correlation,
+    explained_variance,
+    flat_groups,
+    repeated_triples,
+    residual_std,
+    rollout_metrics,
+    update_metrics,
+)
 from tests.helpers import EOS, seeded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -64,6 +73,8 @@ def test_every_metric_of_a_rollout_by_hand():
             "response/eos_rate": 0.5,
             "count/masked_rows": 0,
             "value/explained_variance": 1 - 0.2 / 2.5,
+            "objective/score_length_correlation": -1,  # two points: 1 with three tokens, 4 with two
+            "response/repetition": 0,
         },
         abs=1e-10,
     )
@@ -190,3 +201,14 @@ def test_the_residual_of_a_rollout_is_zero_at_the_optimum():
     by_hand = 0.2 * abs(float(log_ratio[0] - log_ratio[1])) / math.sqrt(2)
     assert off == pytest.approx(by_hand, abs=1e-6)
     assert "objective/residual_std" not in rollout_metrics(whole, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)
+
+
+def test_repetition_correlation_and_flat_groups_by_hand():
+    # 1 2 3 1 2 3 has triples 123 231 312 123: one of four again; 4 5 has none.
+    assert repeated_triples([[1, 2, 3, 1, 2, 3], [4, 5]]) == pytest.approx(0.25)
+    assert repeated_triples([[1, 2]]) == 0
+    assert correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])) == pytest.approx(1)
+    assert correlation(torch.tensor([1.0, 2.0]), torch.tensor([5.0, 5.0])) == 0
+    group, rows = torch.tensor([0, 0, 1, 1, 2, 3, 3]), torch.tensor([True] * 6 + [False])
+    scores = torch.tensor([1.0, 1.0, 1.0, 2.0, 9.0, 4.0, 5.0])  # of 0, 1 (2 and 3 have one row): 0 is flat
+    assert flat_groups(scores, group, rows) == pytest.approx(0.5)

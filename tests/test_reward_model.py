@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from minirlhf.config import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
+from minirlhf.measures import correlation
 from minirlhf.models.scorer import Scorer
 from minirlhf.reward_model import (
     Pair,
     RewardModelState,
     accuracy,
     bradley_terry,
-    correlation,
     encode,
     margins,
     normalise,
@@ -161,6 +161,20 @@ def test_the_report_by_hand():
     assert found["longer_wins"] == pytest.approx(2.5 / 4)
     losses = [math.log(1 + math.exp(-m)) for m in (1, 1, -1, 0)]
     assert found["loss"] == pytest.approx(sum(losses) / 4)
+
+
+def test_what_is_really_better_is_held_against_labels_and_model():
+    """Margins 1, 1, -1, 2 and true gaps 0.2, -0.3, 0.7, 3: three of four labels are right (the ceiling), and the model
+    agrees with three of four. It sides with the truth in the first and the fourth, not in the others."""
+    pairs = [Pair([1] * a, [1] * b, 0.0, 1.0, g) for a, b, g in [(4, 2, 0.2), (6, 4, -0.3), (2, 4, 0.7), (7, 3, 3.0)]]
+    found = report(Lengths(), pairs)
+    assert (found["accuracy"], found["ceiling"], found["of_ceiling"]) == (0.75, 0.75, 1.0)
+    assert found["by_gap"] == [
+        {"from": 0.0, "pairs": 2, "right": 0.5},
+        {"from": 0.5, "pairs": 1, "right": 0.0},
+        {"from": 2.0, "pairs": 1, "right": 1.0},
+    ]
+    assert "ceiling" not in report(Lengths(), [*pairs, Pair([1], [1, 1], 0.0, 1.0)])
 
 
 def test_intervals_and_correlation_by_hand():

@@ -958,9 +958,8 @@ def evaluative_body(review: Review, sentences: int, hits: int, most: int) -> lis
     return body + last
 
 
-def write_review(rng: random.Random, heldout: bool = False) -> tuple[dict[str, str], Opening]:
-    """A row of text.jsonl and its opening; `heldout`: one whose core is held out."""
-    review = Review(rng, draw(rng, tuple(TOPICS)), weighted(rng, SENTIMENTS))
+def amounts_of(rng: random.Random, review: Review) -> tuple[int, int, int]:
+    """How many sentences, how many evaluative words, and how many of them at most in one sentence."""
     count = weighted(rng, SENTENCES)
     hits = 0 if review.sentiment == "neutral" else weighted(rng, HITS)
     most = 3 if hits < 7 else 4
@@ -969,7 +968,13 @@ def write_review(rng: random.Random, heldout: bool = False) -> tuple[dict[str, s
         count -= 1
     elif hits <= 2 and count < 5 and rng.random() < 0.25:
         count += 1
+    return count, hits, most
 
+
+def write_review(rng: random.Random, heldout: bool = False) -> tuple[dict[str, str], Opening]:
+    """A row of text.jsonl and its opening; `heldout`: one whose core is held out."""
+    review = Review(rng, draw(rng, tuple(TOPICS)), weighted(rng, SENTIMENTS))
+    count, hits, most = amounts_of(rng, review)
     opening = Opening("", "", False)
     if hits and not heldout and rng.random() < 0.1:
         done = min(hits, 1 + int(rng.random() * 2))

@@ -1,5 +1,6 @@
 """minirlhf reward-model"""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from minirlhf.cli.options import resolve, some_options
 
 
 @click.command("reward-model")
-@click.argument("comparisons", type=click.Path(path_type=Path), metavar="COMPARISONS")
+@click.argument("comparisons", metavar="COMPARISONS")
 @some_options("preset", "sets", "device")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to save it; must not exist.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
 def command(
-    comparisons: Path,
+    comparisons: str,
     preset: str | None,
     sets: tuple[str, ...],
     device: str | None,
@@ -23,9 +24,11 @@ def command(
 ) -> None:
     """Train a reward model from COMPARISONS (JSON rows: prompt, chosen, rejected), from the base of a configuration.
 
+    COMPARISONS is a file, a folder, or the name of a packaged corpus: reviews.
+
     Then: minirlhf run --reward trained --set rewards.trained.path=DIR
     """
-    given = (*sets, f"corpus.preferences={str(comparisons.absolute())!r}")
+    given = (*sets, f"corpus.preferences={json.dumps(comparisons)}")
     flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 

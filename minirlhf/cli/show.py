@@ -63,6 +63,10 @@ class Printer:
                 f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
                 f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s\n            {e['directory']}"
             )
+        elif e["stage"] == "reward_model" and e["reused"]:
+            self._line(
+                f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}\n            {e['directory']}"
+            )
         elif e["stage"] == "reward_model":
             self._line(f"reward model {e['pairs']:,} comparisons, {e['heldout']:,} held out")
         elif e["stage"] == "ppo":
@@ -108,18 +112,23 @@ class Printer:
     def _run_finished(self, e: dict[str, Any]) -> None:
         print_evaluation(e, e["samples"])
         seconds = e["seconds"]
+        first = f"reward model {seconds['reward_model']:.0f} s, " if "reward_model" in seconds else ""
         print(
-            f"\nbase {seconds['base']:.0f} s, ppo {seconds['ppo']:.0f} s, evaluation {seconds['evaluation']:.0f} s, "
-            f"total {seconds['total']:.0f} s\n{e['run_dir']}"
+            f"\n{first}base {seconds['base']:.0f} s, ppo {seconds['ppo']:.0f} s, "
+            f"evaluation {seconds['evaluation']:.0f} s, total {seconds['total']:.0f} s\n{e['run_dir']}"
         )
 
 
 def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The report of a reward model: what, how much."""
     low, high = report["accuracy_ci95"]
+    ceiling = []
+    if "ceiling" in report:
+        ceiling = [("of what the label noise allows", f"{report['of_ceiling']:.0%} (ceiling {report['ceiling']:.3f})")]
     return [
         ("held-out comparisons", f"{report['pairs']}"),
         ("accuracy", f"{report['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})"),
+        *ceiling,
         ("calibration error (ECE)", f"{report['ece']:.3f}"),
         ("margin, mean", f"{report['margin_mean']:+.2f}"),
         ("score against length, correlation", f"{report['length_correlation']:+.2f}"),
@@ -135,6 +144,7 @@ ROWS = (
     ("ended by itself", "eos_rate", "{:.1%}"),
     ("distinct completions", "distinct_share", "{:.1%}"),
     ("distinct bigrams", "distinct_2", "{:.1%}"),
+    ("true score, mean", "true_score_mean", "{:+.3f}"),
     ("residual, standard deviation", "residual_std", "{:.3f}"),
 )
 
@@ -164,6 +174,9 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
         f"better on {summary['win_rate']:.0%} of the prompts, "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
+    if "true_score_gain" in summary:
+        low, high = summary["true_score_gain_ci95"]
+        print(f"true score gain {summary['true_score_gain']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
     if "exact" in summary:
         e = summary["exact"]
         share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"

@@ -77,7 +77,8 @@ class Comparison:
     """Which of two completions of a prompt somebody prefers; `where` is FILE:LINE.
 
     margin: how much better at least, in score units (0 = not said); probability that `chosen` is the better one, where
-    a file says so (1 = it is).
+    a file says so (1 = it is); gap = how much better `chosen` really is, where somebody knows: for reports, never for
+    training.
     """
 
     prompt: str
@@ -86,6 +87,7 @@ class Comparison:
     margin: float = 0.0
     probability: float = 1.0
     where: str = field(default="", compare=False)
+    gap: float | None = None
 
 
 # ---- where a source is -------------------------------------------------------------------------------------
@@ -404,16 +406,19 @@ def read_prompts(
 # ---- comparisons -------------------------------------------------------------------------------------------
 
 
-def read_comparisons(source: str, errors: str = "strict") -> tuple[list[Comparison], list[str]]:
+def read_comparisons(
+    source: str, errors: str = "strict", *, which: str = "comparisons"
+) -> tuple[list[Comparison], list[str]]:
     """(comparisons, notes on rows that were left out) of JSON rows with `chosen` and `rejected`.
 
     The prompt is `prompt` (or `query`, `question`), or what both sides begin with where there is none (up to a white
     space, if there is one). Each may be a string, or a list of {"role", "content"}: the contents follow each other
-    line by line. `margin` and `probability` are optional. A row whose sides are equal, or one of them empty, teaches
-    nothing: it is left out, and the note says where. Errors: InputError with FILE:LINE.
+    line by line. `margin`, `probability` and `gap` are optional. A row whose sides are equal, or one of them empty,
+    teaches nothing: it is left out, and the note says where. `which`: the file of a packaged corpus. Errors:
+    InputError with FILE:LINE.
     """
     found, dropped = list[Comparison](), list[str]()
-    for path in corpus_files(source, which="comparisons"):
+    for path in corpus_files(source, which=which):
         if path.suffix.lower() == ".txt":
             todo = 'give JSON Lines with "prompt", "chosen" and "rejected"'
             raise InputError("comparisons cannot be read from .txt", str(path), todo)
@@ -456,12 +461,13 @@ def _comparison(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     margin = _amount(row, "margin", where, 0.0, 0.0, math.inf)
     probability = _amount(row, "probability", where, 1.0, 0.0, 1.0)
+    gap = None if row.get("gap") is None else _amount(row, "gap", where, 0.0, -math.inf, math.inf)
     fault = ""
     if chosen == rejected:
         fault = "chosen and rejected are the same"
     elif not chosen.strip() or not rejected.strip():
         fault = f"{'chosen' if not chosen.strip() else 'rejected'} is empty"
-    return Comparison(prompt, chosen, rejected, margin, probability, where), fault
+    return Comparison(prompt, chosen, rejected, margin, probability, where, gap), fault
 
 
 def _side(value: Any, name: str, where: str, errors: str) -> str:

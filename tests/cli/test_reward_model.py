@@ -65,6 +65,27 @@ def test_refusals(tiny, tmp_path):
     refused(2, "reward-model", bad, *tiny, said=("row has no 'rejected'", "bad.jsonl:1"))
     refused(2, "reward-model", tmp_path / "no.jsonl", *tiny, said=("no.jsonl",))
     refused(2, "reward-model", rows(tmp_path / "p.jsonl", 4), *tiny, "--out", tmp_path, said=("the directory exists",))
-    refused(2, "run", *tiny, "--reward", "trained", said=("path", "needs this option"))
+    refused(5, "run", *tiny, "--reward", "trained", said=("give rewards.trained.path, or corpus.preferences",))
     gone = ("--reward", "trained", "--set", "rewards.trained.path=nowhere")
     refused(5, "run", *tiny, *gone, said=("no readable manifest",))
+
+
+def test_a_run_trains_the_reward_model_that_it_waits_for_and_finds_it_again(tiny, tmp_path):
+    pairs = rows(tmp_path / "pairs.jsonl")
+    small = (
+        "reward_model.epochs=2",
+        "reward_model.batch_size=8",
+        "reward_model.samples=8",
+        f"corpus.preferences={pairs}",
+    )
+    sets = [part for s in small for part in ("--set", s)]
+    first = done("run", *tiny, "--reward", "trained", *sets, "--out", tmp_path / "a", "--json").events
+    again = done("run", *tiny, "--reward", "trained", *sets, "--out", tmp_path / "b", "--json").events
+    stages = [[e["reused"] for e in events if e.get("stage") == "reward_model"] for events in (first, again)]
+    assert stages == [[False], [True]]
+    assert first[-1]["seconds"]["reward_model"] > 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    third = done("run", tmp_path / "a" / "config.toml", "--out", tmp_path / "c", "--json").events  # the path is in it
+    assert not [e for e in third if e.get("stage") == "reward_model"]
+    assert (tmp_path / "c" / "model" / "model.safetensors").read_bytes() == weights[0]

@@ -1,0 +1,53 @@
+"""The preset `preferences` over five seeds: `pytest -m slow -s tests/test_preferences.py`.
+
+Pretraining, reward model and PPO from nothing; the table of the README comes from here. Times are only printed.
+"""
+
+from time import perf_counter
+
+import pytest
+import torch
+
+from tests.cli.calling import done
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(run_finished of five seeds, the report of the reward model)."""
+    folder, threads = tmp_path_factory.mktemp("preferences"), torch.get_num_threads()
+    finished, reports, seconds = [], [], []
+    for seed in range(5):
+        started = perf_counter()
+        arguments = ("--seed", seed, "--set", f"run.bases={folder / 'bases'}", "--out", folder / str(seed), "--json")
+        events = done("run", "preferences", *arguments).events
+        seconds.append(perf_counter() - started)
+        finished.append(events[-1])
+        reports += [e["report"] for e in events if e["event"] == "reward_model_finished"]
+    torch.set_num_threads(threads)
+    print("\n| seed | proxy before | after | true score before | after | gain, 95 % interval | KL, nats |")
+    print("|---|---|---|---|---|---|---|")
+    for seed, e in enumerate(finished):
+        low, high = e["true_score_gain_ci95"]
+        sides = [e[side] for side in ("reference", "policy")]
+        proxy, truth = ([side[name] for side in sides] for name in ("score_mean", "true_score_mean"))
+        print(
+            f"| {seed} | {proxy[0]:+.2f} | {proxy[1]:+.2f} | {truth[0]:+.2f} | {truth[1]:+.2f} "
+            f"| {e['true_score_gain']:+.2f} ({low:+.2f} to {high:+.2f}) | {e['kl_nats_per_sequence']:.2f} |"
+        )
+    print(f"first run {seconds[0]:.0f} s, the others {min(seconds[1:]):.0f} to {max(seconds[1:]):.0f} s")
+    return finished, reports
+
+
+def test_the_reward_model_is_trained_once_and_learns_three_quarters_of_what_the_noise_allows(runs):
+    _, [report] = runs
+    share = f"{report['of_ceiling']:.0%} of what the noise allows"
+    print(f"accuracy {report['accuracy']:.3f} of {report['ceiling']:.3f}, {share}, ECE {report['ece']:.3f}")
+    assert report["pairs"] >= 1000
+    assert report["of_ceiling"] >= 0.75
+
+
+def test_the_true_score_rises_for_every_seed(runs):
+    for finished in runs[0]:
+        assert finished["true_score_gain_ci95"][0] > 0
