@@ -3,11 +3,15 @@
 Pretraining, reward model and PPO from nothing; the table of the README comes from here. Times are only printed.
 """
 
+import json
+import random
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 import torch
 
+from minirlhf.text.corpus import read_comparisons
 from tests.cli.calling import done
 
 pytestmark = pytest.mark.slow
@@ -51,3 +55,32 @@ def test_the_reward_model_is_trained_once_and_learns_three_quarters_of_what_the_
 def test_the_true_score_rises_for_every_seed(runs):
     for finished in runs[0]:
         assert finished["true_score_gain_ci95"][0] > 0
+
+
+@pytest.mark.parametrize("labels", ["shuffled", "flipped"])
+def test_controls(labels, tmp_path_factory, runs):
+    """Shuffled labels teach nothing: accuracy at 0.5 within its interval, no true score gained. Flipped ones lower it."""
+    folder = tmp_path_factory.mktemp(labels)
+    rows, _ = read_comparisons("reviews")
+    draw = random.Random(0)
+    pairs = folder / "pairs.jsonl"
+    with pairs.open("w", encoding="utf-8") as file:
+        for row in rows:
+            sides = [row.rejected, row.chosen]
+            if labels == "shuffled" and draw.random() < 0.5:
+                sides.reverse()
+            file.write(json.dumps({"prompt": row.prompt, "chosen": sides[0], "rejected": sides[1]}) + "\n")
+    bases = Path(runs[0][0]["run_dir"]).parent / "bases"
+    sets = [part for s in (f"corpus.preferences={pairs}", f"run.bases={bases}") for part in ("--set", s)]
+    events = done("run", "preferences", *sets, "--out", folder / "run", "--json").events
+    (report,) = [e["report"] for e in events if e["event"] == "reward_model_finished"]
+    low, high = events[-1]["true_score_gain_ci95"]
+    print(
+        f"{labels}: accuracy {report['accuracy']:.3f} of {report['pairs']}, true score gain {low:+.2f} to {high:+.2f}"
+    )
+    if labels == "shuffled":
+        assert report["accuracy_ci95"][0] <= 0.5 <= report["accuracy_ci95"][1]
+        assert low <= 0
+    else:
+        assert report["accuracy"] > 0.75
+        assert high < 0

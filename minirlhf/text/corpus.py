@@ -372,6 +372,10 @@ def _read(
         for number, row in _json_rows(text, path):
             empty = False
             where = f"{path}:{number}"
+            if which == "text" and isinstance(row, dict) and {"chosen", "rejected"} <= row.keys():
+                liked, _ = _comparison(row, where, errors)  # a comparison is a text, too: the better one
+                yield f"{liked.prompt}{liked.chosen}", {}, where
+                continue
             name = _field(row, accepted, where)
             columns = {key: value for key, value in row.items() if key != name}
             taken = [key for key in columns if key in reserved]
@@ -383,7 +387,8 @@ def _read(
 
 
 def read_documents(source: str, errors: str = "strict") -> list[Document]:
-    """The documents of a source: lines or paragraphs of `.txt`, the field `text` of `.json` and `.jsonl`.
+    """The documents of a source: lines or paragraphs of `.txt`, the field `text` of `.json` and `.jsonl`; of a
+    comparison its prompt with what was chosen.
 
     `errors`: "strict", or "replace" (U+FFFD for what is not UTF-8). Errors: InputError with FILE:LINE.
     """
