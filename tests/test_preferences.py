@@ -59,7 +59,7 @@ def test_the_true_score_rises_for_every_seed(runs):
 
 @pytest.mark.parametrize("labels", ["shuffled", "flipped"])
 def test_controls(labels, tmp_path_factory, runs):
-    """Shuffled labels teach nothing: accuracy at 0.5 within its interval, no true score gained. Flipped ones lower it."""
+    """Shuffled labels teach nothing: accuracy 0.5 within its interval, no true score gained. Flipped ones lower it."""
     folder = tmp_path_factory.mktemp(labels)
     rows, _ = read_comparisons("reviews")
     draw = random.Random(0)
