@@ -14,6 +14,7 @@ from minirlhf.errors import UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.store.files import verify
 from minirlhf.store.model import load_policy, load_transformer
+from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -60,3 +61,11 @@ def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     """The prompts of the run's own config, read again."""
     longest = config.model.max_positions - config.sampler.max_new_tokens
     return fit(read_sources(config)[1], tokenizer, longest)
+
+
+def prompts_to_use(config: Config, tokenizer: Tokenizer, file: str | None) -> list[Prompt]:
+    """The prompts of a file, or those that the run was trained on; those that fit."""
+    if file is None:
+        return heldout_prompts(config, tokenizer).train
+    longest = config.model.max_positions - config.sampler.max_new_tokens - 1
+    return fit_prompts(read_prompts(file, config.corpus.errors), tokenizer, longest)[0]

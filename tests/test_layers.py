@@ -44,6 +44,7 @@ ROOMS = (
     "trained",
     "base",
     "saved",
+    "labelling",
     "preferences",
     "run",
     "compare",

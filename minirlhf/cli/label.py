@@ -1,0 +1,74 @@
+"""minirlhf label"""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from minirlhf.labelling import Shown
+
+
+@click.command("label")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.jsonl", help="Goes on in it.")
+@click.option("--from", "side", type=click.Choice(["policy", "reference"]), default="reference", show_default=True)
+@click.option("--prompts", metavar="FILE", help="Prompts of your own instead of the run's.")
+@click.option("-n", "count", type=click.IntRange(min=1), metavar="N", help="Stop after so many answers.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def command(run: Path, out: Path, side: str, prompts: str | None, count: int | None, seed: int) -> None:
+    """Judge pairs of completions of a finished RUN: which is better? One JSON line each, for `reward-model`.
+
+    Answer l(eft), r(ight), t(ie), s(kip), u(ndo) or q(uit), and Enter. The same command goes on where it stopped.
+    """
+    from minirlhf.cli.options import resolve
+    from minirlhf.saved import config_file
+
+    config, _ = resolve(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
+
+    from minirlhf.labelling import LabelFile, Pairs
+    from minirlhf.run import set_up
+    from minirlhf.saved import open_run, prompts_to_use
+
+    saved = open_run(run, config, set_up(config))
+    policy = saved.policy if side == "policy" else saved.reference.policy
+    use = prompts_to_use(config, saved.tokenizer, prompts)
+    pairs = Pairs(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
+    file = LabelFile(out.absolute())
+    index, answered = file.next_index, 0
+    while count is None or answered < count:
+        shown = pairs(index)
+        answer = ask(shown, len(file.rows))
+        if answer == "quit":
+            break
+        if answer == "undo":
+            back = file.undo()
+            index, answered = (index, answered) if back is None else (back, max(0, answered - 1))
+            continue
+        if answer != "skip":
+            file.add(shown.judged(answer))
+            answered += 1
+        index += 1
+    click.echo(f"{len(file.rows)} comparisons in {out}")
+
+
+def ask(shown: "Shown", done: int) -> str:
+    """Show a pair, ask until there is an answer; the end of the input is `quit`."""
+    from minirlhf.cli.show import printable
+    from minirlhf.labelling import ANSWERS
+
+    click.echo(f"\n{done} done. {printable(shown.prompt)} ...", err=True)
+    for name, text in (("left", shown.left), ("right", shown.right)):
+        lines = textwrap.fill(
+            printable(text.strip()), width=100, initial_indent=f"{name:>6}  ", subsequent_indent=" " * 8
+        )
+        click.echo(lines, err=True)
+    while True:
+        try:
+            answer = click.prompt("l r t s u q", prompt_suffix=": ", err=True).strip().lower()
+        except click.Abort:
+            return "quit"
+        if answer[:1] in ANSWERS and ANSWERS[answer[:1]].startswith(answer):
+            return ANSWERS[answer[:1]]
+        click.echo("left, right, tie, skip, undo or quit", err=True)
