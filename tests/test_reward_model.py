@@ -195,3 +195,15 @@ def test_scores_over_the_bases_own_responses_have_mean_zero_and_std_one():
     assert float(scores.std()) == pytest.approx(1, abs=1e-5)
     normalise(model, rows[:1])
     assert float(model.std) == 1
+
+
+def test_the_weights_in_the_end_are_the_best_and_not_the_last():
+    """A state that has seen better: whatever the steps do, the stored weights come back."""
+    config = RewardModelConfig(epochs=1, batch_size=16, lr=1e-2, warmup=0)
+    model = Scorer(small_trunk(scale=0.1)).initialise(seeded(1))
+    state = RewardModelState.start(model, config)
+    state.best, state.best_weights = 1.1, {name: t.clone() for name, t in model.state_dict().items()}
+    list(train(state, pairs_of(64, 1), pairs_of(20, 2), config))
+    assert state.step == 4
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state.best_weights[name])

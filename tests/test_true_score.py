@@ -4,6 +4,9 @@ import math
 
 import pytest
 
+from minirlhf.config import Config
+from minirlhf.evaluate import Evaluation
+from minirlhf.run import add_true_scores
 from minirlhf.true_score import aspects, true_scores
 
 
@@ -31,3 +34,18 @@ def test_more_than_three_aspects_count_as_three():
     three, five = "seams zipper soles", "seams zipper soles laces heels"
     difference = true_scores([five])[0] - true_scores([three])[0]
     assert difference == pytest.approx(2 / 30)  # of the length alone
+
+
+def test_an_evaluation_says_it_of_both_sides_and_of_the_gain():
+    sides = [("It was awful", "It was great"), ("We like the zipper", "We like it"), ("a", "a")]
+    rows = [{"reference": before, "policy": after} for before, after in sides]
+    result = Evaluation(summary={"reference": {}, "policy": {}}, rows=rows)
+    add_true_scores(result, Config())
+    before, after = (true_scores([side[i] for side in sides]) for i in (0, 1))
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert gains[0] == pytest.approx(4 * math.tanh(1 / 3))
+    assert result.summary["reference"]["true_score_mean"] == pytest.approx(sum(before) / 3, abs=1e-6)
+    assert result.summary["policy"]["true_score_mean"] == pytest.approx(sum(after) / 3, abs=1e-6)
+    assert result.summary["true_score_gain"] == pytest.approx(sum(gains) / 3, abs=1e-6)
+    low, high = result.summary["true_score_gain_ci95"]
+    assert min(gains) - 1e-6 <= low < sum(gains) / 3 < high <= max(gains) + 1e-6

@@ -39,6 +39,9 @@ def test_it_trains_reports_and_saves(model):
     config = json.loads((directory / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert (directory / "config.toml").is_file()
+    moments = json.loads((directory / "score.json").read_text())
+    assert moments["mean"] != 0  # of the base's own responses
+    assert moments["std"] not in (0, 1)
 
 
 def test_ppo_runs_on_it_and_so_does_an_evaluation(model, tiny, tmp_path, monkeypatch):
