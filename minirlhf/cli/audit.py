@@ -36,6 +36,7 @@ def command(
     flags: dict[str, Any] = dict.fromkeys(FLAGS)
     if len(names) == 1:
         flags[kinds[0]] = names[0]  # the config then holds this component, and --set its options
+    sets = ("ppo.responses_per_prompt=4", *sets)  # a function of groups is refused without; nothing else depends on it
     config, registry = resolve(preset=None, rewards=(), sets=sets, plugins=plugins, device=None, **flags)
     rows: list[dict[str, Any]] = []
     if svg is not None:

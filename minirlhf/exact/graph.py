@@ -107,12 +107,21 @@ def divergence(graph: Graph, log_pi: Tensor) -> Tensor:
 
 
 def optimum(graph: Graph, beta: float) -> tuple[Tensor, Tensor]:
-    """(log pi* (S,V), V* (S,)) by soft Bellman: V*(s) = beta log sum_v ref(v) exp((gain(s,v) + V*(s')) / beta)."""
+    """(log pi* (S,V), V* (S,)) by soft Bellman: V*(s) = beta log sum_v ref(v) exp((gain(s,v) + V*(s')) / beta).
+
+    Without a KL to pay for (beta = 0) the best tokens are taken, those of equal worth alike.
+    """
     values = [graph.gain.new_zeros(1)]
     log_pi: list[Tensor] = []
     for layer in reversed(graph.layers):
         child = torch.where(graph.child[layer] < 0, -1, graph.child[layer] - layer.stop)
-        scores = graph.log_ref[layer] + (graph.gain[layer] + torch.cat(values)[child]) / beta
+        worth = graph.gain[layer] + torch.cat(values)[child]
+        if beta == 0:
+            best = worth.max(dim=-1, keepdim=True).values
+            values.insert(0, best.squeeze(-1))
+            log_pi.insert(0, torch.where(worth > best - 1e-9, 0.0, -torch.inf).double().log_softmax(dim=-1))
+            continue
+        scores = graph.log_ref[layer] + worth / beta
         values.insert(0, beta * scores.logsumexp(dim=-1))
         log_pi.insert(0, scores.log_softmax(dim=-1))
     return torch.cat(log_pi), torch.cat(values)[:-1]

@@ -62,6 +62,11 @@ def test_the_table_ends_with_a_verdict_a_line_and_the_picture_is_drawn(tmp_path)
         assert name in drawn
 
 
+def test_a_function_of_groups_alone():
+    (row,) = done("audit", "advantage", "rloo", "--json").events
+    assert row["gradient_bias"] < 1e-6
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -57,5 +57,12 @@ def test_nothing_can_be_gained_where_every_response_scores_the_same(bases, tmp_p
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["optimality"] is None
 
 
+def test_without_a_kl_everything_that_can_be_had_is_the_best_score(bases, tmp_path):
+    sets = ("kl.coef=0", "ppo.iterations=2", "ppo.prompts_per_iteration=128")
+    finished = done(*short(bases, tmp_path / "run", *sets), "--json").events[-1]
+    assert finished["exact"]["best"] == pytest.approx(3.2)
+    assert 0 < finished["optimality"] < 1
+
+
 def test_the_reward_of_a_problem_needs_its_prompts(tiny):
     refused(5, "run", *tiny, "--reward", "problem", said=("exact_problem",))

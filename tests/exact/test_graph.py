@@ -112,6 +112,18 @@ def test_the_residual_is_one_number_only_at_the_optimum(problem):
     assert residual(some_policy(graph)[0]) > 0.1
 
 
+def test_without_a_kl_the_optimum_is_the_best_score():
+    """nonadditive at beta 0: 222 scores 3 + 0.7 - 0.5 = 3.2, 202 and 212 score 2.7: one response is best."""
+    problem = problems()["nonadditive"]
+    for merged in (False, True):
+        graph = exact.build(problem, merged=merged)
+        log_best, values = exact.optimum(graph, 0.0)
+        assert float(values[0]) == pytest.approx(3.2)
+        assert log_best[0].exp().tolist() == [0, 0, 1]
+    flat = exact.build(problems()["constant"])
+    assert exact.optimum(flat, 0.0)[0][0].exp().tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_the_gradient_is_that_of_finite_differences():
     graph = exact.build(problems()["variable"])
     theta = some_policy(graph)[0].clone().requires_grad_()
