@@ -26,6 +26,8 @@ class trained:
         if not path:
             raise ValueError("give rewards.trained.path, or corpus.preferences to train one from")
         directory = Path(path)
+        if not (directory / SCORE).is_file():
+            raise ValueError(f"{path} is no saved reward model: give a directory that `minirlhf reward-model` has made")
         verify(directory)
         self.model = load_scorer(directory).eval().requires_grad_(False)
         self.tokenizer = Tokenizer.load(directory)
