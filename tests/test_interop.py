@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from minirlhf.store.model import load_transformer
-from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.models.scorer import Scorer
+from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.reward_model import text_ids
+from minirlhf.store.model import load_transformer, save_scorer
+from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
+from tests.helpers import CONFIG
 
 pytestmark = pytest.mark.interop
 
@@ -52,3 +56,22 @@ def test_the_tokenizer_opens_there_and_gives_the_same_ids(finished, transformers
         assert ids == ours.encode(text)
         assert theirs.decode(ids) == text
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (ours.pad_id, ours.bos_id, ours.eos_id)
+
+
+def test_a_reward_model_opens_there_and_scores_the_same(tmp_path, transformers):
+    """LlamaForSequenceClassification with one label; it reads its score at the last token that is no padding."""
+    tokenizer = train_tokenizer(["the cat sat on the mat and the cat ate"] * 3, 270)
+    sizes = TransformerConfig(**{**CONFIG.__dict__, "vocab_size": tokenizer.vocab_size})
+    generator = torch.Generator().manual_seed(0)
+    ours = Scorer(Transformer(sizes).initialise(generator)).initialise(generator)
+    save_scorer(tmp_path, ours, tokenizer)
+    theirs, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    rows = [text_ids(tokenizer, "the cat", completion, True) for completion in (" sat", " ate on the mat and sat")]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [tokenizer.pad_id] * (width - len(row)) for row in rows])
+    with torch.no_grad():
+        scores = theirs.eval()(input_ids=ids, attention_mask=(ids != tokenizer.pad_id).long()).logits.squeeze(-1)
+    assert (scores - ours.scores(rows, normalised=False)).abs().max() < 1e-5
