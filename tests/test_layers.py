@@ -46,6 +46,7 @@ ROOMS = (
     "saved",
     "labelling",
     "preferences",
+    "reliability",
     "run",
     "compare",
     "audit",

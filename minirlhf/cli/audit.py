@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.options import FLAGS, plugin_option
+from minirlhf.cli.options import FLAGS, check_picture, plugin_option
 
 if TYPE_CHECKING:
     from minirlhf.components import Built
@@ -94,16 +94,6 @@ def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[
     audit = {"kl": kl.audit, "advantage": advantage.audit, "loss": loss.audit}[built.component.kind]
     variant = whitening(config, built if audit is advantage.audit else chosen)
     yield from audit(built, config, variant, Scene.of())
-
-
-def check_picture() -> None:
-    """Say before the work that the picture cannot be drawn."""
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
-        from minirlhf.errors import UsageError
-
-        raise UsageError("--svg needs matplotlib", todo="pip install 'minirlhf[plot]'")
 
 
 COLUMNS = ("value_bias", "value_std", "gradient_bias", "gradient_cosine", "gradient_variance")

@@ -57,6 +57,16 @@ def some_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
     return add
 
 
+def check_picture() -> None:
+    """Say before the work that a picture cannot be drawn."""
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        from minirlhf.errors import UsageError
+
+        raise UsageError("--svg needs matplotlib", todo="pip install 'minirlhf[plot]'")
+
+
 def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
     """--plugin alone, for commands that read no config."""
     return some_options("plugins")(command)

@@ -6,13 +6,16 @@ from typing import Any
 
 import click
 
-from minirlhf.cli.options import resolve, some_options
+from minirlhf.cli.options import check_picture, resolve, some_options
 
 
 @click.command("reward-model")
 @click.argument("comparisons", metavar="COMPARISONS")
 @some_options("preset", "sets", "device")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to save it; must not exist.")
+@click.option(
+    "--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw how often it is right when it says so."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
 def command(
     comparisons: str,
@@ -20,6 +23,7 @@ def command(
     sets: tuple[str, ...],
     device: str | None,
     out: Path | None,
+    svg: Path | None,
     as_json: bool,
 ) -> None:
     """Train a reward model from COMPARISONS (JSON rows: prompt, chosen, rejected), from the base of a configuration.
@@ -32,8 +36,17 @@ def command(
     flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 
+    if svg is not None:
+        check_picture()
+
     from minirlhf.cli.show import Printer
-    from minirlhf.preferences import train_reward_model
+    from minirlhf.preferences import FILE, train_reward_model
     from minirlhf.run import set_up
 
-    train_reward_model(config, out, set_up(config), Printer(as_json=as_json))
+    directory = train_reward_model(config, out, set_up(config), Printer(as_json=as_json))
+    if svg is not None:
+        from minirlhf.reliability import picture
+        from minirlhf.store.files import write_text
+        from minirlhf.store.model import read_json
+
+        write_text(svg.absolute(), picture(read_json(directory / FILE)["report"]))

@@ -1,6 +1,7 @@
 """`minirlhf reward-model` from the outside, and PPO on what it saved."""
 
 import json
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -56,7 +57,11 @@ def test_ppo_runs_on_it_and_so_does_an_evaluation(model, tiny, tmp_path, monkeyp
 
 def test_what_people_read(model, tiny, tmp_path):
     quick = ["--set", "reward_model.epochs=1", "--set", "reward_model.samples=4"]
-    shown = done("reward-model", rows(tmp_path / "p.jsonl", 12), *tiny, *quick, "--out", tmp_path / "rm")
+    drawn = ("--out", tmp_path / "rm", "--svg", tmp_path / "r.svg")
+    shown = done("reward-model", rows(tmp_path / "p.jsonl", 12), *tiny, *quick, *drawn)
+    svg = (tmp_path / "r.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "how often it is right" in svg
     assert "accuracy" in shown.out
     assert "calibration error (ECE)" in shown.out
     assert "it is right" in shown.out
