@@ -1,13 +1,15 @@
-"""The base that a run starts from: made once for a corpus, tokenizer, model and pretraining settings, then reused.
+"""What a run starts from: a base, pretrained once, and fine-tuned where there are demonstrations; then reused.
 
 For a problem of the exact lab it is fitted to the problem's reference instead of pretrained.
 
-    BASES/HASH/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json  base.json  MANIFEST.json
+    BASES/HASH/      config.json  model.safetensors  tokenizer.json  tokenizer_config.json  base.json  MANIFEST.json
+    BASES/sft-HASH/  the same
 
-HASH is over everything that decides the weights. It is built under a lock, so that two runs which start together
-pretrain once; a directory that fails its manifest is built again.
+HASH is over everything that decides the weights. A directory is made under a lock, so that two runs which start
+together pretrain once; one that fails its manifest is made again.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from minirlhf import sft
 from minirlhf.config import Config
 from minirlhf.data import Documents
 from minirlhf.errors import CheckpointError
@@ -31,22 +34,33 @@ from minirlhf.store.files import complete_directory, verify, write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import load_transformer, read_json, save_transformer
 from minirlhf.streams import generator
-from minirlhf.text.corpus import corpus_hash
+from minirlhf.text.comparisons import Demonstration, hold_out, read_demonstrations
+from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT = 1  # raise when the same settings would give other weights
+FACTS = {"base": "base.json", "sft": "base.json", "reward_model": "reward_model.json"}  # stage -> what is known of it
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A pretrained model on disk: its directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds)."""
+    """What a run starts from, on disk: directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds)."""
 
     directory: Path
     trunk: Transformer
     tokenizer: Tokenizer
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Demonstrations to learn from and to measure on, and what was left out."""
+
+    learn: list[Demonstration]
+    held: list[Demonstration]
+    notes: list[str]
 
 
 def problem_of(config: Config) -> Problem | None:
@@ -93,29 +107,103 @@ def base_key(config: Config) -> dict[str, Any]:
     }
 
 
-def prepare_base(config: Config, documents: Documents, device: torch.device, emit: Emit) -> Base:
-    """Find the base of this configuration, or make it."""
+def start_key(config: Config) -> dict[str, Any]:
+    """Everything that decides the weights that a run starts from."""
     key = base_key(config)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    directory = Path(config.run.bases) / name
-    with locked(directory.with_name(f".{name}.lock"), wait=True):
-        if directory.exists():
-            try:
-                verify(directory)
-                base = load_base(directory, device)
-                emit({"event": "stage", "stage": "base", "reused": True, "directory": str(directory), **base.facts})
-                return base
-            except CheckpointError as fault:
-                emit({"event": "warning", "message": f"the base is built again: {fault}"})
-        build = fit_base if config.exact.problem else build_base
-        build(directory, key, config, documents, device, emit)
+    source = config.corpus.demonstrations
+    if source is None:
+        return key
+    shown = corpus_hash(source, which="demonstrations")
+    return {"base": key, "demonstrations": shown, "sft": config.sft.model_dump()}
+
+
+def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) -> Base:
+    """What SFT makes of the base, found or made; the base itself where there are no demonstrations."""
+    shown = read_shown(config)
+    if shown is None:
+        return base
+    key = start_key(config)
+
+    def fine_tune(directory: Path) -> None:
+        build_sft(directory, key, config, base, shown, device, emit)
+
+    directory = kept(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
     return load_base(directory, device)
 
 
+def prepare_base(config: Config, documents: Documents, device: torch.device, emit: Emit) -> Base:
+    """Find the base of this configuration, or make it."""
+    key = base_key(config)
+    build = fit_base if config.exact.problem else build_base
+
+    def make(directory: Path) -> None:
+        build(directory, key, config, documents, device, emit)
+
+    return load_base(kept(Path(config.run.bases), "", key, make, emit, "base"), device)
+
+
+def kept_name(prefix: str, key: dict[str, Any]) -> str:
+    """What a thing of this key is called under `run.bases`."""
+    return prefix + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept(root: Path, prefix: str, key: dict[str, Any], make: Callable[[Path], None], emit: Emit, stage: str) -> Path:
+    """root/PREFIXHASH of this key, as it was found or made: made under a lock, and again if it is damaged."""
+    directory = root / kept_name(prefix, key)
+    with locked(directory.with_name(f".{directory.name}.lock"), wait=True):
+        if directory.exists():
+            try:
+                verify(directory)
+                facts = read_json(directory / FACTS[stage])
+                emit({"event": "stage", "stage": stage, "reused": True, "directory": str(directory), **facts})
+                return directory
+            except CheckpointError as fault:
+                emit({"event": "warning", "message": f"{stage.replace('_', ' ')} is made again: {fault}"})
+        make(directory)
+    return directory
+
+
 def load_base(directory: Path, device: torch.device) -> Base:
-    """Read a base that `build_base` has made."""
+    """Read what `prepare_base` or `prepare_start` has made."""
     trunk = load_transformer(directory).to(device)
     return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
+
+
+def read_shown(config: Config) -> Shown | None:
+    """Demonstrations to learn from and to measure on; None where the config has none."""
+    source = config.corpus.demonstrations
+    if source is None:
+        return None
+    found, notes = read_demonstrations(source, config.corpus.errors)
+    learn, held = hold_out(found, config.sft.heldout_share, generator(config.sft.seed, "sft/split", 0))
+    return Shown(learn, held, notes)
+
+
+def build_sft(
+    directory: Path, key: dict[str, Any], config: Config, base: Base, shown: Shown, device: torch.device, emit: Emit
+) -> None:
+    """Fine-tune a copy of the base; the directory appears when it is complete."""
+    started, settings, longest = perf_counter(), config.sft, config.model.max_positions
+    (examples, more), (held, rest) = (sft.encode(part, base.tokenizer, longest) for part in (shown.learn, shown.held))
+    for note in [*shown.notes, *more, *rest]:
+        emit({"event": "warning", "message": note})
+    rows, measured = sft.fill_rows(examples, longest), sft.fill_rows(held, longest)
+    model, steps = copy.deepcopy(base.trunk), sft.steps_of(rows, settings)
+    counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
+    emit({"event": "stage", "stage": "sft", "reused": False, **counts})
+
+    def loss() -> float:
+        return sft.heldout_loss(model, measured, base.tokenizer, settings.batch_size, device)
+
+    before, state = loss(), sft.SFTState.start(model, settings)
+    for step, metrics in sft.train(state, rows, base.tokenizer, settings, device):
+        emit({"event": "sft", "step": step, "steps": steps, **metrics})
+    facts = {**counts, "heldout_loss_before": before, "heldout_loss": loss(), "tokens": state.tokens}
+    facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}
+    with complete_directory(directory) as temporary:
+        save_transformer(temporary, model, base.tokenizer)
+        write_json(temporary / FACTS["sft"], {**facts, "key": key})
+    emit({"event": "sft_finished", "directory": str(directory), **facts})
 
 
 def build_base(

@@ -26,7 +26,7 @@ from minirlhf.components import nearest
 from minirlhf.errors import ConfigError, UsageError
 from minirlhf.exact.problems import problems
 from minirlhf.registry import BUILTIN_OWNER, Registry
-from minirlhf.text.corpus import is_packaged
+from minirlhf.text.files import is_packaged
 
 MAX_BYTES = 1 << 20  # a config of more than 1 MiB is something else given by mistake
 MAX_DEPTH = 32  # tables and arrays within each other: no key needs more, and what reads them recurses
@@ -72,6 +72,7 @@ class CorpusConfig(Section):
         None, min_length=1, description="training prompts; left out: packaged ones, or openings"
     )
     heldout_prompts: str | None = Field(None, min_length=1, description="evaluation prompts; else a fifth of prompts")
+    demonstrations: str | None = Field(None, min_length=1, description="for SFT: prompt, completion; or messages")
     preferences: str | None = Field(None, min_length=1, description="comparisons: prompt, chosen, rejected")
     opening_words: int = Field(4, ge=1, description="length of an opening that serves as a prompt: words or characters")
     heldout_share: float = Field(0.02, gt=0, lt=1, description="documents held out for the pretraining loss")
@@ -98,6 +99,17 @@ class PretrainConfig(Section):
     seed: int = Field(0, ge=0, description="decides initial weights and data order; runs of all seeds share a base")
 
 
+class SFTConfig(Section):
+    epochs: int = Field(2, ge=1, description="passes over the demonstrations")
+    batch_size: int = Field(8, ge=1, le=1 << 16, description="rows of packed demonstrations a step")
+    lr: float = Field(1e-3, gt=0, le=1e30, description="largest learning rate")
+    warmup: int = Field(10, ge=0, description="steps of linear warm-up, at most half of all")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW)")
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    heldout_share: float = Field(0.05, gt=0, lt=1, description="prompts held out for the loss")
+    seed: int = Field(0, ge=0, description="decides split and order")
+
+
 class RewardModelConfig(Section):
     epochs: int = Field(3, ge=1, description="passes over the comparisons")
     batch_size: int = Field(32, ge=1, le=1 << 16, description="comparisons a step")
@@ -110,7 +122,9 @@ class RewardModelConfig(Section):
     patience: int = Field(5, ge=1, description="looks at the held-out accuracy without a rise before it stops")
     heldout_share: float = Field(0.1, gt=0, lt=1, description="prompts held out for accuracy and report")
     samples: int = Field(256, ge=2, description="the base's own responses that scores are normalised on")
-    seed: int = Field(0, ge=0, description="decides the head's first weights, split and order")
+    pairs: int | None = Field(None, ge=2, description="train on so many comparisons only, drawn by the seed")
+    ensemble: int = Field(1, ge=1, le=64, description="models trained, each with its own first head and order")
+    seed: int = Field(0, ge=0, description="decides the head's first weights, split, order and draw")
 
 
 class ComponentSection(Section):
@@ -122,6 +136,8 @@ class ComponentSection(Section):
 class RewardConfig(ComponentSection):
     use: str = Field(min_length=1, description="reward: NAME, OWNER:NAME or FILE.py:FUNCTION (left out: the label)")
     weight: float = Field(1.0, description="in the sum of the rewards")
+    normalize: bool = Field(False, description="to mean 0, variance 1 over responses of the reference, before the run")
+    clip: float | None = Field(None, gt=0, description="cut to +- this, after normalising and before weighing")
 
 
 class KLConfig(ComponentSection):
@@ -202,6 +218,7 @@ class Config(Section):
     corpus: CorpusConfig = CorpusConfig()
     exact: ExactConfig = ExactConfig()
     pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     rewards: dict[str, RewardConfig] = Field(
         {"sentiment": RewardConfig(use="sentiment")}, description="label -> reward"
@@ -223,7 +240,7 @@ SECTIONS: dict[str, type[ComponentSection]] = {
     "rewards": RewardConfig,
 }
 OWN_KEYS = {name: set(section.model_fields) - {"options"} for name, section in SECTIONS.items()}
-PATHS = ("text", "prompts", "heldout_prompts", "preferences")  # of [corpus]
+PATHS = ("text", "prompts", "heldout_prompts", "demonstrations", "preferences")  # of [corpus]
 FILTERS = ("top_k", "top_p", "min_p")
 
 
@@ -514,9 +531,9 @@ def exact_faults(c: Config) -> Iterator[tuple[str, str]]:
         yield f"sampler.max_new_tokens = {c.sampler.max_new_tokens}", f"{name} has a horizon of {horizon}"
     if c.kl.controller != "fixed":
         yield f"kl.controller = {shown(c.kl.controller)}", "the optimum of a problem is that of one beta: use fixed"
-    for key in ("prompts", "heldout_prompts"):
+    for key in ("prompts", "heldout_prompts", "demonstrations", "preferences"):
         if getattr(c.corpus, key):
-            yield f"corpus.{key} = {shown(getattr(c.corpus, key))}", f"{name} brings its own prompts"
+            yield f"corpus.{key} = {shown(getattr(c.corpus, key))}", f"{name} brings its own prompts and reference"
 
 
 def pairing_faults(c: Config, registry: Registry) -> Iterator[tuple[str, str]]:

@@ -20,13 +20,13 @@ from minirlhf.text.corpus import (
     Document,
     Prompt,
     fit_prompts,
-    is_packaged,
     openings,
     read_documents,
     read_prompts,
     split_documents,
     split_prompts,
 )
+from minirlhf.text.files import is_packaged
 from minirlhf.text.tokenizer import Tokenizer
 
 

@@ -1,36 +1,49 @@
-"""From a file of comparisons to a reward model on disk: base, training, normalisation, report.
+"""From a file of comparisons to a reward model on disk: start, training, normalisation, report.
 
 OUT/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json     Hugging Face's layout
-      score.json           mean and standard deviation of the base's own scores, the tokenizer's hash
+      score.json           mean and standard deviation of the start's own scores, the tokenizer's hash
       reward_model.json    the report, the settings
       config.toml  MANIFEST.json
+
+Of an ensemble the first two lines are in OUT/0, OUT/1, ...
 """
 
 import copy
-import hashlib
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
-from minirlhf.base import Base, Emit, base_key, prepare_base, sampler_of
+from minirlhf.base import (
+    FACTS,
+    Base,
+    Emit,
+    kept,
+    kept_name,
+    prepare_base,
+    prepare_start,
+    read_shown,
+    sampler_of,
+    start_key,
+)
 from minirlhf.config import Config, dump_toml
 from minirlhf.data import load_documents
-from minirlhf.errors import CheckpointError, UsageError
+from minirlhf.errors import UsageError
 from minirlhf.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
-from minirlhf.models.scorer import Scorer
-from minirlhf.reward_model import RewardModelState, encode, normalise, report, split, train
-from minirlhf.store.files import complete_directory, verify, write_json, write_text
-from minirlhf.store.lock import locked
-from minirlhf.store.model import read_json, save_scorer
+from minirlhf.models.scorer import Ensemble, Scorer
+from minirlhf.reward_model import Pair, RewardModelState, accuracy, encode, margins, normalise, report, train
+from minirlhf.store.files import complete_directory, write_json, write_text
+from minirlhf.store.model import save_scorer
 from minirlhf.streams import generator
-from minirlhf.text.corpus import Comparison, is_packaged, read_comparisons
+from minirlhf.text.comparisons import Comparison, hold_out, read_comparisons
+from minirlhf.text.files import corpus_hash, is_packaged
 
-FILE = "reward_model.json"
+FILE = FACTS["reward_model"]
+PREFIX = "reward-"
 
 
 def train_reward_model(config: Config, out: Path | None, device: torch.device, emit: Emit) -> Path:
@@ -40,34 +53,37 @@ def train_reward_model(config: Config, out: Path | None, device: torch.device, e
     if directory.exists():
         raise UsageError("the directory exists", str(directory), "choose another --out, or remove it")
     pairs = read_pairs(config)
-    base = prepare_base(config, load_documents(config.corpus), device, emit)
-    build(config, directory, base, pairs, device, emit)
+    read_shown(config)
+    start = prepare_start(config, prepare_base(config, load_documents(config.corpus), device, emit), device, emit)
+    build(config, directory, start, pairs, device, emit)
     return directory
 
 
-def prepare_reward_model(config: Config, base: Base, device: torch.device, emit: Emit) -> Path:
-    """Find the reward model of this configuration's comparisons, or train it: kept beside the bases by its key."""
-    pairs = read_pairs(config)
-    texts = [(c.prompt, c.chosen, c.rejected, c.margin, c.probability) for c in pairs.train]
-    key = {
-        "base": base_key(config),
-        "comparisons": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+def reward_model_key(config: Config) -> dict[str, Any]:
+    """Everything that decides the weights of the reward model of a config."""
+    source = config.corpus.preferences
+    assert source is not None, "a reward waits for it"
+    files = ("comparisons", "heldout_comparisons") if is_packaged(source) else ("comparisons",)
+    return {
+        "start": start_key(config),
+        "comparisons": [corpus_hash(source, which=name) for name in files],
         "settings": config.reward_model.model_dump(),
         "sampler": config.sampler.model_dump(),
     }
-    name = "reward-" + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    directory = Path(config.run.bases) / name
-    with locked(directory.with_name(f".{name}.lock"), wait=True):
-        if directory.exists():
-            try:
-                verify(directory)
-                facts = read_json(directory / FILE)
-                emit({"event": "stage", "stage": "reward_model", "reused": True, "directory": str(directory), **facts})
-                return directory
-            except CheckpointError as fault:
-                emit({"event": "warning", "message": f"the reward model is trained again: {fault}"})
-        build(config, directory, base, pairs, device, emit)
-    return directory
+
+
+def reward_model_place(config: Config) -> Path:
+    """Where the reward model of this configuration's comparisons is, or will be: beside the bases."""
+    return Path(config.run.bases) / kept_name(PREFIX, reward_model_key(config))
+
+
+def prepare_reward_model(config: Config, start: Base, device: torch.device, emit: Emit) -> Path:
+    """Find the reward model of this configuration's comparisons, or train it."""
+
+    def make(directory: Path) -> None:
+        build(config, directory, start, read_pairs(config), device, emit)
+
+    return kept(Path(config.run.bases), PREFIX, reward_model_key(config), make, emit, "reward_model")
 
 
 @dataclass(frozen=True)
@@ -87,36 +103,66 @@ def read_pairs(config: Config) -> Pairs:
     found, notes = read_comparisons(source, errors)
     if is_packaged(source):
         held, more = read_comparisons(source, errors, which="heldout_comparisons")
-        return Pairs(found, held, [*notes, *more])
-    return Pairs(*split(found, settings.heldout_share, settings.seed), notes)
+        notes = [*notes, *more]
+    else:
+        random = generator(settings.seed, "reward-model/split", 0)
+        found, held = hold_out(found, settings.heldout_share, random)
+    if settings.pairs is not None and settings.pairs > len(found):
+        todo = "lower it, or leave it out"
+        raise UsageError(
+            f"there are {len(found)} comparisons to train on", f"reward_model.pairs = {settings.pairs}", todo
+        )
+    if settings.pairs is not None:
+        order = torch.randperm(len(found), generator=generator(settings.seed, "reward-model/pairs", 0)).tolist()
+        found = [found[i] for i in sorted(order[: settings.pairs])]
+    return Pairs(found, held, notes)
 
 
-def build(config: Config, directory: Path, base: Base, read: Pairs, device: torch.device, emit: Emit) -> None:
-    """Train on a copy of the base and save; the directory appears when it is complete."""
-    longest, started = config.model.max_positions, perf_counter()
-    (pairs, more), (heldout, rest) = (encode(part, base.tokenizer, longest) for part in (read.train, read.heldout))
+def build(config: Config, directory: Path, start: Base, read: Pairs, device: torch.device, emit: Emit) -> None:
+    """Train on copies of the start and save; the directory appears when it is complete."""
+    longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
+    (pairs, more), (heldout, rest) = (encode(part, start.tokenizer, longest) for part in (read.train, read.heldout))
     for note in [*read.notes, *more, *rest]:
         emit({"event": "warning", "message": note})
-    emit({"event": "stage", "stage": "reward_model", "reused": False, "pairs": len(pairs), "heldout": len(heldout)})
-    responses = own_responses(config, base, read.train, device)
-    random = generator(config.reward_model.seed, "reward-model/head", 0)
-    model = Scorer(copy.deepcopy(base.trunk)).initialise(random).to(device)
-    state = RewardModelState.start(model, config.reward_model)
-    for step, metrics in train(state, pairs, heldout, config.reward_model):
-        emit({"event": "reward_model", "step": step, **metrics})
-    normalise(model, responses)
-    facts = {
-        "report": report(model, heldout),
-        "best_step": state.best_step,
+    sizes = {"pairs": len(pairs), "heldout": len(heldout), "ensemble": count}
+    emit({"event": "stage", "stage": "reward_model", "reused": False, **sizes})
+    responses = own_responses(config, start, read.train, device)
+    members, best_steps = [], []
+    for index in range(count):
+        model, best_step = build_member(config, index, start, pairs, heldout, device, emit)
+        normalise(model, responses)
+        members.append(model)
+        best_steps.append(best_step)
+    facts: dict[str, Any] = {
+        "report": report(members[0] if count == 1 else Ensemble(members), heldout),
+        "best_step": best_steps[0] if count == 1 else best_steps,
         "train_pairs": len(pairs),
         "settings": config.reward_model.model_dump(),
         "seconds": perf_counter() - started,
     }
+    if count > 1:
+        facts["report"]["members"] = [accuracy(margins(model, heldout)) for model in members]
     with complete_directory(directory) as temporary:
-        save_scorer(temporary, model, base.tokenizer)
+        for index, model in enumerate(members):
+            place = temporary if count == 1 else temporary / str(index)
+            place.mkdir(exist_ok=True)
+            save_scorer(place, model, start.tokenizer)
         write_json(temporary / FILE, facts)
         write_text(temporary / "config.toml", dump_toml(config))
     emit({"event": "reward_model_finished", "directory": str(directory), **facts})
+
+
+def build_member(
+    config: Config, index: int, start: Base, pairs: list[Pair], heldout: list[Pair], device: torch.device, emit: Emit
+) -> tuple[Scorer, int]:
+    """A reward model with its own first head and its own order of the comparisons, and its best step."""
+    settings = config.reward_model.model_copy(update={"seed": config.reward_model.seed + 1000 * index})
+    random = generator(settings.seed, "reward-model/head", 0)
+    model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(device)
+    state = RewardModelState.start(model, settings)
+    for step, metrics in train(state, pairs, heldout, settings):
+        emit({"event": "reward_model", "member": index, "step": step, **metrics})
+    return model, state.best_step
 
 
 @torch.no_grad()

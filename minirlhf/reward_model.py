@@ -19,11 +19,11 @@ from torch import Tensor
 from minirlhf.config import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.measures import correlation
-from minirlhf.models.scorer import Scorer
+from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.pretrain import warm_cosine
 from minirlhf.streams import generator
-from minirlhf.text.corpus import Comparison
-from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.text.comparisons import Comparison
+from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 BINS = 10  # of the reliability table
 GAPS = (0.0, 0.5, 1.0, 2.0)  # where the rows of `by_gap` begin, score units
@@ -40,12 +40,6 @@ class Pair:
     gap: float | None = None
 
 
-def text_ids(tokenizer: Tokenizer, prompt: str, completion: str, ended: bool) -> list[int]:
-    """[BOS] prompt completion, and EOS if the completion ended: the one way from text to ids, encoded apart."""
-    prompt_ids, completion_ids = tokenizer.encode_batch([prompt, completion])
-    return [tokenizer.bos_id, *prompt_ids, *completion_ids, *([tokenizer.eos_id] if ended else [])]
-
-
 def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
     """Pairs of at most `longest` tokens a side, and notes on what was left out (InputError if nothing is left)."""
     pairs, dropped = [], []
@@ -59,26 +53,6 @@ def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int
         raise InputError("no comparison fits", dropped[0] if dropped else "", "raise model.max_positions")
     more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
     return pairs, dropped[:3] + more
-
-
-def split(comparisons: Sequence[Comparison], share: float, seed: int) -> tuple[list[Comparison], list[Comparison]]:
-    """(training, held out): whole prompts are held out, at least one; of a single prompt, rows."""
-    prompts = sorted({c.prompt for c in comparisons})
-    by_prompt = len(prompts) > 1
-    count = len(prompts) if by_prompt else len(comparisons)
-    if count < 2:
-        raise InputError("one comparison cannot be learned from and held out", todo="give two at least")
-    order: list[int] = torch.randperm(count, generator=generator(seed, "reward-model/split", 0)).tolist()
-    out = set(order[: min(max(1, round(share * count)), count - 1)])
-    if by_prompt:
-        held = {prompts[i] for i in out}
-        rows = {i for i, c in enumerate(comparisons) if c.prompt in held}
-    else:
-        rows = out
-    return (
-        [c for i, c in enumerate(comparisons) if i not in rows],
-        [c for i, c in enumerate(comparisons) if i in rows],
-    )
 
 
 def bradley_terry(
@@ -160,7 +134,7 @@ def update(state: RewardModelState, batch: Sequence[Pair], config: RewardModelCo
     return {"loss": values[0], "accuracy": values[2]}
 
 
-def margins(model: Scorer, pairs: Sequence[Pair]) -> Tensor:
+def margins(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> Tensor:
     """score(chosen) - score(rejected) of each pair, before normalisation: (n,) float64 on the CPU."""
     scores = model.eval().scores([p.chosen for p in pairs] + [p.rejected for p in pairs], normalised=False)
     chosen, rejected = scores.double().cpu().chunk(2)
@@ -172,7 +146,7 @@ def accuracy(margins: Tensor) -> float:
     return float((margins > 0).double().mean() + 0.5 * (margins == 0).double().mean())
 
 
-def report(model: Scorer, pairs: Sequence[Pair]) -> dict[str, Any]:
+def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
     """What to know about a reward model, from held-out pairs.
 
     accuracy with its 95 % interval (Wilson); loss; ece = mean distance of stated and observed probability, bins

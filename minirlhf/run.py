@@ -22,22 +22,23 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import minirlhf
 from minirlhf.alarms import Alarms
-from minirlhf.base import Base, Emit, prepare_base, problem_of, reference_of, sampler_of
+from minirlhf.base import Base, Emit, prepare_base, prepare_start, problem_of, read_shown, reference_of, sampler_of
 from minirlhf.components import INPUTS, Built
 from minirlhf.config import Config, doubts, dump_toml
 from minirlhf.controllers import KLController, Penalty
-from minirlhf.data import Documents, Prompts, PromptStream, batch, fit
+from minirlhf.data import Prompts, PromptStream, batch, fit
 from minirlhf.errors import PluginError, UsageError, UserError
-from minirlhf.evaluate import Evaluation, bootstrap_interval, evaluate, residual_spread
+from minirlhf.evaluate import ROWS, Evaluation, bootstrap_interval, evaluate, residual_spread
 from minirlhf.exact.lab import enumerable, optimality
 from minirlhf.experience import Experience, Rollout
+from minirlhf.generate import generate
 from minirlhf.measures import Metrics
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.ppo import Parts, PPOState, train
-from minirlhf.preferences import prepare_reward_model
+from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
 from minirlhf.registry import Registry
 from minirlhf.saved import heldout_prompts, open_run, read_sources
-from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.scoring import RewardModels, Scores, Shape, TrainerState
 from minirlhf.shaping import Scored, shape_scores
 from minirlhf.store import checkpoint
 from minirlhf.store.files import complete_directory, write_json, write_text
@@ -50,12 +51,13 @@ from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
+SCALE_RESPONSES = 256  # of the reference, for the mean and standard deviation of a reward that is normalised
+
 
 @dataclass(frozen=True)
 class Components:
-    """The chosen components, built once a run."""
+    """The chosen components but for the rewards, built once a run."""
 
-    rewards: RewardModels
     kl: Built
     advantage: Built
     loss: Built
@@ -65,7 +67,6 @@ class Components:
 def build_components(config: Config, registry: Registry, device: torch.device) -> Components:
     """Resolve names and options; a class is constructed here (and may load what it needs)."""
     return Components(
-        rewards=build_rewards(config, registry, device),
         kl=registry.find("kl", config.kl.estimator).build(config.kl.options, device=device),
         advantage=registry.find("advantage", config.advantage.function).build(config.advantage.options, device=device),
         loss=registry.find("loss", config.loss.policy).build(config.loss.options, device=device),
@@ -74,12 +75,13 @@ def build_components(config: Config, registry: Registry, device: torch.device) -
 
 
 def build_rewards(config: Config, registry: Registry, device: torch.device) -> RewardModels:
-    """The rewards alone, which is all that an evaluation needs."""
+    """The rewards, each with its weight, and what is done to its score before that."""
     return RewardModels(
         [
             (label, reward.weight, registry.find("reward", reward.use).build(reward.options, device=device))
             for label, reward in config.rewards.items()
-        ]
+        ],
+        {label: Shape(reward.normalize, reward.clip) for label, reward in config.rewards.items()},
     )
 
 
@@ -99,40 +101,48 @@ def set_up(config: Config) -> torch.device:
 
 
 def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Path:
-    """Base, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README: Events)."""
-    started = perf_counter()
+    """Base, SFT, reward model, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README)."""
+    clock = Clock()
     device = set_up(config)
     documents, candidates = read_sources(config)
-    config = with_reward_model(config, documents, device, emit)
-    rewarded = perf_counter()
+    read_shown(config)  # faults of a file are found before anything is trained
+    config, waiting = with_reward_model(config)
     components = build_components(config, registry, device)
-    components.rewards.check_columns(candidates.columns)
+    rewards = None if waiting else build_rewards(config, registry, device)
+    if rewards is not None:
+        rewards.check_columns(candidates.columns)
     with run_directory(config, out) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
         for message in doubts(config):
             emit({"event": "warning", "message": message})
         base = prepare_base(config, documents, device, emit)
-        longest = config.model.max_positions - config.sampler.max_new_tokens
-        prompts = fit(candidates, base.tokenizer, longest)
+        clock.lap("base")
+        if config.corpus.demonstrations:
+            base = prepare_start(config, base, device, emit)
+            clock.lap("sft")
+        if rewards is None:
+            prepare_reward_model(config, base, device, emit)
+            rewards = build_rewards(config, registry, device)
+            rewards.check_columns(candidates.columns)
+            clock.lap("reward_model")
+        prompts = fit(candidates, base.tokenizer, config.model.max_positions - config.sampler.max_new_tokens)
         for note in prompts.notes:
             emit({"event": "warning", "message": note})
-        based = perf_counter()
-        state, parts = prepare_ppo(config, components, base, prompts, device)
+        state, parts = prepare_ppo(config, components, rewards, base, prompts, device)
+        fit_rewards(config, rewards, state.reference, prompts.train, base.tokenizer, device, emit)
         emit(describe(config, state, parts))
         observers = Observers(components.observers, emit)
         observers.start(config, directory)
-        run_ppo(config, state, parts, components, observers, directory, emit)
+        run_ppo(config, state, parts, components, rewards, observers, directory, emit)
         if not state.reference.unchanged():
             raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
-        learned = perf_counter()
+        clock.lap("ppo")
         emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(prompts.heldout))})
         side_by_side = (state.policy, state.reference, base.tokenizer)
-        result = evaluate_run(config, *side_by_side, components.rewards, prompts.heldout, state.controller.beta, device)
+        result = evaluate_run(config, *side_by_side, rewards, prompts.heldout, state.controller.beta, device)
         save_models(directory, state, base)
-        ended = perf_counter()
-        seconds = {"reward_model": rewarded - started} if config.corpus.preferences else {}
-        seconds |= {"base": based - rewarded, "ppo": learned - based, "evaluation": ended - learned}
-        summary = result.summary | {"seconds": {**seconds, "total": ended - started}}
+        clock.lap("evaluation")
+        summary = result.summary | {"seconds": clock.seconds()}
         write_results(directory, result, summary)
         observers.finish(summary)  # before the last event, because it may warn
         shown = result.rows[: config.evaluation.samples]
@@ -140,18 +150,38 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     return directory
 
 
-def with_reward_model(config: Config, documents: Documents, device: torch.device, emit: Emit) -> Config:
-    """Train what a reward `trained` without a path waits for, from `corpus.preferences`, and fill the path in."""
+class Clock:
+    """Seconds of each stage, and of all of them."""
+
+    def __init__(self) -> None:
+        self._started = self._last = perf_counter()
+        self._laps = dict[str, float]()
+
+    def lap(self, stage: str) -> None:
+        """A stage ends now."""
+        now = perf_counter()
+        self._laps[stage], self._last = now - self._last, now
+
+    def seconds(self) -> dict[str, float]:
+        """By stage, and the total."""
+        return {**self._laps, "total": perf_counter() - self._started}
+
+
+def with_reward_model(config: Config) -> tuple[Config, bool]:
+    """Fill in where the reward model of `corpus.preferences` is, or will be, for a reward `trained` without a path.
+
+    Returns the config, and whether a reward waits for it. Faults of the comparisons are found here.
+    """
     waiting = [label for label, r in config.rewards.items() if r.use == "trained" and not r.options.get("path")]
     if config.corpus.preferences is None or not waiting:
-        return config
-    base = prepare_base(config, documents, device, emit)
-    path = str(prepare_reward_model(config, base, device, emit))
+        return config, False
+    read_pairs(config)
+    path = str(reward_model_place(config))
     filled = {
         label: r.model_copy(update={"options": {**r.options, "path": path}}) if label in waiting else r
         for label, r in config.rewards.items()
     }
-    return config.model_copy(update={"rewards": filled})
+    return config.model_copy(update={"rewards": filled}), True
 
 
 @contextmanager
@@ -186,7 +216,7 @@ def versions(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def prepare_ppo(
-    config: Config, components: Components, base: Base, prompts: Prompts, device: torch.device
+    config: Config, components: Components, rewards: RewardModels, base: Base, prompts: Prompts, device: torch.device
 ) -> tuple[PPOState, Parts]:
     """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
     tokenizer, ppo = base.tokenizer, config.ppo
@@ -210,7 +240,7 @@ def prepare_ppo(
     )
     parts = Parts(
         prompts=stream,
-        reward_models=lambda rollout, step: score(components.rewards, rollout, step, config, tokenizer),
+        reward_models=lambda rollout, step: score(rewards, rollout, step, config, tokenizer),
         kl=components.kl,
         advantage=components.advantage,
         loss=components.loss,
@@ -220,9 +250,9 @@ def prepare_ppo(
     return state, parts
 
 
-def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scored:
-    """Texts to reward models, their numbers back onto the rollout's device."""
-    result = models.score(
+def call_rewards(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scores:
+    """Texts, ids and columns of a rollout to the reward models."""
+    return models.score(
         prompts=list(rollout.prompts),
         completions=list(rollout.completions),
         prompt_ids=rollout.prompt_id_lists,
@@ -236,6 +266,40 @@ def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tok
             tokenizer_hash=tokenizer.hash,
         ),
     )
+
+
+def fit_rewards(
+    config: Config,
+    rewards: RewardModels,
+    reference: Reference,
+    prompts: list[Prompt],
+    tokenizer: Tokenizer,
+    device: torch.device,
+    emit: Emit,
+) -> None:
+    """Normalise the rewards that want it on the reference's own responses to training prompts."""
+    if not rewards.normalized:
+        return
+    random = generator(config.run.seed, "reward-scale/prompts", 0)
+    picks = torch.randint(len(prompts), (SCALE_RESPONSES,), generator=random).tolist()
+    chosen = batch([prompts[i] for i in picks], tokenizer, device)
+    by_label: dict[str, list[float | None]] = {}
+    for index, part in enumerate(chosen.parts(ROWS)):
+        rollout = generate(
+            reference.policy, part, tokenizer, max_new_tokens=config.sampler.max_new_tokens,
+            generator=generator(config.run.seed, "reward-scale", index),
+        )  # fmt: skip
+        for label, values in call_rewards(rewards, rollout, 0, config, tokenizer).by_label.items():
+            by_label.setdefault(label, []).extend(values)
+    rewards.fit(by_label)
+    for label in rewards.normalized:
+        shape = rewards.shapes[label]
+        emit({"event": "reward_scale", "label": label, "mean": shape.mean, "std": shape.std})
+
+
+def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scored:
+    """What the reward models give a rollout, as tensors on its device."""
+    result = call_rewards(models, rollout, step, config, tokenizer)
     device, (b, r) = rollout.mask.device, rollout.mask.shape
     token_rewards = torch.zeros(b, r)
     for row, placed in enumerate(result.token_rewards or []):
@@ -276,6 +340,7 @@ def run_ppo(
     state: PPOState,
     parts: Parts,
     components: Components,
+    rewards: RewardModels,
     observers: "Observers",
     directory: Path,
     emit: Emit,
@@ -305,15 +370,15 @@ def run_ppo(
             every = config.run.checkpoint_every
             if step == config.ppo.iterations or (every and step % every == 0):
                 path = checkpoint.save(
-                    checkpoints, state, component_states(components), versions(config, torch.device("cpu"))
+                    checkpoints, state, component_states(components, rewards), versions(config, torch.device("cpu"))
                 )
                 checkpoint.prune(checkpoints, config.run.keep_checkpoints)
                 emit({"event": "checkpoint", "step": step, "path": str(path)})
 
 
-def component_states(components: Components) -> dict[str, dict[str, Any]]:
+def component_states(components: Components, rewards: RewardModels) -> dict[str, dict[str, Any]]:
     """state_dict of every component that has one; refused if it would come back from its files as something else."""
-    named = {f"reward/{label}": built for label, _, built in components.rewards.models}
+    named = {f"reward/{label}": built for label, _, built in rewards.models}
     named |= {"kl": components.kl, "advantage": components.advantage, "loss": components.loss}
     states = {name: built.tell("state_dict") for name, built in named.items() if built.stateful}
     for name, state in states.items():
@@ -435,14 +500,15 @@ def reevaluate(
     device = set_up(config)
     rewards = build_rewards(config, registry, device)
     saved = open_run(directory, config, device)
-    if prompts_file is None:
-        prompts = heldout_prompts(config, saved.tokenizer)
-    else:
+    own = heldout_prompts(config, saved.tokenizer)
+    prompts = own
+    if prompts_file is not None:
         longest = config.model.max_positions - config.sampler.max_new_tokens - 1
         read = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
         kept, note = fit_prompts(read, saved.tokenizer, longest)
         prompts = Prompts([], kept, [note] if note else [])
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
+    fit_rewards(config, rewards, saved.reference, own.train, saved.tokenizer, device, lambda _: None)
     three = (saved.policy, saved.reference, saved.tokenizer)
     beta = final_beta(directory, config)
     return evaluate_run(config, *three, rewards, prompts.heldout, beta, device), prompts.notes

@@ -1,16 +1,17 @@
 """Scores: what the chosen reward models gave to a batch of finished responses, summed with their weights.
 
-    total_i = sum over labels of weight x score_i; None (does not apply) leaves the sum, token rewards add up.
+    total_i = sum over labels of weight x shape(score_i); None (does not apply) leaves the sum, token rewards add up.
+    shape(s) = clip((s - mean) / std): mean and std are the reference's where a reward is normalised, else 0 and 1.
 
 A reward function gets copies of what it names (texts, ids, columns of the prompt file, the rollout's
 tensors), so nothing that it does to them reaches the run. TRL's signature runs unchanged: (prompts,
-completions, completion_ids, **kwargs), sync or async. Not here: normalisation, clipping and truncation
-rules (shaping.py).
+completions, completion_ids, **kwargs), sync or async. Not here: what the rules do to the sum (shaping.py).
 """
 
 import asyncio
 import copy
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -46,8 +47,8 @@ class Scores:
     """What a batch of n responses got.
 
     total: the weighted sums, None where no reward model applied. by_label: what each gave (token rewards
-    summed), unweighted. token_rewards: the weighted part of the score that has a place, one number a token
-    of completion_ids, or None if nobody gave such; the rest of a score belongs to the last token. metrics
+    summed), as it is. token_rewards: the part of the total that has a place (weighted, in units of std), one number a
+    token of completion_ids, or None if nobody gave such; the rest of the total belongs to the last token. metrics
     and extras: what the functions logged, as reward/LABEL/NAME (the mean of the logged numbers; n values).
     """
 
@@ -58,11 +59,44 @@ class Scores:
     extras: dict[str, list[Any]] = field(default_factory=dict)
 
 
-class RewardModels:
-    """The rewards of a run: models = (label, weight, built) each."""
+@dataclass(frozen=True)
+class Shape:
+    """What is done to a reward's score before it is weighed: (score - mean) / std, then cut to +- clip.
 
-    def __init__(self, models: Sequence[tuple[str, float, Built]]) -> None:
+    normalize: mean and std are still to be measured (`RewardModels.fit`).
+    """
+
+    normalize: bool = False
+    clip: float | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, score: float) -> float:
+        shaped = (score - self.mean) / self.std
+        return shaped if self.clip is None else min(max(shaped, -self.clip), self.clip)
+
+
+class RewardModels:
+    """The rewards of a run: models = (label, weight, built) each; shapes = label -> Shape, where a score is shaped."""
+
+    def __init__(self, models: Sequence[tuple[str, float, Built]], shapes: Mapping[str, Shape] | None = None) -> None:
         self.models = [(label, weight, replace(built, label=label)) for label, weight, built in models]
+        self.shapes = {label: Shape() for label, _, _ in models} | dict(shapes or {})
+
+    @property
+    def normalized(self) -> list[str]:
+        """The labels whose scores are to be normalised."""
+        return [label for label, shape in self.shapes.items() if shape.normalize]
+
+    def fit(self, by_label: Mapping[str, Sequence[float | None]]) -> None:
+        """Take mean and (unbiased) standard deviation of these scores for the rewards that are normalised; one whose
+        scores are all the same is only centred."""
+        for label in self.normalized:
+            given = [score for score in by_label[label] if score is not None]
+            mean = sum(given) / len(given) if given else 0.0
+            std = math.sqrt(sum((s - mean) ** 2 for s in given) / (len(given) - 1)) if len(given) > 1 else 0.0
+            std = std if std > 1e-6 * max(1.0, abs(mean)) else 1.0
+            self.shapes[label] = replace(self.shapes[label], mean=mean, std=std)
 
     def check_columns(self, columns: Collection[str]) -> None:
         """Every column that a function needs is in the prompt file, or PluginError with what may be meant."""
@@ -98,7 +132,7 @@ class RewardModels:
         for call in calls:
             given.setdefault(call.built.label, []).extend(call.scores())
         metrics, extras = _logged(calls)
-        return _added(self.models, given, completion_ids, metrics, extras)
+        return _added(self.models, self.shapes, given, completion_ids, metrics, extras)
 
 
 @dataclass(frozen=True)
@@ -219,6 +253,7 @@ def _in_a_loop(work: Coroutine[Any, Any, list[BaseException | None]]) -> list[Ba
 
 def _added(
     models: list[tuple[str, float, Built]],
+    shapes: Mapping[str, Shape],
     given: dict[str, list[RowScore]],
     completion_ids: list[list[int]],
     metrics: dict[str, float],
@@ -235,10 +270,10 @@ def _added(
             value = sum(row) if isinstance(row, list) else row
             sums.append(value)
             if value is not None:
-                total[i] = (total[i] or 0.0) + weight * value
+                total[i] = (total[i] or 0.0) + weight * shapes[label](value)
             if isinstance(row, list):
-                placed = True
-                tokens[i] = [old + weight * new for old, new in zip(tokens[i], row, strict=True)]
+                placed, scale = True, weight / shapes[label].std
+                tokens[i] = [old + scale * new for old, new in zip(tokens[i], row, strict=True)]
         by_label[label] = sums
     return Scores(total, by_label, tokens if placed else None, metrics, extras)
 

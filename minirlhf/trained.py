@@ -5,33 +5,42 @@ A built-in plugin like those of builtin/, in a room of its own because it reads 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.reward_model import text_ids
+from minirlhf.models.scorer import Ensemble
 from minirlhf.store.files import verify
 from minirlhf.store.model import SCORE, load_scorer, read_json
-from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 
 class trained:
-    """The normalised score of a saved reward model: mean 0 and standard deviation 1 over its base's responses.
+    """The normalised score of a saved reward model: mean 0 and standard deviation 1 over its start's responses.
 
     `path` is the directory; a run with `corpus.preferences` trains one from them and fills it in. With the policy's own
     tokenizer the sampled ids are scored as they are; else the texts are encoded again. A response that was cut has no
     EOS, and is scored without one.
+
+    Of an ensemble, `combine` says what counts: the mean of its members, their min, or `pessimistic`, mean - caution x
+    (population) standard deviation over them.
     """
 
-    def __init__(self, *, path: str = "") -> None:
+    def __init__(
+        self, *, path: str = "", combine: Literal["mean", "min", "pessimistic"] = "mean", caution: float = 1.0
+    ) -> None:
         if not path:
             raise ValueError("give rewards.trained.path, or corpus.preferences to train one from")
         directory = Path(path)
-        if not (directory / SCORE).is_file():
+        members = [directory] if (directory / SCORE).is_file() else members_of(directory)
+        if not members:
             raise ValueError(f"{path} is no saved reward model: give a directory that `minirlhf reward-model` has made")
         verify(directory)
-        self.model = load_scorer(directory).eval().requires_grad_(False)
-        self.tokenizer = Tokenizer.load(directory)
-        self.hash = read_json(directory / SCORE).get("tokenizer")
+        self.model = Ensemble([load_scorer(member) for member in members]).eval().requires_grad_(False)
+        self.tokenizer = Tokenizer.load(members[0])
+        self.hash = read_json(members[0] / SCORE).get("tokenizer")
+        self.combine, self.caution = combine, caution
 
     def __call__(
         self,
@@ -47,10 +56,22 @@ class trained:
         else:
             ended = rollout.terminated.tolist()
             rows = [text_ids(self.tokenizer, *texts) for texts in zip(prompts, completions, ended, strict=True)]
-        longest = self.model.model.config.max_position_embeddings
         self.model.to(rollout.mask.device)
-        scores: list[float] = self.model.scores([row[:longest] for row in rows]).tolist()
+        each = self.model.each([row[: self.model.longest] for row in rows])
+        scores: list[float] = self._combined(each).tolist()
         return scores
+
+    def _combined(self, each: Tensor) -> Tensor:
+        """(k,n) -> (n,)"""
+        if self.combine == "min":
+            return each.amin(dim=0)
+        mean = each.mean(dim=0)
+        return mean if self.combine == "mean" else mean - self.caution * each.std(dim=0, correction=0)
+
+
+def members_of(directory: Path) -> list[Path]:
+    """OUT/0, OUT/1, ... of a saved ensemble."""
+    return sorted((file.parent for file in directory.glob(f"*/{SCORE}")), key=lambda place: place.name.zfill(8))
 
 
 @hookimpl

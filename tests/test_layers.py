@@ -36,6 +36,7 @@ ROOMS = (
     "shaping",
     "scoring",
     "pretrain",
+    "sft",
     "reward_model",
     "ppo",
     "evaluate",

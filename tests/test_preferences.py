@@ -11,7 +11,7 @@ from time import perf_counter
 import pytest
 import torch
 
-from minirlhf.text.corpus import read_comparisons
+from minirlhf.text.comparisons import read_comparisons
 from tests.cli.calling import done
 
 pytestmark = pytest.mark.slow

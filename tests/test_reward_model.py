@@ -20,12 +20,11 @@ from minirlhf.reward_model import (
     margins,
     normalise,
     report,
-    split,
-    text_ids,
     train,
     wilson,
 )
-from minirlhf.text.corpus import Comparison
+from minirlhf.text.comparisons import Comparison, hold_out
+from minirlhf.text.tokenizer import text_ids
 from tests.helpers import BOS, EOS, Letters, seeded, small_trunk
 
 
@@ -76,15 +75,15 @@ def test_what_does_not_fit_is_left_out_and_said():
 
 def test_whole_prompts_are_held_out():
     rows = [Comparison(f"p{i % 10}", "a", "b") for i in range(40)]
-    learn, held = split(rows, 0.2, 0)
+    learn, held = hold_out(rows, 0.2, seeded())
     assert len(held) == 8
     assert not {c.prompt for c in learn} & {c.prompt for c in held}
     assert len({c.prompt for c in held}) == 2
     one = [Comparison("p", str(i), "b") for i in range(10)]
-    learn, held = split(one, 0.2, 0)
+    learn, held = hold_out(one, 0.2, seeded())
     assert (len(learn), len(held)) == (8, 2)
     with pytest.raises(InputError, match="give two at least"):
-        split(one[:1], 0.2, 0)
+        hold_out(one[:1], 0.2, seeded())
 
 
 def pairs_of(count, seed, flip=0.0):

@@ -11,10 +11,9 @@ from minirlhf.errors import CheckpointError, PluginError
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.registry import load
-from minirlhf.reward_model import text_ids
 from minirlhf.store.files import complete_directory
 from minirlhf.store.model import load_scorer, save_scorer
-from minirlhf.text.tokenizer import train_tokenizer
+from minirlhf.text.tokenizer import text_ids, train_tokenizer
 from tests.helpers import CONFIG, random_rollout, seeded
 
 TOKENIZER = train_tokenizer(["the cat sat on the mat and the cat ate"] * 3, 270)

@@ -18,6 +18,7 @@ from minirlhf.errors import ConfigError, DiskError, UserError
 COMMANDS = {
     "run": ("minirlhf.cli.run", "Pretrain, improve by PPO, evaluate: the whole of it."),
     "pretrain": ("minirlhf.cli.pretrain", "Make the base of a configuration, or find it."),
+    "sft": ("minirlhf.cli.sft", "Fine-tune the base on demonstrations."),
     "label": ("minirlhf.cli.label", "Judge pairs of completions: comparisons of your own."),
     "reward-model": ("minirlhf.cli.reward_model", "Train a reward model from a file of comparisons."),
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),

@@ -63,12 +63,19 @@ class Printer:
                 f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
                 f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s\n            {e['directory']}"
             )
+        elif e["stage"] == "sft" and e["reused"]:
+            self._line(f"sft         reused: {sft_line(e)}\n            {e['directory']}")
+        elif e["stage"] == "sft":
+            self._line(
+                f"sft         {e['demonstrations']:,} demonstrations, {e['heldout']:,} held out, {e['steps']} steps"
+            )
         elif e["stage"] == "reward_model" and e["reused"]:
             self._line(
                 f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}\n            {e['directory']}"
             )
         elif e["stage"] == "reward_model":
-            self._line(f"reward model {e['pairs']:,} comparisons, {e['heldout']:,} held out")
+            several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
+            self._line(f"reward model {e['pairs']:,} comparisons, {e['heldout']:,} held out{several}")
         elif e["stage"] == "ppo":
             self._line(f"ppo         {e['iterations']} iterations of {e['responses']} responses")
             for note in e["notes"]:
@@ -82,6 +89,17 @@ class Printer:
                 f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  "
                 f"{e['tokens_per_s']:,.0f} tokens/s"
             )
+
+    def _sft(self, e: dict[str, Any]) -> None:
+        if self._due(e["step"] == e["steps"]):
+            self._line(f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}")
+
+    def _sft_finished(self, e: dict[str, Any]) -> None:
+        self._line(f"sft         made: {sft_line(e)}\n            {e['directory']}")
+
+    def _reward_scale(self, e: dict[str, Any]) -> None:
+        label = printable(e["label"])
+        self._line(f"reward      {label}: normalised by {e['mean']:+.3f} and {e['std']:.3f}, those of the reference")
 
     def _reward_model(self, e: dict[str, Any]) -> None:
         if "heldout_accuracy" in e:
@@ -112,11 +130,16 @@ class Printer:
     def _run_finished(self, e: dict[str, Any]) -> None:
         print_evaluation(e, e["samples"])
         seconds = e["seconds"]
-        first = f"reward model {seconds['reward_model']:.0f} s, " if "reward_model" in seconds else ""
-        print(
-            f"\n{first}base {seconds['base']:.0f} s, ppo {seconds['ppo']:.0f} s, "
-            f"evaluation {seconds['evaluation']:.0f} s, total {seconds['total']:.0f} s\n{e['run_dir']}"
-        )
+        stages = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items())
+        print(f"\n{stages}\n{e['run_dir']}")
+
+
+def sft_line(e: dict[str, Any]) -> str:
+    """What SFT did to the held-out loss."""
+    return (
+        f"held-out loss {e['heldout_loss_before']:.3f} -> {e['heldout_loss']:.3f} nats/token of the completions, "
+        f"{e['tokens']:,} tokens in {e['seconds']:.0f} s"
+    )
 
 
 def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:

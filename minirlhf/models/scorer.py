@@ -5,7 +5,7 @@ training as in PPO, so that what is scored is what was learned from. Saved in Hu
 LlamaForSequenceClassification (`score.weight`, one label).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,3 +62,32 @@ class Scorer(nn.Module):
             part = order[start : start + ROWS]
             out[part] = self([rows[i] for i in part]).to(out.dtype)
         return (out - self.mean) / self.std if normalised else out
+
+
+class Ensemble(nn.Module):
+    """Several scorers of one kind of text, each normalised by its own moments (2310.02743: against over-optimisation).
+
+    Where they agree a score can be trusted; where a policy has found what only some of them like, they do not.
+    """
+
+    def __init__(self, members: Sequence[Scorer]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that every member can read."""
+        return min(scorer.model.config.max_position_embeddings for scorer in self._scorers())
+
+    def each(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
+        """Scores (k,n) of n texts by each of k members."""
+        return torch.stack([scorer.scores(rows, normalised=normalised) for scorer in self._scorers()])
+
+    def scores(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
+        """Their mean, (n,)."""
+        return self.each(rows, normalised=normalised).mean(dim=0)
+
+    def _scorers(self) -> Iterator[Scorer]:
+        for member in self.members:
+            assert isinstance(member, Scorer)
+            yield member

@@ -217,16 +217,24 @@ class Transformer(nn.Module):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         return self
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """ids (B,T) -> hidden (B,T,W).
 
         mask (B,S) True = real token, over all S slots up to and including the ids' (S = T without a cache,
         filled + T with one); None = every slot is real. Padding may stand anywhere: it is never attended to, and
         positions count real tokens only.
+
+        segments (B,T), in place of mask and cache: several texts packed into a row, numbered in order; a token sees
+        its own text only, and its position counts from the beginning of it.
         """
         b, t = ids.shape
         start = 0 if cache is None else cache.filled
-        if mask is None:
+        visible: Tensor | None
+        if segments is not None:
+            positions, visible = self._packed(segments)
+        elif mask is None:
             positions = torch.arange(start, start + t, device=ids.device).expand(b, t)
             visible = None if start == 0 else self._visible(ids.new_ones(b, start + t, dtype=torch.bool), t)
         else:
@@ -240,6 +248,16 @@ class Transformer(nn.Module):
             cache.filled += t
         hidden: Tensor = self.norm(x)
         return hidden
+
+    @staticmethod
+    def _packed(segments: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B,T) within each text of a packed row, and who may look at whom (B,1,T,T)."""
+        slots = torch.arange(segments.shape[1], device=segments.device)
+        first = torch.ones_like(segments, dtype=torch.bool)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        begins = torch.where(first, slots, 0).cummax(dim=1).values
+        same = segments.unsqueeze(2) == segments.unsqueeze(1)
+        return slots - begins, (same & (slots <= slots.unsqueeze(1))).unsqueeze(1)
 
     @staticmethod
     def _visible(mask: Tensor, queries: int) -> Tensor:

@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from minirlhf.errors import DiskError, InputError
-from minirlhf.text.corpus import parse_json, read_bytes
+from minirlhf.text.files import parse_json, read_bytes
 
 SPECIAL: Final = ("<pad>", "<bos>", "<eos>")
 MIN_VOCAB: Final = 256 + len(SPECIAL)
@@ -119,6 +119,12 @@ class Tokenizer:
         except _Fault as fault:
             todo = "take one that minirlhf wrote"
             raise InputError(f"tokenizer cannot be used ({fault})", str(path), todo) from fault
+
+
+def text_ids(tokenizer: Tokenizer, prompt: str, completion: str, ended: bool) -> list[int]:
+    """[BOS] prompt completion, and EOS if the completion ended: the one way from text to ids, encoded apart."""
+    prompt_ids, completion_ids = tokenizer.encode_batch([prompt, completion])
+    return [tokenizer.bos_id, *prompt_ids, *completion_ids, *([tokenizer.eos_id] if ended else [])]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minirlhf.cli.show import printable
-from minirlhf.text.corpus import read_comparisons
+from minirlhf.text.comparisons import read_comparisons
 from tests.cli.calling import call, done, refused
 
 

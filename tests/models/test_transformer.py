@@ -112,3 +112,14 @@ def test_what_is_not_computed_here_is_refused_by_name(change):
     name = "rope_type" if "rope_scaling" in change else next(iter(change))
     with pytest.raises(InputError, match=f"unsupported {name}"):
         TransformerConfig.from_hf(CONFIG.to_hf() | change, "config.json")
+
+
+def test_packed_texts_see_themselves_only(double):
+    """Three texts in one row give the hidden states that each gives alone, positions from its own beginning."""
+    model = small_trunk()
+    texts = [torch.randint(3, 13, (n,), generator=seeded(n)) for n in (5, 1, 4)]
+    packed = torch.cat(texts).unsqueeze(0)
+    segments = torch.tensor([[1] * 5 + [2] + [3] * 4])
+    together = model(packed, segments=segments)[0]
+    apart = torch.cat([model(text.unsqueeze(0))[0] for text in texts])
+    torch.testing.assert_close(together, apart)

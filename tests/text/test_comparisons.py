@@ -1,11 +1,15 @@
 """Comparisons: every form that a file may have, rows that teach nothing, refusals with their line."""
 
 import json
+import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from minirlhf.errors import InputError
-from minirlhf.text.corpus import Comparison, read_comparisons
+from minirlhf.text.comparisons import Comparison, Demonstration, read_comparisons, read_demonstrations
+from minirlhf.text.corpus import read_documents, read_prompts
 
 
 def written(tmp_path, *rows, name="pairs.jsonl"):
@@ -110,3 +114,111 @@ def test_nothing_to_learn_from(tmp_path):
         read_comparisons(written(tmp_path, {"prompt": "p", "chosen": "a", "rejected": "a"}))
     with pytest.raises(InputError, match=r"cannot be read from \.txt"):
         read_comparisons(written(tmp_path, "a line", name="x.txt"))
+
+
+# ---- demonstrations ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "How?", "completion": " Well."}, ("How?", " Well.")),
+        ({"query": "How?", "completion": " Well."}, ("How?", " Well.")),
+        ({"completion": "Well."}, ("", "Well.")),
+        ({"prompt": "A b", "completion": "A b c"}, ("A b", " c")),
+        (
+            {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Yes"}]},
+            ("Hi", "\nYes"),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be kind."},
+                    {"role": "user", "content": "Hi"},
+                    {"role": "assistant", "content": "Hello"},
+                ]
+            },
+            ("Be kind.\nHi", "\nHello"),
+        ),
+        ({"question": "好吗", "chosen": "很好", "rejected": "不"}, ("好吗", "很好")),
+    ],
+)
+def test_every_form_of_a_demonstration(tmp_path, row, expected):
+    source = written(tmp_path, row)
+    found, notes = read_demonstrations(source)
+    assert [(d.prompt, d.completion) for d in found] == [expected]
+    assert (found[0].where, notes) == (f"{source}:1", [])
+    assert [d.text for d in read_documents(source)] == ["".join(expected)]
+
+
+def test_an_empty_completion_teaches_nothing_and_is_said(tmp_path):
+    source = written(tmp_path, {"prompt": "p", "completion": "a"}, {"prompt": "p", "completion": " "})
+    found, notes = read_demonstrations(source)
+    assert found == [Demonstration("p", "a")]
+    assert notes == [f"{source}:2: completion is empty: the row is left out"]
+    with pytest.raises(InputError, match=r"no demonstration to learn from.*completion is empty"):
+        read_demonstrations(written(tmp_path, {"prompt": "p", "completion": ""}))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p"}, "row has no 'completion'"),
+        ({"text": "t"}, r"row has no 'completion' \(its fields: 'text'\)"),
+        ("3", "row is a number, not an object"),
+        ({"prompt": "p", "query": "q", "completion": "a"}, "which mean the same"),
+        ({"messages": []}, "'messages' is a list, not a list of messages"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "the last message is not the assistant's"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "prompt": "p"}, "a prompt or completion beside it"),
+        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}, 'message without "content"'),
+    ],
+)
+def test_a_broken_demonstration_is_refused_with_its_line(tmp_path, row, said):
+    source = written(tmp_path, {"prompt": "p", "completion": "a"}, row)
+    with pytest.raises(InputError, match=said) as caught:
+        read_demonstrations(source)
+    assert ":2" in str(caught.value)
+
+
+# ---- Parquet -----------------------------------------------------------------------------------------------
+
+
+def parquet(tmp_path, rows, name="rows.parquet"):
+    path = tmp_path / name
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_parquet_is_read_like_json_lines(tmp_path):
+    pairs = [
+        {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 0.5},
+        {"prompt": "好吗", "chosen": "很好", "rejected": "不", "margin": None},
+        {"prompt": "p", "chosen": "a", "rejected": "a"},
+    ]
+    source = parquet(tmp_path, pairs)
+    found, notes = read_comparisons(source)
+    assert found == [Comparison("p", "a", "b", 0.5), Comparison("好吗", "很好", "不")]
+    assert notes == [f"{source}:3: chosen and rejected are the same: the row is left out"]
+    talk = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}]
+    assert read_demonstrations(parquet(tmp_path, talk))[0] == [Demonstration("Hi", "\nYes")]
+    prompts = read_prompts(parquet(tmp_path, [{"prompt": "p", "topic": 1}, {"prompt": "q", "topic": None}]))
+    assert [(p.text, p.columns) for p in prompts] == [("p", {"topic": 1}), ("q", {})]
+    assert [d.text for d in read_documents(parquet(tmp_path, [{"text": "one"}, {"text": "two"}]))] == ["one", "two"]
+
+
+def test_what_is_no_parquet_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "x.parquet"
+    whole = (tmp_path / "whole.parquet", parquet(tmp_path, [{"text": "one"}], "whole.parquet"))[0].read_bytes()
+    for data in (b"", b"PAR1", whole[:-9], b"{}", whole[:20] + b"\xff" * 30 + whole[50:]):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"not readable as Parquet.*x\.parquet"):
+            read_documents(str(path))
+    with pytest.raises(InputError, match="file holds no row"):
+        read_documents(parquet(tmp_path, [], "none.parquet"))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    source = parquet(tmp_path, [{"text": "one"}])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"Parquet needs pyarrow.*minirlhf\[parquet\]"):
+        read_documents(source)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minirlhf.errors import InputError
-from minirlhf.text import corpus
+from minirlhf.text import corpus, files
 from minirlhf.text.corpus import Document, Prompt, read_documents, read_prompts
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -224,13 +224,13 @@ def test_corpus_hash_follows_content_and_names_not_the_place(tmp_path: Path) -> 
     for folder in ("x", "y"):
         put(tmp_path / folder / "a.txt", "one")
         put(tmp_path / folder / "b.txt", "two")
-    first = corpus.corpus_hash(str(tmp_path / "x"))
-    assert first == corpus.corpus_hash(str(tmp_path / "y"))
+    first = files.corpus_hash(str(tmp_path / "x"))
+    assert first == files.corpus_hash(str(tmp_path / "y"))
     assert first == hashlib.sha256(b"5 a.txt 3\none5 b.txt 3\ntwo").hexdigest()
     put(tmp_path / "y" / "b.txt", "twp")
-    assert corpus.corpus_hash(str(tmp_path / "y")) != first
+    assert files.corpus_hash(str(tmp_path / "y")) != first
     (tmp_path / "x" / "b.txt").rename(tmp_path / "x" / "c.txt")
-    assert corpus.corpus_hash(str(tmp_path / "x")) != first
+    assert files.corpus_hash(str(tmp_path / "x")) != first
 
 
 # ---- prompts -----------------------------------------------------------------------------------------------
@@ -289,11 +289,11 @@ def test_a_bare_name_is_a_packaged_corpus(tmp_path: Path, monkeypatch: pytest.Mo
     put(beside / "books" / "heldout_prompts.jsonl", '{"prompt": "open"}')
     put(beside / "__pycache__" / "generate.pyc", "no corpus")
     put(tmp_path / "here" / "own" / "a.txt", "mine")
-    monkeypatch.setattr(corpus, "PACKAGED_ROOTS", (inside, beside))
+    monkeypatch.setattr(files, "PACKAGED_ROOTS", (inside, beside))
     monkeypatch.chdir(tmp_path / "here")
 
-    assert corpus.packaged_names() == ["books", "films"]
-    assert corpus.packaged("books") == beside / "books"
+    assert files.packaged_names() == ["books", "films"]
+    assert files.packaged("books") == beside / "books"
     assert texts("films") == ["inside"]
     assert read_prompts("books", which="heldout_prompts") == [Prompt("open")]
     with pytest.raises(InputError, match="'books' has no prompts"):
@@ -306,9 +306,9 @@ def test_a_bare_name_is_a_packaged_corpus(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_real_roots_are_the_package_and_the_checkout() -> None:
-    package = Path(corpus.__file__).parents[1]
+    package = Path(files.__file__).parents[1]
     assert package.name == "minirlhf"
-    assert list(corpus.PACKAGED_ROOTS) == [package / "corpora", package.parent / "corpora"]
+    assert list(files.PACKAGED_ROOTS) == [package / "corpora", package.parent / "corpora"]
 
 
 # ---- splits ------------------------------------------------------------------------------------------------

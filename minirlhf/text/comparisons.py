@@ -1,0 +1,224 @@
+"""Readers of rows with sides: comparisons (prompt, chosen, rejected) and demonstrations (prompt, completion).
+
+A side may be a string, or a list of {"role", "content"}: the contents follow each other line by line. The files are
+those of files.py but for `.txt`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from minirlhf.errors import InputError
+from minirlhf.text.files import clean, corpus_files, kind_of, names_of, rows_of
+
+PROMPT_FIELDS = ("prompt", "query", "question")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which of two completions of a prompt somebody prefers; `where` is FILE:LINE.
+
+    margin: how much better at least, in score units (0 = not said); probability that `chosen` is the better one, where
+    a file says so (1 = it is); gap = how much better `chosen` really is, where somebody knows: for reports, never for
+    training.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    probability: float = 1.0
+    where: str = field(default="", compare=False)
+    gap: float | None = None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """How a prompt should be continued; `where` is FILE:LINE."""
+
+    prompt: str
+    completion: str
+    where: str = field(default="", compare=False)
+
+
+Row = TypeVar("Row", Comparison, Demonstration)
+
+
+def read_comparisons(
+    source: str, errors: str = "strict", *, which: str = "comparisons"
+) -> tuple[list[Comparison], list[str]]:
+    """(comparisons, notes on rows that were left out) of JSON rows with `chosen` and `rejected`.
+
+    The prompt is `prompt` (or `query`, `question`), or what both sides begin with where there is none (up to a white
+    space, if there is one). Each may be a string, or a list of {"role", "content"}: the contents follow each other
+    line by line. `margin`, `probability` and `gap` are optional. A row whose sides are equal, or one of them empty,
+    teaches nothing: it is left out, and the note says where. `which`: the file of a packaged corpus. Errors:
+    InputError with FILE:LINE.
+    """
+    found, notes = _useful(source, which, errors, comparison_of, '"prompt", "chosen" and "rejected"')
+    if not found:
+        raise InputError("there is no comparison to learn from", source, notes[0] if notes else "")
+    return found, notes
+
+
+def read_demonstrations(
+    source: str, errors: str = "strict", *, which: str = "demonstrations"
+) -> tuple[list[Demonstration], list[str]]:
+    """(demonstrations, notes on rows that were left out) of rows with `prompt` and `completion`.
+
+    The prompt is `prompt` (or `query`, `question`), or nothing where there is none. Each may be a string or a list of
+    messages; a row of `messages` alone is a conversation whose last message, the assistant's, is the completion; of a
+    comparison the chosen side is. An empty completion teaches nothing: the row is left out, and the note says where.
+    `which`: the file of a packaged corpus. Errors: InputError with FILE:LINE.
+    """
+    found, notes = _useful(source, which, errors, demonstration_of, '"prompt" and "completion"')
+    if not found:
+        raise InputError("there is no demonstration to learn from", source, notes[0] if notes else "")
+    return found, notes
+
+
+def hold_out(rows: Sequence[Row], share: float, random: torch.Generator) -> tuple[list[Row], list[Row]]:
+    """(training, held out): whole prompts are held out, at least one; of a single prompt, rows."""
+    prompts = sorted({row.prompt for row in rows})
+    by_prompt = len(prompts) > 1
+    count = len(prompts) if by_prompt else len(rows)
+    if count < 2:
+        raise InputError("one row cannot be learned from and held out", todo="give two at least")
+    order: list[int] = torch.randperm(count, generator=random).tolist()
+    out = set(order[: min(max(1, round(share * count)), count - 1)])
+    if by_prompt:
+        held = {prompts[i] for i in out}
+        out = {i for i, row in enumerate(rows) if row.prompt in held}
+    return [row for i, row in enumerate(rows) if i not in out], [row for i, row in enumerate(rows) if i in out]
+
+
+def _useful(
+    source: str, which: str, errors: str, read: Callable[[Any, str, str], tuple[Row, str]], fields: str
+) -> tuple[list[Row], list[str]]:
+    """What `read` makes of the rows that teach something, and notes on the others."""
+    found, dropped = list[Row](), list[str]()
+    for path in corpus_files(source, which=which):
+        if path.suffix.lower() == ".txt":
+            raise InputError(f"{which} cannot be read from .txt", str(path), f"give JSON Lines with {fields}")
+        for where, row in rows_of(path, errors):
+            value, fault = read(row, where, errors)
+            if fault:
+                dropped.append(f"{where}: {fault}: the row is left out")
+            else:
+                found.append(value)
+    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
+    return found, dropped[:3] + more
+
+
+def has_sides(row: Any) -> bool:
+    """Is this row a comparison or a demonstration?"""
+    return isinstance(row, dict) and (
+        {"chosen", "rejected"} <= row.keys() or not {"completion", "messages"}.isdisjoint(row)
+    )
+
+
+def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, str]:
+    """A row as a demonstration, and why it teaches nothing ("" = it does)."""
+    if isinstance(row, dict) and {"chosen", "rejected"} <= row.keys():
+        liked, fault = comparison_of(row, where, errors)
+        return Demonstration(liked.prompt, liked.chosen, where), fault
+    if not isinstance(row, dict):
+        raise InputError(f"row is {kind_of(row)}, not an object", where, 'write {"prompt", "completion"}')
+    if "messages" in row:
+        row = _conversation(row, where)
+    if "completion" not in row:
+        todo = 'a demonstration has "prompt" and "completion", or "messages"'
+        raise InputError(f"row has no 'completion' (its fields: {names_of(row)})", where, todo)
+    name = _prompt_field(row, where)
+    prompt = _side(row[name], name, where, errors) if name else ""
+    completion = _side(row["completion"], "completion", where, errors)
+    fault = "" if completion.strip() else "completion is empty"
+    if prompt and completion.startswith(prompt):  # the completion holds the prompt again
+        completion = completion[len(prompt) :]
+    if prompt and any(isinstance(row[key], list) for key in (name, "completion")):
+        completion = f"\n{completion.lstrip()}"
+    return Demonstration(prompt, completion, where), fault
+
+
+def _conversation(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row of `messages` as prompt and completion."""
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise InputError(
+            f"'messages' is {kind_of(messages)}, not a list of messages", where, 'write {"role", "content"}'
+        )
+    if not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
+        raise InputError("the last message is not the assistant's", where, "end with what is to be learned")
+    if "completion" in row or any(name in row for name in PROMPT_FIELDS):
+        raise InputError("row has 'messages' and a prompt or completion beside it", where, "keep one of them")
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
+
+
+def _prompt_field(row: dict[str, Any], where: str) -> str | None:
+    """Which name the prompt has in a row; None where there is none."""
+    given = [name for name in PROMPT_FIELDS if name in row]
+    if len(given) > 1:
+        raise InputError(f"row has {names_of(given)}, which mean the same", where, "keep one of them")
+    return given[0] if given else None
+
+
+def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
+    """A row as a comparison, and why it teaches nothing ("" = it does)."""
+    if not isinstance(row, dict):
+        raise InputError(f"row is {kind_of(row)}, not an object", where, 'write {"prompt", "chosen", "rejected"}')
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            todo = 'a comparison has "prompt", "chosen" and "rejected"'
+            raise InputError(f"row has no {name!r} (its fields: {names_of(row)})", where, todo)
+    given = _prompt_field(row, where)
+    chosen, rejected = (_side(row[name], name, where, errors) for name in ("chosen", "rejected"))
+    if given:
+        prompt = _side(row[given], given, where, errors)
+        if prompt and chosen.startswith(prompt) and rejected.startswith(prompt):  # both sides hold the prompt again
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        if any(isinstance(row[name], list) for name in (given, "chosen", "rejected")):
+            chosen, rejected = f"\n{chosen.lstrip()}", f"\n{rejected.lstrip()}"
+    else:
+        prompt = _shared(chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    margin = _amount(row, "margin", where, 0.0, 0.0, math.inf)
+    probability = _amount(row, "probability", where, 1.0, 0.0, 1.0)
+    gap = None if row.get("gap") is None else _amount(row, "gap", where, 0.0, -math.inf, math.inf)
+    fault = ""
+    if chosen == rejected:
+        fault = "chosen and rejected are the same"
+    elif not chosen.strip() or not rejected.strip():
+        fault = f"{'chosen' if not chosen.strip() else 'rejected'} is empty"
+    return Comparison(prompt, chosen, rejected, margin, probability, where, gap), fault
+
+
+def _side(value: Any, name: str, where: str, errors: str) -> str:
+    """A string, or the contents of a list of messages, as text; it may be empty."""
+    if isinstance(value, list):
+        for message in value:
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+                raise InputError(f'{name!r} holds a message without "content"', where, 'write {"role", "content"}')
+        value = "\n".join(message["content"] for message in value)
+    if not isinstance(value, str):
+        raise InputError(f"{name!r} is {kind_of(value)}, not a string or a list of messages", where)
+    return clean(value, name, where, errors) if value.strip() else ""
+
+
+def _shared(chosen: str, rejected: str) -> str:
+    """What both begin with, back to the last white space: what is left begins with a whole word."""
+    short = min(len(chosen), len(rejected))
+    length = next((i for i in range(short) if chosen[i] != rejected[i]), short)
+    cut = max((i for i in range(length, 0, -1) if chosen[i - 1].isspace()), default=0)
+    return chosen[: cut or length].rstrip()
+
+
+def _amount(row: dict[str, Any], name: str, where: str, missing: float, low: float, high: float) -> float:
+    value = row.get(name, missing)
+    if value is None:
+        return missing
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{name!r} is {kind_of(value)} outside {low:g} to {high:g}", where, "give a number inside it")
+    return float(value)
