@@ -29,7 +29,7 @@ from minirlhf.config import Config, dump_toml, load_config, toml_value
 from minirlhf.errors import ConfigError, InputError, UsageError, UserError
 from minirlhf.evaluate import bootstrap_interval
 from minirlhf.registry import Registry
-from minirlhf.run import run
+from minirlhf.run import run, with_reward_model
 from minirlhf.store.files import write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import read_json
@@ -161,17 +161,25 @@ def default_directory(presets: Sequence[str]) -> Path:
 
 
 def resolve(
-    variants: Sequence[Variant], seeds: int, *, options: Mapping[str, Any], sets: Sequence[str], **given: Any
+    variants: Sequence[Variant],
+    seeds: int,
+    *,
+    options: Mapping[str, Any],
+    sets: Sequence[str],
+    seeded: Sequence[str] = (),
+    **given: Any,
 ) -> list[Cell]:
     """Every cell with the configuration that it will run, or one ConfigError with the faults of all of them.
 
-    The keywords are those of `load_config`. Plugins are loaded for each cell, as for each run.
+    `seeded`: keys beside run.seed that are the cell's seed. The other keywords are those of `load_config`. Plugins are
+    loaded for each cell, as for each run.
     """
     cells, faults = [], dict[str, dict[str, None]]()
     for variant, seed in product(variants, range(seeds)):
         mine = [*sets, *(f"{key}={text}" for key, text in variant.chosen)]
         try:
-            config, registry = load_config(variant.preset, options={**options, "run.seed": seed}, sets=mine, **given)
+            drawn = dict.fromkeys(("run.seed", *seeded), seed)
+            config, registry = load_config(variant.preset, options={**options, **drawn}, sets=mine, **given)
             if config.run.seed != seed:
                 raise UsageError("run.seed cannot be set here", todo="every variant is run with seeds 0 to N-1")
             cells.append(Cell(variant, seed, config, registry))
@@ -261,7 +269,7 @@ def finished_before(cell: Cell, directory: Path) -> dict[str, float | None] | No
             raise UsageError("not a run that was stopped", str(directory), todo)
         return None
     config = directory / "config.toml"
-    if not config.is_file() or config.read_bytes() != dump_toml(cell.config).encode():
+    if not config.is_file() or config.read_bytes() != dump_toml(with_reward_model(cell.config)[0]).encode():
         raise UsageError("a run of another configuration stands where this one would", str(directory), todo)
     return measures_of(directory)
 
@@ -270,12 +278,14 @@ def finished_before(cell: Cell, directory: Path) -> dict[str, float | None] | No
 
 
 def measures_of(directory: Path) -> dict[str, float | None]:
-    """What is compared, out of a run's evaluation.json; `optimality` only where there is one to know."""
+    """What is compared, out of a run's evaluation.json; true score and optimality only where there is one to know."""
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
         measures: dict[str, float | None] = {"score_mean": float(found["policy"]["score_mean"])}
         measures |= {name: float(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
+        if "true_score_gain" in found:
+            measures["true_score_mean"] = float(found["policy"]["true_score_mean"])
         if "optimality" in found:
             measures["optimality"] = None if found["optimality"] is None else float(found["optimality"])
         measures["seconds_ppo"] = float(found["seconds"]["ppo"])

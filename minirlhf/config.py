@@ -120,7 +120,9 @@ class RewardModelConfig(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong")
     centring: float = Field(0.001, ge=0, description="weight of (score chosen + score rejected)^2")
     patience: int = Field(5, ge=1, description="looks at the held-out accuracy without a rise before it stops")
-    heldout_share: float = Field(0.1, gt=0, lt=1, description="prompts held out for accuracy and report")
+    heldout_share: float = Field(
+        0.1, gt=0, lt=1, description="prompts held out for the report, and of the rest for when to stop"
+    )
     samples: int = Field(256, ge=2, description="the base's own responses that scores are normalised on")
     pairs: int | None = Field(None, ge=2, description="train on so many comparisons only, drawn by the seed")
     ensemble: int = Field(1, ge=1, le=64, description="models trained, each with its own first head and order")

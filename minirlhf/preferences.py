@@ -44,6 +44,7 @@ from minirlhf.text.files import corpus_hash, is_packaged
 
 FILE = FACTS["reward_model"]
 PREFIX = "reward-"
+FEW = 50  # prompts below which the comparisons of the report also decide when to stop
 
 
 def train_reward_model(config: Config, out: Path | None, device: torch.device, emit: Emit) -> Path:
@@ -88,9 +89,13 @@ def prepare_reward_model(config: Config, start: Base, device: torch.device, emit
 
 @dataclass(frozen=True)
 class Pairs:
-    """Comparisons to learn from and to report on, and what was left out."""
+    """Comparisons to learn from, to decide by when to stop, and to report on; and what was left out.
+
+    The report is of comparisons that decided nothing, unless there are too few prompts (FEW) to hold out twice.
+    """
 
     train: list[Comparison]
+    watched: list[Comparison]
     heldout: list[Comparison]
     notes: list[str]
 
@@ -115,21 +120,26 @@ def read_pairs(config: Config) -> Pairs:
     if settings.pairs is not None:
         order = torch.randperm(len(found), generator=generator(settings.seed, "reward-model/pairs", 0)).tolist()
         found = [found[i] for i in sorted(order[: settings.pairs])]
-    return Pairs(found, held, notes)
+    watched = held
+    if len({c.prompt for c in found}) >= FEW:
+        found, watched = hold_out(found, settings.heldout_share, generator(settings.seed, "reward-model/watched", 0))
+    return Pairs(found, watched, held, notes)
 
 
 def build(config: Config, directory: Path, start: Base, read: Pairs, device: torch.device, emit: Emit) -> None:
     """Train on copies of the start and save; the directory appears when it is complete."""
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
-    (pairs, more), (heldout, rest) = (encode(part, start.tokenizer, longest) for part in (read.train, read.heldout))
-    for note in [*read.notes, *more, *rest]:
+    parts = (read.train, read.watched, read.heldout)
+    encoded = [encode(part, start.tokenizer, longest) for part in parts]
+    (pairs, watched, heldout), notes = (part[0] for part in encoded), [note for part in encoded for note in part[1]]
+    for note in dict.fromkeys([*read.notes, *notes]):
         emit({"event": "warning", "message": note})
-    sizes = {"pairs": len(pairs), "heldout": len(heldout), "ensemble": count}
+    sizes = {"pairs": len(pairs), "watched": len(watched), "heldout": len(heldout), "ensemble": count}
     emit({"event": "stage", "stage": "reward_model", "reused": False, **sizes})
     responses = own_responses(config, start, read.train, device)
     members, best_steps = [], []
     for index in range(count):
-        model, best_step = build_member(config, index, start, pairs, heldout, device, emit)
+        model, best_step = build_member(config, index, start, pairs, watched, device, emit)
         normalise(model, responses)
         members.append(model)
         best_steps.append(best_step)
@@ -153,14 +163,14 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
 
 
 def build_member(
-    config: Config, index: int, start: Base, pairs: list[Pair], heldout: list[Pair], device: torch.device, emit: Emit
+    config: Config, index: int, start: Base, pairs: list[Pair], watched: list[Pair], device: torch.device, emit: Emit
 ) -> tuple[Scorer, int]:
     """A reward model with its own first head and its own order of the comparisons, and its best step."""
     settings = config.reward_model.model_copy(update={"seed": config.reward_model.seed + 1000 * index})
     random = generator(settings.seed, "reward-model/head", 0)
     model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(device)
     state = RewardModelState.start(model, settings)
-    for step, metrics in train(state, pairs, heldout, settings):
+    for step, metrics in train(state, pairs, watched, settings):
         emit({"event": "reward_model", "member": index, "step": step, **metrics})
     return model, state.best_step
 

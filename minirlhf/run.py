@@ -107,6 +107,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     documents, candidates = read_sources(config)
     read_shown(config)  # faults of a file are found before anything is trained
     config, waiting = with_reward_model(config)
+    if waiting:
+        read_pairs(config)
     components = build_components(config, registry, device)
     rewards = None if waiting else build_rewards(config, registry, device)
     if rewards is not None:
@@ -170,12 +172,11 @@ class Clock:
 def with_reward_model(config: Config) -> tuple[Config, bool]:
     """Fill in where the reward model of `corpus.preferences` is, or will be, for a reward `trained` without a path.
 
-    Returns the config, and whether a reward waits for it. Faults of the comparisons are found here.
+    Returns the config, and whether a reward waits for it.
     """
     waiting = [label for label, r in config.rewards.items() if r.use == "trained" and not r.options.get("path")]
     if config.corpus.preferences is None or not waiting:
         return config, False
-    read_pairs(config)
     path = str(reward_model_place(config))
     filled = {
         label: r.model_copy(update={"options": {**r.options, "path": path}}) if label in waiting else r

@@ -1,9 +1,9 @@
 """The hidden true score of the corpus `reviews`: what its comparisons were judged by, and what no run is rewarded for.
 
-    2 tanh(surplus of good words / 3) + aspects named / 3, at most 1 + 2 repetition + nearness of the length to 30 words
+    2 tanh(surplus of good words / 3) + 2 aspects named / 3, at most 2 + 4 repetition + nearness of the length to 30 words
 
-It needs several things at once: a reward model that has learned one of them too well can be led away from the others,
-and the evaluation shows it. Read by evaluations and by the generator of the comparisons, never by a reward.
+It wants a review that is friendly, specific, varied and of the right length, all at once: a reward model that has learned
+one of these too well can be led away from the others, and the evaluation shows it. Read by evaluations and by the generator of the comparisons, never by a reward.
 """
 
 import re
@@ -19,11 +19,11 @@ ASPECTS = 3
 
 
 def true_scores(completions: Sequence[str]) -> list[float]:
-    """A score for each completion: about -3 to 4."""
+    """A score for each completion: about -4 to 5."""
     texts = list(completions)
     named = [min(len(aspects(text)), ASPECTS) / ASPECTS for text in texts]
     parts = zip(sentiment(texts, scale=3.0), named, repetition(texts), length(texts, target=WORDS), strict=True)
-    return [2 * good + some + 2 * again + near for good, some, again, near in parts]
+    return [2 * good + 2 * some + 4 * again + near for good, some, again, near in parts]
 
 
 def aspects(text: str) -> set[str]:

@@ -12,7 +12,7 @@ import torch
 from minirlhf.components import read_component
 from minirlhf.errors import PluginError
 from minirlhf.registry import load
-from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.scoring import RewardModels, Shape, TrainerState
 from tests.helpers import random_rollout
 from tests.plugins.files import built, refusal, reward_plugin, write
 
@@ -55,6 +55,42 @@ def test_token_rewards_are_summed_weighted_and_placed():
     assert result.total == [0.5 * 4 + 10, 0.5 * 2 + 20, 30.0]
     assert result.by_label["tokens"] == [4.0, 2.0, None]
     assert result.token_rewards == [[0.5, 1.5], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]]
+
+
+def shaped(fn, weight=1.0, **shape):
+    return RewardModels([("a", weight, built("reward", fn))], {"a": Shape(**shape)})
+
+
+def test_a_score_is_normalised_then_cut_then_weighed():
+    """(4 - 1) / 2 = 1.5, cut to 1; (0 - 1) / 2 = -0.5; both times 3. What is logged is the score as it is."""
+    rewards = shaped(lambda completions: [4.0, 0.0, None], 3.0, mean=1.0, std=2.0, clip=1.0)
+    result = rewards.score(**BATCH)
+    assert result.total == [3.0, -1.5, None]
+    assert result.by_label == {"a": [4.0, 0.0, None]}
+    assert shaped(lambda completions: [4.0, -9.0, 0.5], clip=2).score(**BATCH).total == [2.0, -2.0, 0.5]
+
+
+def test_token_rewards_keep_their_places_in_units_of_std_and_the_rest_of_the_total_has_none():
+    """Sums 4, 2, 6 become (4 - 2) / 2 = 1, 0, 2, cut to 1.5; the tokens themselves are divided by 2 and not moved."""
+    tokens = [[1.0, 3.0], [1.0, 0.0, 1.0], [0.0, 0.0, 6.0, 0.0]]
+    result = shaped(lambda completion_ids: tokens, mean=2.0, std=2.0, clip=1.5).score(**BATCH)
+    assert result.total == [1.0, 0.0, 1.5]
+    assert result.token_rewards == [[0.5, 1.5], [0.5, 0.0, 0.5], [0.0, 0.0, 3.0, 0.0]]
+
+
+def test_fitting_takes_mean_and_unbiased_std_of_what_is_there_for_rewards_that_want_it():
+    """1, 3, 8: mean 4, variance (9 + 1 + 16) / 2 = 13."""
+    rewards = RewardModels(
+        [(label, 1.0, built("reward", lambda completions: [0.0] * 3)) for label in "abc"],
+        {"a": Shape(normalize=True), "b": Shape(), "c": Shape(normalize=True, clip=2.0)},
+    )
+    assert rewards.normalized == ["a", "c"]
+    rewards.fit({"a": [1.0, None, 3.0, 8.0], "b": [9.0, 7.0], "c": [5.0, 5.0]})
+    assert (rewards.shapes["a"].mean, rewards.shapes["a"].std) == (4.0, pytest.approx(13**0.5))
+    assert rewards.shapes["b"] == Shape()
+    assert rewards.shapes["c"] == Shape(True, 2.0, 5.0, 1.0)  # all the same: centred only
+    rewards.fit({"a": [None], "c": []})
+    assert (rewards.shapes["a"].mean, rewards.shapes["a"].std) == (0.0, 1.0)
 
 
 def test_no_responses_give_no_scores():

@@ -95,6 +95,36 @@ def test_the_company_of_a_response_changes_nothing(saved):
     assert torch.allclose(together, apart, atol=1e-6)
 
 
+def test_an_ensemble_is_its_mean_its_least_or_less_than_its_mean(saved, tmp_path):
+    """Three members; pessimistic: mean - 0.5 x population standard deviation, by hand."""
+    members = []
+    with complete_directory(tmp_path / "ensemble") as temporary:
+        for index in range(3):
+            sizes = TransformerConfig(**{**CONFIG.__dict__, "vocab_size": TOKENIZER.vocab_size})
+            model = Scorer(Transformer(sizes).initialise(seeded(index))).initialise(seeded(index + 10))
+            model.mean.fill_(index * 0.1)
+            model.std.fill_(1.0 + index)
+            (temporary / str(index)).mkdir()
+            save_scorer(temporary / str(index), model, TOKENIZER)
+            members.append(model.eval())
+    rows = [text_ids(TOKENIZER, *texts, True) for texts in zip(PROMPTS, COMPLETIONS, strict=True)]
+    columns = list(zip(*(model.scores(rows).tolist() for model in members), strict=True))
+    means = [sum(c) / 3 for c in columns]
+    spreads = [(sum((s - m) ** 2 for s in c) / 3) ** 0.5 for c, m in zip(columns, means, strict=True)]
+    find = load(entry_points=False).find("reward", "trained")
+
+    def given(**options):
+        return scored(
+            find.build({"path": str(tmp_path / "ensemble"), **options}, device="cpu"), [True, True], TOKENIZER.hash
+        )
+
+    assert given() == pytest.approx(means, abs=1e-6)
+    assert given(combine="min") == pytest.approx([min(c) for c in columns], abs=1e-6)
+    lower = [m - 0.5 * s for m, s in zip(means, spreads, strict=True)]
+    assert given(combine="pessimistic", caution=0.5) == pytest.approx(lower, abs=1e-6)
+    assert max(spreads) > 0.01
+
+
 def test_a_damaged_or_missing_one_is_refused(saved, tmp_path):
     path, _ = saved
     weights = path / "model.safetensors"

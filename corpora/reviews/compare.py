@@ -26,7 +26,7 @@ SEED = 20240608
 PAIRS = 6_000
 HELDOUT_PAIRS = 1_200
 DEMONSTRATIONS = 2_000
-NOISE = 0.4  # score units
+NOISE = 0.6  # score units
 SPOILT = 20  # percent of the sides
 
 

@@ -1,7 +1,8 @@
 """A picture of bias against variance, one panel a kind, as SVG. Needs matplotlib (the extra `plot`)."""
 
-import io
 from typing import Any
+
+from minirlhf.pictures import svg
 
 FLOOR = 1e-8  # biases below are drawn here: rounding
 TITLES = {"kl": "KL estimators: gradient", "advantage": "advantage functions: gradient", "loss": "policy losses"}
@@ -13,20 +14,14 @@ def picture(rows: list[dict[str, Any]]) -> str:
 
     The same rows give the same bytes. Raises ModuleNotFoundError without matplotlib.
     """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     kinds = [kind for kind in TITLES if any(row["kind"] == kind for row in rows)]
-    with matplotlib.rc_context({"svg.hashsalt": "minirlhf", "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=(7.2 * max(1, len(kinds)), 4.8), layout="constrained")
-        FigureCanvasSVG(figure)
+
+    def draw(figure: Any) -> None:
         for place, kind in enumerate(kinds):
             axes = figure.add_subplot(1, len(kinds), place + 1, title=TITLES[kind])
             _panel(axes, kind, [row for row in rows if row["kind"] == kind and "gradient_bias" in row])
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue().decode()
+
+    return svg(draw, (7.2 * max(1, len(kinds)), 4.8))
 
 
 def _panel(axes: Any, kind: str, rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from minirlhf.store.metrics import json_line
 COLUMNS = (
     ("score", "score_mean", "{:+.3f}"),
     ("score gain", "score_gain", "{:+.3f}"),
+    ("true score", "true_score_mean", "{:+.3f}"),
     ("KL", "kl_nats_per_sequence", "{:.2f}"),
     ("optimality F", "optimality", "{:.4f}"),
     ("ppo, s", "seconds_ppo", "{:.1f}"),

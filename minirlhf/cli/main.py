@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),
     "sample": ("minirlhf.cli.sample", "Let a run's policy or reference continue a prompt."),
     "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
+    "overoptimise": ("minirlhf.cli.overoptimise", "Where a reward model's score and the true score part."),
     "audit": ("minirlhf.cli.audit", "Bias, variance and gradient of an estimator against exact enumeration."),
     "plugins": ("minirlhf.cli.plugins", "List components, show one."),
     "config": ("minirlhf.cli.config", "Show a resolved configuration, or the schema."),

@@ -45,8 +45,8 @@ def command(
 
     directory = train_reward_model(config, out, set_up(config), Printer(as_json=as_json))
     if svg is not None:
-        from minirlhf.reliability import picture
+        from minirlhf.pictures import reliability
         from minirlhf.store.files import write_text
         from minirlhf.store.model import read_json
 
-        write_text(svg.absolute(), picture(read_json(directory / FILE)["report"]))
+        write_text(svg.absolute(), reliability(read_json(directory / FILE)["report"]))

@@ -67,6 +67,23 @@ def test_what_people_read(model, tiny, tmp_path):
     assert "it is right" in shown.out
 
 
+def test_an_ensemble_and_a_part_of_the_comparisons(tiny, tmp_path):
+    sets = ("reward_model.ensemble=2", "reward_model.pairs=12", "reward_model.epochs=1", "reward_model.samples=4")
+    quick = [part for s in sets for part in ("--set", s)]
+    pairs = rows(tmp_path / "p.jsonl")
+    events = done("reward-model", pairs, *tiny, *quick, "--out", tmp_path / "rm", "--json").events
+    finished = events[-1]
+    assert finished["train_pairs"] == 12
+    assert len(finished["report"]["members"]) == len(finished["best_step"]) == 2
+    assert {e["member"] for e in events if e["event"] == "reward_model"} == {0, 1}
+    weights = [(tmp_path / "rm" / str(i) / "model.safetensors").read_bytes() for i in range(2)]
+    assert weights[0] != weights[1]
+    use = ("--reward", "trained", "--set", f"rewards.trained.path={tmp_path / 'rm'}")
+    done("run", *tiny, *use, "--set", "rewards.trained.combine=min", "--out", tmp_path / "run")
+    said = ("reward_model.pairs = 999", "there are 50 comparisons to train on")
+    refused(2, "reward-model", pairs, *tiny, "--set", "reward_model.pairs=999", "--out", tmp_path / "x", said=said)
+
+
 def test_refusals(tiny, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "chosen": "b"}\n')

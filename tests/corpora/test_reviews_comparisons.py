@@ -42,12 +42,12 @@ def test_no_held_out_prompt_begins_a_training_pair_or_prompt():
 
 
 def test_the_gap_is_the_hidden_score_and_the_labels_are_as_noisy_as_it_says():
-    """P(the better side is chosen) = sigmoid(|gap| / 0.4): the number of right labels within four standard errors."""
+    """P(the better side is chosen) = sigmoid(|gap| / 0.6): the number of right labels within four standard errors."""
     held = rows("heldout_comparisons.jsonl")
     chosen, rejected = (true_scores([row[side] for row in held]) for side in ("chosen", "rejected"))
     for row, c, r in zip(held, chosen, rejected, strict=True):
         assert row["gap"] == pytest.approx(c - r, abs=1e-4)
-    chances = [1 / (1 + math.exp(-abs(row["gap"]) / 0.4)) for row in held]
+    chances = [1 / (1 + math.exp(-abs(row["gap"]) / 0.6)) for row in held]
     right = sum(row["gap"] > 0 for row in held)
     spread = math.sqrt(sum(p * (1 - p) for p in chances))
     assert abs(right - sum(chances)) < 4 * spread

@@ -1,0 +1,135 @@
+"""minirlhf overoptimise"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minirlhf.cli.compare import Progress
+from minirlhf.cli.options import check_picture, some_options
+from minirlhf.store.metrics import json_line
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers between commas, each once."""
+
+    name = "numbers"
+
+    def __init__(self, kind: click.IntRange | click.FloatRange) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = [self._kind(part.strip(), param, ctx) for part in str(value).split(",")]
+        if len(set(found)) < len(found):
+            self.fail(f"{value} names one of them twice.", param, ctx)
+        return tuple(found)
+
+
+@click.command("overoptimise")
+@click.argument("preset", default="preferences", metavar="[PRESET|FILE.toml]")
+@click.option(
+    "--pairs",
+    type=Numbers(click.IntRange(2)),
+    default="150,6000",
+    show_default=True,
+    metavar="N,...",
+    help="Comparisons that reward models learn from.",
+)
+@click.option(
+    "--coefs",
+    type=Numbers(click.FloatRange(0)),
+    default="0.2,0.1,0.05,0.025,0.012,0.006",
+    show_default=True,
+    metavar="B,...",
+    help="KL coefficients; a run each.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Of everything.")
+@click.option(
+    "--best-of",
+    "samples",
+    type=click.IntRange(2, 4096),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Best-of-n for n up to N.",
+)
+@some_options("sets", "plugins", "device")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
+)
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw both scores against sqrt(KL).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line: the curves, then the directory.")
+def command(
+    preset: str,
+    pairs: tuple[int, ...],
+    coefs: tuple[float, ...],
+    seeds: int,
+    samples: int,
+    sets: tuple[str, ...],
+    plugins: tuple[str, ...],
+    device: str | None,
+    out: Path | None,
+    svg: Path | None,
+    as_json: bool,
+) -> None:
+    """Where do the reward model's score and the true score part? Proxy and truth against the KL that was spent.
+
+    Every seed draws so many comparisons and trains its own reward model; PPO is run on it at every coefficient, and
+    best-of-n beside it. The hidden true score is that of the packaged corpus reviews.
+    """
+    if svg is not None:
+        check_picture()
+
+    from minirlhf.compare import default_directory
+    from minirlhf.overoptimise import cells_of, overoptimise
+
+    options = {} if device is None else {"run.device": device}
+    cells = cells_of(preset, pairs, coefs, seeds, options=options, sets=sets, plugins=plugins)
+    directory = out or default_directory([f"overoptimise-{preset}"])
+    progress = Curves(as_json=as_json)
+    curves, failure = overoptimise(cells, directory, samples, progress)
+    if failure is not None:
+        raise failure
+    if svg is not None:
+        from minirlhf.overoptimise import as_json as plain
+        from minirlhf.pictures import overoptimisation
+        from minirlhf.store.files import write_text
+
+        write_text(svg.absolute(), overoptimisation([plain(curve) for curve in curves]))
+    print(json_line({"event": "overoptimise_finished", "out_dir": str(directory)}) if as_json else f"\n{directory}")
+
+
+class Curves(Progress):
+    """Runs to stderr as they come; a table a size of data, or a JSON object, to stdout."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__([], as_json=False)
+        self._json = as_json
+
+    def _compare_finished(self, e: dict[str, Any]) -> None:
+        """Its table is not shown: the curves are."""
+
+    def _best_of(self, e: dict[str, Any]) -> None:
+        click.echo(f"best of n: {e['samples']} responses to each of {e['prompts']} held-out prompts", err=True)
+
+    def _curve(self, e: dict[str, Any]) -> None:
+        if self._json:
+            print(json_line(e), flush=True)
+            return
+        print(f"\n{e['pairs']:,} comparisons, held-out accuracy {e['accuracy']:.3f}")
+        print(f"{'':<14} {'KL, nats':>9} {'sqrt(KL)':>9} {'proxy':>16} {'true score':>16}")
+        for name, key in (("beta", "points"), ("best of", "best_of")):
+            for p in e[key]:
+                spent = max(p["kl"], 0.0)
+                scores = "".join(f"{with_error(p[score], p[f'{score}_se']):>17}" for score in ("proxy", "truth"))
+                setting = f"{name} {p['setting']:g}"
+                print(f"{setting:<14} {spent:>9.2f} {spent**0.5:>9.2f}{scores}")
+        print(
+            f"rank correlation of proxy and sqrt(KL) {e['spearman']:.2f}; true score at most {e['peak']:+.2f} (KL "
+            f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {e['fall']:.2f} ± {e['fall_se']:.2f}"
+        )
+
+
+def with_error(value: float, error: float) -> str:
+    """+1.23 ± 0.04"""
+    return f"{value:+.2f} ± {error:.2f}"

@@ -1,0 +1,248 @@
+"""Where a proxy and what it stands for part: PPO at several KL coefficients on reward models of several sizes.
+
+The setting of Gao, Schulman and Hilton (2210.10760) at this size: the comparisons were judged by a hidden true score
+with noise, a reward model is trained from so many of them, PPO is run against it at every coefficient (a run each, not
+one long trajectory), and the true score of what comes out is held against the proxy's and the KL that was spent. Beside
+it best-of-n on the same reward model. Every seed draws its own comparisons and trains its own reward model.
+
+    OUT/overoptimise.json, and what `compare` leaves there
+
+Not here: running (compare.py, run.py), drawing (pictures.py), printing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlhf.base import Emit
+from minirlhf.compare import Cell, Outcome, Runner, compare, grid, measures_of, place, resolve
+from minirlhf.config import Config
+from minirlhf.data import batch
+from minirlhf.errors import UsageError, UserError
+from minirlhf.evaluate import ROWS
+from minirlhf.experience import Rollout
+from minirlhf.generate import generate
+from minirlhf.preferences import FILE as REPORT
+from minirlhf.run import build_rewards, call_rewards, fit_rewards, run, set_up, with_reward_model
+from minirlhf.saved import heldout_prompts, open_run
+from minirlhf.store.files import write_json
+from minirlhf.store.model import read_json
+from minirlhf.streams import generator
+from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
+
+RESULT = "overoptimise.json"
+PROMPTS = 32  # held-out prompts of best-of-n
+SEEDED = ("reward_model.seed",)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A size of data and a coefficient over the seeds, or a size and an n: means, with standard errors of the means.
+
+    kl: nats per sequence; proxy: in standard deviations of the reference's own; truth: the true score of the policy.
+    `by_seed` has the true scores that `truth` is the mean of.
+    """
+
+    setting: float
+    kl: float
+    proxy: float
+    proxy_se: float
+    truth: float
+    truth_se: float
+    by_seed: list[float]
+
+    @property
+    def distance(self) -> float:
+        """sqrt(KL): how far it went."""
+        return math.sqrt(max(self.kl, 0.0))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one size of data gave: a point a coefficient, by rising KL, and best-of-n by rising n.
+
+    accuracy: mean held-out accuracy of its reward models.
+    """
+
+    pairs: int
+    accuracy: float
+    points: list[Point]
+    best_of: list[Point]
+
+    @property
+    def peak(self) -> Point:
+        return max(self.points, key=lambda point: point.truth)
+
+    def verdict(self) -> dict[str, Any]:
+        """spearman: rank correlation of proxy and sqrt(KL) over the points; peak and end: mean true scores; fall: what
+        the true score loses from the peak to the largest KL, seed by seed, with its standard error."""
+        end = self.points[-1]
+        fall = torch.tensor(self.peak.by_seed, dtype=torch.float64) - torch.tensor(end.by_seed, dtype=torch.float64)
+        return {
+            "spearman": spearman([p.distance for p in self.points], [p.proxy for p in self.points]),
+            "peak": self.peak.truth,
+            "peak_kl": self.peak.kl,
+            "end": end.truth,
+            "end_kl": end.kl,
+            "fall": float(fall.mean()),
+            "fall_se": standard_error(fall),
+        }
+
+
+def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: int, **given: Any) -> list[Cell]:
+    """Every run: sizes x coefficients x seeds (UsageError without a true score or a reward model to train)."""
+    varied = {"reward_model.pairs": [str(n) for n in pairs], "kl.coef": [repr(c) for c in coefs]}
+    cells = resolve(grid([preset], varied), seeds, seeded=SEEDED, **given)
+    config = cells[0].config
+    if config.corpus.text != TRUE_SCORE_CORPUS or config.corpus.preferences != TRUE_SCORE_CORPUS:
+        raise UsageError("the true score is known of the corpus `reviews` alone", preset, "use the preset preferences")
+    if not any(reward.use == "trained" for reward in config.rewards.values()):
+        raise UsageError("no reward is trained from the comparisons", preset, "use the preset preferences")
+    return cells
+
+
+def overoptimise(
+    cells: Sequence[Cell], directory: Path, samples: int, emit: Emit, runner: Runner = run
+) -> tuple[list[Curve], UserError | None]:
+    """Run what is not done, then best-of-n of up to `samples` responses; returns the curves, and the first failure."""
+    failure = compare(cells, directory, emit, runner)
+    if failure is not None:
+        return [], failure
+    curves = curves_of(cells, directory.absolute(), samples, emit)
+    write_json(directory / RESULT, {"curves": [as_json(curve) for curve in curves]})
+    for curve in curves:
+        emit({"event": "curve", **as_json(curve)})
+    return curves, None
+
+
+def as_json(curve: Curve) -> dict[str, Any]:
+    """A curve as plain values, with its verdict."""
+    points = {name: [vars(point) for point in getattr(curve, name)] for name in ("points", "best_of")}
+    return {"pairs": curve.pairs, "accuracy": curve.accuracy, **points, **curve.verdict()}
+
+
+def curves_of(cells: Sequence[Cell], directory: Path, samples: int, emit: Emit) -> list[Curve]:
+    """The measures of the finished runs, gathered by size and coefficient."""
+    found: dict[int, dict[float, Outcome]] = {}
+    first: dict[int, dict[int, Cell]] = {}  # size -> seed -> a cell with its reward model
+    for cell in cells:
+        size = cell.config.reward_model.pairs or 0
+        outcome = found.setdefault(size, {}).setdefault(cell.config.kl.coef, Outcome())
+        outcome.measures[cell.seed] = measures_of(place(directory, cell))
+        first.setdefault(size, {}).setdefault(cell.seed, cell)
+    emit({"event": "best_of", "prompts": PROMPTS, "samples": samples})
+    rollouts = reference_responses(place(directory, cells[0]), cells[0].config, samples)  # all runs have one reference
+    curves = []
+    for size, by_coef in found.items():
+        points = [point_of(coef, outcome) for coef, outcome in by_coef.items()]
+        own = list(first[size].values())
+        accuracy = sum(accuracy_of(cell) for cell in own) / len(own)
+        best = best_of_n(own, directory, rollouts, samples)
+        curves.append(Curve(size, accuracy, sorted(points, key=lambda p: p.kl), best))
+    return curves
+
+
+def point_of(coef: float, outcome: Outcome) -> Point:
+    """Means over the seeds of the runs at one coefficient."""
+    rows = list(outcome.measures.values())
+    kl, proxy, truth = (
+        torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        for name in ("kl_nats_per_sequence", "score_mean", "true_score_mean")
+    )
+    return point(coef, kl, proxy, truth)
+
+
+def point(setting: float, kl: Tensor, proxy: Tensor, truth: Tensor) -> Point:
+    """Values by seed (k,) as a point."""
+    errors = [standard_error(x) for x in (proxy, truth)]
+    means = [float(x.mean()) for x in (kl, proxy, truth)]
+    return Point(setting, means[0], means[1], errors[0], means[2], errors[1], truth.tolist())
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of k values; 0 for one."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation (ties by average rank); 0 for fewer than two values, or where all are the same."""
+
+    def ranks(values: Sequence[float]) -> Tensor:
+        found = [sum(v < w for v in values) + (sum(v == w for v in values) - 1) / 2 for w in values]
+        return torch.tensor(found, dtype=torch.float64)
+
+    a, b = (r - r.mean() for r in (ranks(x), ranks(y)))
+    spread = float(a.square().sum() * b.square().sum()) ** 0.5
+    return float((a * b).sum()) / spread if spread else 0.0
+
+
+# ---- best of n ---------------------------------------------------------------------------------------------
+
+
+def accuracy_of(cell: Cell) -> float:
+    """Held-out accuracy of the reward model that a finished run was rewarded by."""
+    config, _ = with_reward_model(cell.config)
+    (path,) = {str(reward.options["path"]) for reward in config.rewards.values() if reward.use == "trained"}
+    return float(read_json(Path(path) / REPORT)["report"]["accuracy"])
+
+
+def reference_responses(run_directory: Path, config: Config, samples: int) -> list[Rollout]:
+    """`samples` responses of a finished run's reference to each of the first PROMPTS held-out prompts."""
+    device = set_up(config)
+    saved = open_run(run_directory, config, device)
+    chosen = heldout_prompts(config, saved.tokenizer).heldout[:PROMPTS]
+    prompts = batch(chosen, saved.tokenizer, device, samples)
+    return [
+        generate(
+            saved.reference.policy, part, saved.tokenizer, max_new_tokens=config.sampler.max_new_tokens,
+            generator=generator(0, "best-of", index),
+        )
+        for index, part in enumerate(prompts.parts(4 * ROWS))
+    ]  # fmt: skip
+
+
+def proxies(cell: Cell, run_directory: Path, rollouts: Sequence[Rollout]) -> Tensor:
+    """What a finished run's rewards give these responses, (n,); a response that none applies to is the worst."""
+    device = set_up(cell.config)
+    config, _ = with_reward_model(cell.config)
+    saved = open_run(run_directory, config, device)
+    rewards = build_rewards(config, cell.registry, device)
+    own = heldout_prompts(config, saved.tokenizer).train
+    fit_rewards(config, rewards, saved.reference, own, saved.tokenizer, device, lambda _: None)
+    totals = [total for r in rollouts for total in call_rewards(rewards, r, 0, config, saved.tokenizer).total]
+    return torch.tensor([-math.inf if total is None else total for total in totals], dtype=torch.float64)
+
+
+def best_of_n(cells: Sequence[Cell], directory: Path, rollouts: Sequence[Rollout], samples: int) -> list[Point]:
+    """A point for n = 1, 2, 4, ... up to `samples`: the reward models of these runs choose among the same responses."""
+    truth = torch.tensor(true_scores([text for r in rollouts for text in r.completions]), dtype=torch.float64)
+    chosen = [proxies(cell, place(directory, cell), rollouts) for cell in cells]
+    points, n = [], 1
+    while n <= samples:
+        weights = chances_of_best(samples, n)
+        found = [expected_best(proxy.view(-1, samples), truth.view(-1, samples), weights) for proxy in chosen]
+        proxy, true = (torch.tensor(values, dtype=torch.float64) for values in zip(*found, strict=True))
+        spent = torch.full_like(proxy, math.log(n) - (n - 1) / n)  # what best-of-n spends at most, nats
+        points.append(point(n, spent, proxy, true))
+        n *= 2
+    return points
+
+
+def chances_of_best(samples: int, n: int) -> Tensor:
+    """P(the i-th smallest of `samples` is the largest of n drawn without replacement) = C(i-1, n-1) / C(samples, n)."""
+    i = torch.arange(1, samples + 1, dtype=torch.float64)
+    below = torch.lgamma(i) - torch.lgamma((i - n + 1).clamp(min=1))
+    log = below - math.lgamma(n) - (math.lgamma(samples + 1) - math.lgamma(n + 1) - math.lgamma(samples - n + 1))
+    return torch.where(i >= n, log.exp(), 0.0)
+
+
+def expected_best(proxy: Tensor, truth: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Mean over prompts of the proxy and the true score of the response that the proxy likes best: proxy and truth
+    (prompts, samples), weights (samples,) those of `chances_of_best`. No response is wasted, so it is unbiased."""
+    order = proxy.argsort(dim=1, stable=True)
+    return tuple(float((x.gather(1, order) * weights).sum(dim=1).mean()) for x in (proxy, truth))  # type: ignore[return-value]

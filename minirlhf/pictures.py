@@ -1,0 +1,69 @@
+"""Pictures as SVG: a reward model's reliability, and where proxy and true score part. Needs matplotlib (extra `plot`).
+
+The same numbers give the same bytes. Raises ModuleNotFoundError without matplotlib.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def reliability(report: Mapping[str, Any]) -> str:
+    """A reward model's report: how sure it says it is against how often it is right; dots grow with pairs."""
+
+    def draw(figure: Any) -> None:
+        rows = report["reliability"]
+        axes = figure.add_subplot(title=f"accuracy {report['accuracy']:.3f}, ECE {report['ece']:.3f}")
+        axes.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", label="perfect")
+        x, y = [row["stated"] for row in rows], [row["right"] for row in rows]
+        axes.scatter(x, y, s=[20 + 400 * row["pairs"] / report["pairs"] for row in rows], alpha=0.6)
+        axes.plot(x, y, linewidth=0.8)
+        axes.set_xlabel("how sure it is of the side that it prefers")
+        axes.set_ylabel("how often it is right")
+
+    return svg(draw, (5, 4.5))
+
+
+def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
+    """Curves of `overoptimise`: proxy (left) and true score (right) against sqrt(KL), a colour a size of data.
+
+    Solid: PPO, a run each, with two standard errors; dotted: best-of-n on the same reward models.
+    """
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 2)
+        for axes, name, title in zip(panels, ("proxy", "truth"), ("what is optimised", "what is meant"), strict=True):
+            for index, curve in enumerate(curves):
+                colour = f"C{index}"
+                ppo, best = curve["points"], curve["best_of"]
+                axes.errorbar(
+                    [point["kl"] ** 0.5 for point in ppo],
+                    [point[name] for point in ppo],
+                    yerr=[2 * point[f"{name}_se"] for point in ppo],
+                    color=colour, marker="o", markersize=3, linewidth=1.2, capsize=2,
+                    label=f"{curve['pairs']:,} comparisons, PPO",
+                )  # fmt: skip
+                x, y = [max(point["kl"], 0) ** 0.5 for point in best], [point[name] for point in best]
+                axes.plot(x, y, color=colour, linestyle=":", label="best of n")
+            axes.set_title(title)
+            axes.set_xlabel("sqrt(KL), KL in nats per sequence")
+        panels[0].set_ylabel("proxy: score of the reward model")
+        panels[1].set_ylabel("true score")
+        panels[0].legend()
+
+    return svg(draw, (10, 4.2))
+
+
+def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
+    """What `draw` puts on a figure of this size (inches), as SVG."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "minirlhf", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue().decode()
