@@ -38,7 +38,7 @@ from minirlhf.text.comparisons import Demonstration, hold_out, read_demonstratio
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
-FORMAT = 1  # raise when the same settings would give other weights
+FORMAT = 2  # raise when the same settings would give other weights
 FACTS = {"base": "base.json", "sft": "base.json", "reward_model": "reward_model.json"}  # stage -> what is known of it
 
 Emit = Callable[[dict[str, Any]], None]
@@ -187,18 +187,15 @@ def build_sft(
     (examples, more), (held, rest) = (sft.encode(part, base.tokenizer, longest) for part in (shown.learn, shown.held))
     for note in [*shown.notes, *more, *rest]:
         emit({"event": "warning", "message": note})
-    rows, measured = sft.fill_rows(examples, longest), sft.fill_rows(held, longest)
-    model, steps = copy.deepcopy(base.trunk), sft.steps_of(rows, settings)
+    model, steps = copy.deepcopy(base.trunk), sft.steps_of(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
     emit({"event": "stage", "stage": "sft", "reused": False, **counts})
 
-    def loss() -> float:
-        return sft.heldout_loss(model, measured, base.tokenizer, settings.batch_size, device)
-
-    before, state = loss(), sft.SFTState.start(model, settings)
-    for step, metrics in sft.train(state, rows, base.tokenizer, settings, device):
+    before, state = sft.heldout_loss(model, held, settings.batch_size), sft.SFTState.start(model, settings)
+    for step, metrics in sft.train(state, examples, settings):
         emit({"event": "sft", "step": step, "steps": steps, **metrics})
-    facts = {**counts, "heldout_loss_before": before, "heldout_loss": loss(), "tokens": state.tokens}
+    after = sft.heldout_loss(model, held, settings.batch_size)
+    facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
     facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}
     with complete_directory(directory) as temporary:
         save_transformer(temporary, model, base.tokenizer)
@@ -220,12 +217,12 @@ def build_base(
     model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
     state = PretrainState.start(model, config.pretrain)
     every = max(1, config.pretrain.steps // 20)
-    for step, metrics in train(state, data, tokenizer, config.pretrain, device):
+    for step, metrics in train(state, data, config.pretrain):
         if step % every == 0 or step == config.pretrain.steps:
             emit({"event": "pretrain", "step": step, "steps": config.pretrain.steps, **metrics})
     seconds = perf_counter() - started
     facts = {
-        "heldout_loss": heldout_loss(model, heldout, tokenizer, config.pretrain.batch_size, device),
+        "heldout_loss": heldout_loss(model, heldout, config.pretrain.batch_size),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": state.tokens,
         "seconds": seconds,

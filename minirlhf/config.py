@@ -101,7 +101,7 @@ class PretrainConfig(Section):
 
 class SFTConfig(Section):
     epochs: int = Field(2, ge=1, description="passes over the demonstrations")
-    batch_size: int = Field(8, ge=1, le=1 << 16, description="rows of packed demonstrations a step")
+    batch_size: int = Field(32, ge=1, le=1 << 16, description="demonstrations a step")
     lr: float = Field(1e-3, gt=0, le=1e30, description="largest learning rate")
     warmup: int = Field(10, ge=0, description="steps of linear warm-up, at most half of all")
     weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW)")

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirlhf.packing import Packing
+
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], kind: str) -> None:
     """One place where shapes and dtypes are held: `kind` is bool, long or float."""
@@ -35,7 +37,8 @@ class Rollout:
     prompt_ids (B,P) left-padded, prompt_mask (B,P) True = real token; response_ids (B,R), response_mask (B,R)
     True = a real token, attended to; mask (B,R) True = a token that the policy chose (EOS included): what is in KL,
     advantages and loss; terminated (B,) EOS was sampled; group (B,) which prompt; prompts and completions their
-    texts; columns the other fields of each prompt's row, B values each.
+    texts; columns the other fields of each prompt's row, B values each; sizes how many tokens each prompt and response
+    has, on the CPU (counted, once, where nobody says).
     """
 
     prompt_ids: Tensor
@@ -48,8 +51,12 @@ class Rollout:
     prompts: tuple[str, ...]
     completions: tuple[str, ...]
     columns: Mapping[str, tuple[Any, ...]]
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.sizes:
+            real = torch.stack([self.prompt_mask.sum(dim=1), self.response_mask.sum(dim=1)], dim=1)
+            object.__setattr__(self, "sizes", tuple((p, r) for p, r in real.tolist()))
         (b, p), r = self.prompt_ids.shape, self.response_ids.shape[1]
         _check("prompt_ids", self.prompt_ids, (b, p), "long")
         _check("prompt_mask", self.prompt_mask, (b, p), "bool")
@@ -74,7 +81,13 @@ class Rollout:
             prompts=tuple(self.prompts[i] for i in order),
             completions=tuple(self.completions[i] for i in order),
             columns={name: tuple(values[i] for i in order) for name, values in self.columns.items()},
+            sizes=tuple(self.sizes[i] for i in order),
         )
+
+    @cached_property
+    def tokens(self) -> "Tokens":
+        """Prompts and responses end to end, without padding."""
+        return Tokens.of(self)
 
     def keeping(self, valid: Tensor) -> "Rollout":
         """The same rollout with the mask of rows outside `valid` (B,) emptied: they leave every mean and loss."""
@@ -89,6 +102,41 @@ class Rollout:
     def completion_id_lists(self) -> list[list[int]]:
         """B lists of the sampled ids, without padding, EOS included."""
         return [ids[keep].tolist() for ids, keep in zip(self.response_ids, self.response_mask, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The N real tokens of a rollout end to end, and its n response tokens among them.
+
+    ids (N,); packing of the texts, prompt and response; response_ids (n,) in the order of the rows; before (n,) where
+    the state before each response token is among the N (that of the text's last token is `packing.ends`).
+    """
+
+    ids: Tensor
+    packing: Packing
+    response_ids: Tensor
+    before: Tensor
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> "Tokens":
+        """A row is padding, prompt, response, padding: its real tokens stand together. How many they are is known on
+        the CPU, so that no device is asked for anything."""
+        device, (_, p), r = rollout.prompt_ids.device, rollout.prompt_ids.shape, rollout.response_ids.shape[1]
+        prompt, response = torch.tensor(rollout.sizes).T
+        packing = Packing.of((prompt + response).tolist(), device)
+        first = torch.arange(len(rollout)) * (p + r) + p - prompt  # of each text in the padded rows
+        source = _runs(first, prompt + response).to(device, non_blocking=True)
+        ends = (prompt + response).cumsum(0) - 1
+        before = _runs(ends - response, response).to(device, non_blocking=True)
+        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1).flatten()[source]
+        return cls(ids, packing, ids[before + 1], before)
+
+
+def _runs(starts: Tensor, lengths: Tensor) -> Tensor:
+    """start, start + 1, ... of each run, one after another: (sum of lengths,)."""
+    ends = lengths.cumsum(0)
+    steps = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
+    return starts.repeat_interleave(lengths) + steps
 
 
 _ROLLOUT_TENSORS = frozenset(

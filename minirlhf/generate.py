@@ -18,7 +18,8 @@ from minirlhf.models.transformer import KVCache
 from minirlhf.sampler import Sampler
 from minirlhf.text.tokenizer import Tokenizer
 
-LOOK_EVERY = 8  # decoding steps between two looks at whether all rows have stopped (a look waits for the device)
+LOOK_EVERY = 8  # decoding steps between two looks at which rows have stopped (a look waits for the device)
+FEW = 0.8  # share of the rows still going at which the others are dropped
 
 
 @dataclass(frozen=True)
@@ -87,28 +88,28 @@ def generate(
     (b, p), device = prompts.ids.shape, prompts.ids.device
     uniform = torch.rand(b, max_new_tokens, generator=generator).to(device)
     ids = torch.full((b, max_new_tokens), tokenizer.pad_id, device=device)
-    mask = torch.ones(b, p + max_new_tokens, dtype=torch.bool, device=device)
-    mask[:, :p] = prompts.mask
     cache = KVCache(policy.model.config, b, p + max_new_tokens, policy.model.embed_tokens.weight)
-    alive = torch.ones(b, dtype=torch.bool, device=device)
+    rows, alive = torch.arange(b, device=device), torch.ones(b, dtype=torch.bool, device=device)  # those decoded
     hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1]
-    length = 0
-    while True:
-        token = sampler.sample(policy.logits(hidden), uniform[:, length])
-        ids[:, length] = torch.where(alive, token, tokenizer.pad_id)
-        mask[:, p + length] = alive
+    for length in range(1, max_new_tokens + 1):
+        token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])
+        ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
         alive = alive & (token != sampler.stop)
-        length += 1
-        if length == max_new_tokens or (length % LOOK_EVERY == 0 and not bool(alive.any())):
-            break
-        step_mask = mask[:, : p + length]
-        hidden = policy.model(ids[:, length - 1 : length], step_mask, cache)[:, -1]
-    return _rollout(prompts, ids, mask[:, p:], tokenizer, sampler.stop)
+        if length % LOOK_EVERY == 0:
+            going = alive.nonzero().squeeze(1)
+            if not len(going):
+                break
+            if len(going) <= FEW * len(rows):  # finished rows are not decoded any further
+                rows, alive, token = rows[going], alive[going], token[going]
+                cache.keep(going)
+        if length < max_new_tokens:
+            hidden = policy.model(token.unsqueeze(1), cache=cache)[:, -1]
+    return _rollout(prompts, ids, tokenizer, sampler.stop)
 
 
-def _rollout(prompts: PromptBatch, ids: Tensor, real: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
+def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
     """Cut to the longest response and decode the texts."""
-    real = real & (ids != tokenizer.pad_id)  # slots that were never reached hold PAD, which is banned from sampling
+    real = ids != tokenizer.pad_id  # PAD is banned from sampling: a slot that holds it was not reached
     longest = max(1, int(real.sum(dim=1).max()))
     ids, real = ids[:, :longest].contiguous(), real[:, :longest].contiguous()
     terminated = ((ids == stop) & real).any(dim=1)

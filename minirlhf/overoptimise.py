@@ -100,9 +100,9 @@ def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: i
     cells = resolve(grid([preset], varied), seeds, seeded=SEEDED, **given)
     config = cells[0].config
     if config.corpus.text != TRUE_SCORE_CORPUS or config.corpus.preferences != TRUE_SCORE_CORPUS:
-        raise UsageError("the true score is known of the corpus `reviews` alone", preset, "use the preset preferences")
+        raise UsageError("the true score is known of the corpus `reviews` alone", preset, "use the preset overoptimise")
     if not any(reward.use == "trained" for reward in config.rewards.values()):
-        raise UsageError("no reward is trained from the comparisons", preset, "use the preset preferences")
+        raise UsageError("no reward is trained from the comparisons", preset, "use the preset overoptimise")
     return cells
 
 

@@ -1,10 +1,10 @@
 """The base model: next-token training on documents, a fixed number of steps (never the clock).
 
 Documents become windows [BOS] text [EOS]; a document longer than a window is cut and its pieces follow each other
-without BOS. A batch takes windows of similar length, so that little of it is padding. Loss: cross-entropy in nats a
-token. AdamW with warm-up and a cosine schedule.
+without BOS. A batch takes windows of similar length, which its attention likes; it is packed, so that no padding is
+computed. Loss: cross-entropy in nats a token. AdamW with warm-up and a cosine schedule.
 
-Not here: packing (several documents in one row), mixed precision.
+Not here: mixed precision.
 """
 
 import math
@@ -20,10 +20,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.config import PretrainConfig
 from minirlhf.errors import DivergedError
 from minirlhf.models.transformer import Transformer
+from minirlhf.packing import Packing
 from minirlhf.streams import generator
 from minirlhf.text.tokenizer import Tokenizer
 
-POOL = 16  # batches whose windows are sorted by length together: enough to save padding, few enough to stay random
+POOL = 16  # batches whose windows are sorted by length together: few enough to stay random
 
 
 @dataclass
@@ -70,8 +71,8 @@ def windows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[lis
     return cut
 
 
-def batches(data: Sequence[list[int]], size: int, seed: int, pad: int) -> Iterator[Tensor]:
-    """Endless (b,T) batches, right-padded, each pass over the data in a fresh order."""
+def batches(data: Sequence[list[int]], size: int, seed: int) -> Iterator[list[list[int]]]:
+    """Endless batches of `size` windows, each pass over the data in a fresh order."""
     epoch = 0
     while True:
         order: list[int] = torch.randperm(len(data), generator=generator(seed, "pretrain", epoch)).tolist()
@@ -80,45 +81,43 @@ def batches(data: Sequence[list[int]], size: int, seed: int, pad: int) -> Iterat
             pool = sorted(order[start : start + size * POOL], key=lambda i: len(data[i]))
             shuffled += [pool[i : i + size] for i in range(0, len(pool), size)]
         for i in torch.randperm(len(shuffled), generator=generator(seed, "pretrain-batches", epoch)).tolist():
-            yield pad_right([data[row] for row in shuffled[i]], pad)
+            yield [data[row] for row in shuffled[i]]
         epoch += 1
 
 
-def pad_right(rows: Sequence[list[int]], pad: int) -> Tensor:
-    """Lists of ids -> (b,T), padded on the right: under a causal mask no real token sees the padding."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-
-
-def token_losses(model: Transformer, ids: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats and the number of predicted tokens of a right-padded batch (b,T).
-
-    Only real positions reach the LM head, V times wider than everything else.
+def token_losses(
+    model: Transformer, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+) -> tuple[Tensor, int]:
+    """Summed cross-entropy in nats and the number of tokens predicted: those of each row from `starts` on (from 1
+    where nothing is said), each from what stands before it in its row. Rows are packed: no padding is computed.
     """
-    targets = ids[:, 1:]
-    real = targets != pad
-    hidden = model(ids[:, :-1])[real]  # (n,W)
-    logits = hidden @ model.embed_tokens.weight.T
+    device = model.embed_tokens.weight.device
+    packing = Packing.of([len(row) - 1 for row in rows], device)
+    hidden = model.packed(torch.tensor([token for row in rows for token in row[:-1]]).to(device), packing)  # (N,W)
+    targets = [token for row, start in zip(rows, starts or [1] * len(rows), strict=True) for token in row[start:]]
+    if starts is not None:
+        learned = [at >= start - 1 for row, start in zip(rows, starts, strict=True) for at in range(len(row) - 1)]
+        hidden = hidden[torch.tensor(learned).nonzero().squeeze(1).to(device)]
+    logits = hidden @ model.embed_tokens.weight.T  # (n,V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, targets[real], reduction="sum"), real.sum()
+    return F.cross_entropy(logits, torch.tensor(targets).to(device), reduction="sum"), len(targets)
 
 
 def train(
-    state: PretrainState, data: Sequence[list[int]], tokenizer: Tokenizer, config: PretrainConfig, device: torch.device
+    state: PretrainState, data: Sequence[list[int]], config: PretrainConfig
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Steps until `pretrain.steps`; yields (step, {loss in nats a token, lr, tokens, tokens_per_s}) after each."""
-    stream = batches(data, config.batch_size, config.seed, tokenizer.pad_id)
+    stream = batches(data, config.batch_size, config.seed)
     for _ in range(state.step):
         next(stream)  # a resumed run continues where the data was
     state.model.train()
     while state.step < config.steps:
         started = perf_counter()
-        ids = next(stream).to(device)
-        total, count = token_losses(state.model, ids, tokenizer.pad_id)
+        total, count = token_losses(state.model, next(stream))
         loss = total / count
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
-        read, size, tokens = torch.stack([loss.detach(), norm, count]).tolist()
+        read, size = torch.stack([loss.detach(), norm]).tolist()
         if not (math.isfinite(read) and math.isfinite(size)):
             raise DivergedError(
                 f"pretraining loss = {read}, gradient norm = {size}",
@@ -130,21 +129,21 @@ def train(
         lr = state.schedule.get_last_lr()[0]
         state.schedule.step()
         state.step += 1
-        state.tokens += int(tokens)
+        state.tokens += count
         seconds = perf_counter() - started
-        yield state.step, {"loss": read, "lr": float(lr), "tokens": state.tokens, "tokens_per_s": tokens / seconds}
+        yield state.step, {"loss": read, "lr": float(lr), "tokens": state.tokens, "tokens_per_s": count / seconds}
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: Transformer, data: Sequence[list[int]], tokenizer: Tokenizer, size: int, device: torch.device
+    model: Transformer, rows: Sequence[Sequence[int]], size: int, starts: Sequence[int] | None = None
 ) -> float:
-    """Mean cross-entropy in nats a token over held-out windows."""
+    """Mean cross-entropy in nats a token over held-out rows (those from `starts` on), `size` rows at a time."""
     model.eval()
     total, count = 0.0, 0
-    ordered = sorted(data, key=len)
-    for start in range(0, len(ordered), size):
-        ids = pad_right(ordered[start : start + size], tokenizer.pad_id).to(device)
-        nats, tokens = token_losses(model, ids, tokenizer.pad_id)
-        total, count = total + float(nats), count + int(tokens)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for at in range(0, len(order), size):
+        part = order[at : at + size]
+        nats, tokens = token_losses(model, [rows[i] for i in part], starts and [starts[i] for i in part])
+        total, count = total + float(nats), count + tokens
     return total / max(1, count)

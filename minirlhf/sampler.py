@@ -29,11 +29,15 @@ class Sampler:
 
     def log_dist(self, logits: Tensor) -> Tensor:
         """logits (...,V) -> log-probabilities (...,V), nats; -inf for banned ids. At least float32."""
+        return torch.log_softmax(self._scaled(logits), dim=-1)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Logits over the temperature, -inf for banned ids: a copy of our own, at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        scaled = logits / (self.temperature or 1.0)  # a copy of our own, which is filled in place
-        if self.banned:
-            scaled.index_fill_(-1, torch.tensor(self.banned, device=logits.device), float("-inf"))
-        return torch.log_softmax(scaled, dim=-1)
+        scaled = logits / (self.temperature or 1.0)
+        for token in self.banned:
+            scaled[..., token] = float("-inf")
+        return scaled
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One token a row by inverse CDF: logits (B,V), uniform (B,) in [0,1) -> ids (B,).
@@ -41,12 +45,13 @@ class Sampler:
         A token of probability 0 is never taken: the search is for the first id whose cumulative probability
         *exceeds* u, and u is kept below the total so that rounding cannot run past the last possible token.
         """
-        log_dist = self.log_dist(logits)
+        scaled = self._scaled(logits)
         if self.temperature == 0:
-            return log_dist.argmax(dim=-1)
+            return scaled.argmax(dim=-1)
         if self.top_k or self.top_p < 1 or self.min_p > 0:
-            log_dist = self._cut(log_dist)
-        cdf = log_dist.exp().cumsum(dim=-1)
+            scaled = self._cut(torch.log_softmax(scaled, dim=-1))
+        # Relative to the most likely token: what normalises a distribution normalises the target as well.
+        cdf = (scaled - scaled.amax(dim=-1, keepdim=True)).exp_().cumsum(dim=-1)
         total = cdf[:, -1:]
         target = (uniform.unsqueeze(-1).to(cdf.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
         return torch.searchsorted(cdf, target, right=True).squeeze(-1)

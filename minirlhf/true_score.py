@@ -1,9 +1,11 @@
 """The hidden true score of the corpus `reviews`: what its comparisons were judged by, and what no run is rewarded for.
 
-    2 tanh(surplus of good words / 3) + 2 aspects named / 3, at most 2 + 4 repetition + nearness of the length to 30 words
+    2 tanh(surplus of good words / 3) + 2 aspects named / 3, at most 2
+    + 4 repetition + nearness of the length to 30 words
 
-It wants a review that is friendly, specific, varied and of the right length, all at once: a reward model that has learned
-one of these too well can be led away from the others, and the evaluation shows it. Read by evaluations and by the generator of the comparisons, never by a reward.
+It wants a review that is friendly, specific, varied and of the right length, all at once: a reward model that has
+learned one of these too well can be led away from the others, and the evaluation shows it. Read by evaluations and by
+the generator of the comparisons, never by a reward.
 """
 
 import re

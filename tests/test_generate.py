@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minirlhf import generate as generate_module
 from minirlhf.generate import PromptBatch, generate
 from minirlhf.sampler import Sampler
 from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy
@@ -104,3 +105,24 @@ def test_greedy_takes_the_most_likely_token():
     out = generate(policy, prompts(), Letters(), max_new_tokens=5, generator=seeded(), sampler=greedy)
     best = policy.score(out).log_dist(slice(None)).argmax(-1)
     assert torch.equal(best[out.mask], out.response_ids[out.mask])
+
+
+def test_rows_that_have_finished_are_not_decoded_any_further(monkeypatch):
+    """Forty rows that end at different steps: the batch shrinks, and every row is as it would be without."""
+    policy, texts = small_policy(temperature=1.5), TEXTS * 10
+    sizes = []
+    forward = type(policy.model).forward
+
+    def counted(self, ids, *rest, **more):
+        sizes.append(len(ids))
+        return forward(self, ids, *rest, **more)
+
+    monkeypatch.setattr(type(policy.model), "forward", counted)
+    out = rollout(policy, new=40, texts=texts)
+    assert sizes[0] == 40
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 20
+    monkeypatch.setattr(generate_module, "FEW", 0.0)
+    whole = rollout(policy, new=40, texts=texts)
+    assert out.completion_id_lists == whole.completion_id_lists
+    assert torch.equal(out.terminated, whole.terminated)

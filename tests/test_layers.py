@@ -19,6 +19,7 @@ ROOMS = (
     "hookspecs",
     "tensors",
     "streams",
+    "packing",
     "experience",
     "controllers",
     "sampler",

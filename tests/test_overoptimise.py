@@ -137,4 +137,3 @@ def test_a_run_that_fails_is_reported_and_nothing_is_gathered(tmp_path):
     curves, failure = o.overoptimise(cells(1), tmp_path / "out", 4, lambda _: None, fails)
     assert curves == []
     assert isinstance(failure, DivergedError)
-

@@ -201,11 +201,11 @@ def test_pad_is_not_eos_and_pretraining_predicts_the_eos():
     assert len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id}) == 3
     trunk, [ids] = small_trunk(), windows(["ab"], Letters(), 8)
     assert ids == [BOS, 3, 4, EOS]
-    whole, tokens = token_losses(trunk, torch.tensor([[*ids, PAD, PAD]]), PAD)
-    without, _ = token_losses(trunk, torch.tensor([ids[:-1]]), PAD)
+    whole, tokens = token_losses(trunk, [ids, [BOS, 3]])
+    without, _ = token_losses(trunk, [ids[:-1], [BOS, 3]])
     logits = (trunk.embed_tokens.weight @ trunk(torch.tensor([ids[:-1]]))[0, -1]).tolist()
     expected = math.log(sum(math.exp(x) for x in logits)) - logits[EOS]
-    assert tokens == 3
+    assert tokens == 4
     assert (whole - without).item() == pytest.approx(expected, abs=1e-10)
 
 

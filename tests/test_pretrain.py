@@ -10,10 +10,9 @@ import torch
 from minirlhf.config import PretrainConfig
 from minirlhf.errors import DivergedError
 from minirlhf.models.transformer import Transformer
-from minirlhf.pretrain import POOL, PretrainState, batches, heldout_loss, pad_right, rate, token_losses, train, windows
-from tests.helpers import BOS, EOS, PAD, Letters, flat, seeded, small_trunk
+from minirlhf.pretrain import POOL, PretrainState, batches, heldout_loss, rate, token_losses, train, windows
+from tests.helpers import BOS, EOS, Letters, flat, seeded, small_trunk
 
-CPU = torch.device("cpu")
 TEXTS = ["", "a", "abc", "abcd", "abcdefg", "jihgfedcba", "abcdefghijabcdefghijabc"]
 
 
@@ -58,27 +57,23 @@ def test_batches_cover_every_window_once_an_epoch_in_a_fresh_order_and_are_deter
     data = [[*row, 3 + i // 10, 3 + i % 10] for i, row in enumerate(data)]  # distinct
     size, each = 4, math.ceil(150 / 4)
     assert size * POOL < 150  # more than one pool
-    stream = batches(data, size, 5, PAD)
+    stream = batches(data, size, 5)
     epochs = [list(itertools.islice(stream, each)) for _ in range(3)]
     for epoch in epochs:
-        seen = [tuple(token for token in row if token != PAD) for batch in epoch for row in batch.tolist()]
+        seen = [tuple(row) for batch in epoch for row in batch]
         assert Counter(seen) == Counter(tuple(row) for row in data)
         assert all(len(batch) <= size for batch in epoch)
-    as_lists = [[batch.tolist() for batch in epoch] for epoch in epochs]
+    as_lists = [[list(batch) for batch in epoch] for epoch in epochs]
     assert as_lists[0] != as_lists[1] != as_lists[2]
     together = [{str(sorted(batch)) for batch in epoch} for epoch in as_lists]
     assert len(together[0] & together[1]) < each / 2  # other windows meet, it is not only another order of batches
-    again = batches(data, size, 5, PAD)
-    assert [next(again).tolist() for _ in range(2 * each)] == as_lists[0] + as_lists[1]
-    assert [b.tolist() for b in itertools.islice(batches(data, size, 6, PAD), each)] != as_lists[0]
-    widths = [batch.shape[1] for batch in epochs[0]]
+    again = batches(data, size, 5)
+    assert [next(again) for _ in range(2 * each)] == as_lists[0] + as_lists[1]
+    assert list(itertools.islice(batches(data, size, 6), each)) != as_lists[0]
+    widths = [max(map(len, batch)) for batch in epochs[0]]
     assert widths != sorted(widths)  # similar lengths share a batch, but short ones do not come first
-    padding = sum(int((batch == PAD).sum()) for batch in epochs[0]) / sum(batch.numel() for batch in epochs[0])
-    assert padding < 0.15  # of unsorted batches it would be 0.3
-
-
-def test_pad_right_by_hand():
-    assert pad_right([[1, 5], [1, 5, 6, 2], [1]], 0).tolist() == [[1, 5, 0, 0], [1, 5, 6, 2], [1, 0, 0, 0]]
+    empty = 1 - sum(len(row) for b in epochs[0] for row in b) / sum(len(b) * max(map(len, b)) for b in epochs[0])
+    assert empty < 0.15  # of the grid that attention runs on; of unsorted batches it would be 0.3
 
 
 # ---- the loss ----------------------------------------------------------------------------------------------
@@ -100,41 +95,36 @@ def cross_entropy_by_hand(trunk: Transformer, rows) -> tuple[float, int]:
 def test_the_loss_is_the_cross_entropy_by_hand():
     trunk, rows = small_trunk(), windows(TEXTS, Letters(), 6)
     nats, count = cross_entropy_by_hand(trunk, rows)
-    total, tokens = token_losses(trunk, pad_right(rows, PAD), PAD)
+    total, tokens = token_losses(trunk, rows)
     assert tokens == count == sum(len(text) + 1 for text in TEXTS)
     assert total.item() == pytest.approx(nats, abs=1e-10)
     for size in (1, 3, 100):
-        assert heldout_loss(trunk, rows, Letters(), size, CPU) == pytest.approx(nats / count, abs=1e-10)
+        assert heldout_loss(trunk, rows, size) == pytest.approx(nats / count, abs=1e-10)
 
 
 def test_the_loss_in_float32_smoke():
     trunk, rows = small_trunk(), windows(TEXTS, Letters(), 6)
     nats, _ = cross_entropy_by_hand(trunk, rows)
-    assert token_losses(trunk, pad_right(rows, PAD), PAD)[0].item() == pytest.approx(nats, rel=1e-4)
+    assert token_losses(trunk, rows)[0].item() == pytest.approx(nats, rel=1e-4)
 
 
 @pytest.mark.usefixtures("double")
-def test_padding_changes_neither_loss_nor_gradient():
-    rows = windows(TEXTS, Letters(), 6)
-    got = []
-    for extra in (0, 1, 7, 16):
-        trunk = small_trunk()
-        ids = pad_right(rows, PAD)
-        ids = torch.cat([ids, ids.new_full((len(rows), extra), PAD)], dim=1)
-        total, tokens = token_losses(trunk, ids, PAD)
-        total.backward()
-        got.append((total.detach(), tokens, torch.cat([p.grad.flatten() for p in trunk.parameters()])))
-    for total, tokens, gradient in got[1:]:
-        assert tokens == got[0][1]
-        assert (total - got[0][0]).abs() < 1e-10
-        assert (gradient - got[0][2]).abs().max() < 1e-10
+def test_the_company_of_a_row_changes_neither_its_loss_nor_its_gradient():
+    rows, trunk = windows(TEXTS, Letters(), 6), small_trunk()
+    total, count = token_losses(trunk, rows)
+    apart = [token_losses(trunk, [row]) for row in rows]
+    assert count == sum(tokens for _, tokens in apart)
+    alone = sum(nats for nats, _ in apart)
+    assert total.item() == pytest.approx(alone.item(), abs=1e-10)
+    for one, two in zip(*(torch.autograd.grad(x, list(trunk.parameters())) for x in (total, alone)), strict=True):
+        torch.testing.assert_close(one, two)
 
 
 # ---- training ----------------------------------------------------------------------------------------------
 
 
 def trained(state, config, data):
-    return [metrics for _, metrics in train(state, data, Letters(), config, CPU)]
+    return [metrics for _, metrics in train(state, data, config)]
 
 
 def test_a_resumed_state_goes_on_with_the_same_data_and_ends_with_the_same_weights():
@@ -142,7 +132,7 @@ def test_a_resumed_state_goes_on_with_the_same_data_and_ends_with_the_same_weigh
     whole = PretrainState.start(model(), config)
     expected = trained(whole, config, data)
     state = PretrainState.start(model(), config)
-    loop = train(state, data, Letters(), config, CPU)
+    loop = train(state, data, config)
     first = [next(loop)[1] for _ in range(2)]
     loop.close()
     assert state.step == 2
@@ -195,11 +185,11 @@ def test_the_loss_on_a_constant_text_falls_from_that_of_a_guess_to_almost_nothin
     config = settings(steps=60, batch_size=8, lr=2e-2)
     data = windows(["abcab"] * 8, Letters(), 8)
     trunk = model()
-    assert heldout_loss(trunk, data, Letters(), 8, CPU) == pytest.approx(math.log(13), abs=0.05)
+    assert heldout_loss(trunk, data, 8) == pytest.approx(math.log(13), abs=0.05)
     metrics = trained(PretrainState.start(trunk, config), config, data)
     assert metrics[0]["loss"] == pytest.approx(math.log(13), abs=0.05)
     assert metrics[-1]["loss"] < 0.1
-    assert heldout_loss(trunk, data, Letters(), 8, CPU) < 0.1
+    assert heldout_loss(trunk, data, 8) < 0.1
     assert metrics[-1]["tokens"] == 60 * 8 * 6  # five letters and EOS
 
 

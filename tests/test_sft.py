@@ -1,20 +1,17 @@
-"""SFT: what is learned from a demonstration, packing that changes nothing, training that can be gone on with."""
+"""SFT: what is learned from a demonstration, training that can be gone on with."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from minirlhf.config import SFTConfig
 from minirlhf.errors import DivergedError, InputError
-from minirlhf.sft import Example, SFTState, completion_losses, encode, fill_rows, heldout_loss, pack, steps_of, train
+from minirlhf.pretrain import token_losses
+from minirlhf.sft import Example, SFTState, encode, heldout_loss, steps_of, train
 from minirlhf.text.comparisons import Demonstration
-from tests.helpers import BOS, EOS, PAD, Letters, flat, seeded, small_trunk
-
-CPU = torch.device("cpu")
+from tests.helpers import BOS, EOS, Letters, flat, seeded, small_trunk
 
 
 def test_an_example_is_bos_prompt_completion_eos_and_knows_where_the_completion_begins():
@@ -30,31 +27,6 @@ def test_what_does_not_fit_is_left_out_and_said():
     assert notes == ["f:7: 13 tokens, 6 fit: the row is left out"]
     with pytest.raises(InputError, match="no demonstration fits: f:7"):
         encode(rows[1:], Letters(), 6)
-
-
-def of(*lengths):
-    return [Example([BOS, *[3 + i] * (n - 2), EOS], 1) for i, n in enumerate(lengths)]
-
-
-def test_first_fit_decreasing_by_hand():
-    """Lengths 3 6 4 5 2 in rows of 10: 6 + 4, then 5 + 3 + 2."""
-    rows = fill_rows(of(3, 6, 4, 5, 2), 10)
-    assert [[len(e.ids) for e in row] for row in rows] == [[6, 4], [5, 3, 2]]
-
-
-@given(st.lists(st.integers(2, 12), min_size=1, max_size=40))
-def test_every_text_is_in_one_row_whole(lengths):
-    rows = fill_rows(of(*lengths), 12)
-    assert all(sum(len(e.ids) for e in row) <= 12 for row in rows)
-    assert sorted(len(e.ids) for row in rows for e in row) == sorted(lengths)
-
-
-def test_a_packed_row_by_hand():
-    one, two = Example([BOS, 3, 4, EOS], 2), Example([BOS, 5, EOS], 1)
-    packed = pack([[one, two], [two]], PAD)
-    assert packed.ids.tolist() == [[BOS, 3, 4, EOS, BOS, 5, EOS], [BOS, 5, EOS, PAD, PAD, PAD, PAD]]
-    assert packed.segments.tolist() == [[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 0, 0, 0]]
-    assert packed.learned.int().tolist() == [[0, 0, 1, 1, 0, 1, 1], [0, 1, 1, 0, 0, 0, 0]]
 
 
 def ragged(count=7, seed=0):
@@ -74,26 +46,17 @@ def alone(model, example):
     return [-logp[i - 1, example.ids[i]] for i in range(example.start, len(example.ids))]
 
 
-def test_packing_changes_neither_the_loss_nor_its_gradient(double):
+def test_the_loss_is_that_of_the_completions_alone_and_so_is_its_gradient(double):
     model, examples = small_trunk(), ragged()
-    nats, count = completion_losses(model, pack(fill_rows(examples, 12), PAD))
+    nats, count = token_losses(model, [e.ids for e in examples], [e.start for e in examples])
     apart = [loss for example in examples for loss in alone(model, example)]
-    assert int(count) == len(apart) == sum(len(e.ids) - e.start for e in examples)
+    assert count == len(apart) == sum(len(e.ids) - e.start for e in examples)
     assert nats.item() == pytest.approx(sum(apart).item(), abs=1e-10)
-    packed = torch.autograd.grad(nats, list(model.parameters()))
+    together = torch.autograd.grad(nats, list(model.parameters()))
     single = torch.autograd.grad(sum(apart), list(model.parameters()))
-    for one, two in zip(packed, single, strict=True):
+    for one, two in zip(together, single, strict=True):
         torch.testing.assert_close(one, two)
-
-
-def test_what_stands_in_the_padding_changes_nothing(double):
-    model = small_trunk()
-    packed = pack([ragged()[:1], ragged()[1:3]], PAD)
-    junk = torch.where(packed.segments == 0, 9, packed.ids)
-    assert (packed.segments == 0).any()
-    before, _ = completion_losses(model, packed)
-    after, _ = completion_losses(model, type(packed)(junk, packed.segments, packed.learned))
-    assert before.item() == after.item()
+    assert heldout_loss(model, examples, 3) == pytest.approx(nats.item() / count)
 
 
 def config(**options):
@@ -107,26 +70,26 @@ def lessons(count=60):
 
 def test_a_rule_is_learned():
     model = small_trunk(scale=0.1)
-    rows, settings = fill_rows(lessons(), 12), config(epochs=12, lr=1e-2)
-    before = heldout_loss(model, rows, Letters(), 4, CPU)
+    rows, settings = lessons(), config(epochs=6, lr=1e-2)
+    before = heldout_loss(model, rows, 4)
     state = SFTState.start(model, settings)
-    steps = list(train(state, rows, Letters(), settings, CPU))
+    steps = list(train(state, rows, settings))
     assert [step for step, _ in steps] == list(range(1, steps_of(rows, settings) + 1))
     assert before > 1
-    assert heldout_loss(model, rows, Letters(), 4, CPU) < 0.1
-    assert state.tokens == 12 * 60 * 2
+    assert heldout_loss(model, rows, 4) < 0.1
+    assert state.tokens == 6 * 60 * 2
 
 
 def test_a_stop_in_between_changes_nothing():
-    rows, settings = fill_rows(lessons(), 12), config()
+    rows, settings = lessons(), config()
     whole = SFTState.start(small_trunk(scale=0.1), settings)
-    list(train(whole, rows, Letters(), settings, CPU))
+    list(train(whole, rows, settings))
     parts = SFTState.start(small_trunk(scale=0.1), settings)
-    first = train(parts, rows, Letters(), settings, CPU)
+    first = train(parts, rows, settings)
     for _ in range(5):
         next(first)
     assert parts.step == 5
-    list(train(parts, rows, Letters(), settings, CPU))
+    list(train(parts, rows, settings))
     assert torch.equal(flat(whole.model), flat(parts.model))
 
 
@@ -135,4 +98,4 @@ def test_a_loss_that_is_not_finite_is_named():
     torch.nn.init.constant_(model.norm.weight, math.nan)
     state = SFTState.start(model, config())
     with pytest.raises(DivergedError, match=r"SFT loss = nan.*step 1.*sft\.lr"):
-        list(train(state, fill_rows(lessons(), 12), Letters(), config(), CPU))
+        list(train(state, lessons(), config()))

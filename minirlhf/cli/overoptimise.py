@@ -26,11 +26,11 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("overoptimise")
-@click.argument("preset", default="preferences", metavar="[PRESET|FILE.toml]")
+@click.argument("preset", default="overoptimise", metavar="[PRESET|FILE.toml]")
 @click.option(
     "--pairs",
     type=Numbers(click.IntRange(2)),
-    default="150,6000",
+    default="300,6000",
     show_default=True,
     metavar="N,...",
     help="Comparisons that reward models learn from.",
@@ -38,7 +38,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--coefs",
     type=Numbers(click.FloatRange(0)),
-    default="0.2,0.1,0.05,0.025,0.012,0.006",
+    default="0.3,0.15,0.08,0.04,0.02,0.01,0.006",
     show_default=True,
     metavar="B,...",
     help="KL coefficients; a run each.",
@@ -85,7 +85,7 @@ def command(
 
     options = {} if device is None else {"run.device": device}
     cells = cells_of(preset, pairs, coefs, seeds, options=options, sets=sets, plugins=plugins)
-    directory = out or default_directory([f"overoptimise-{preset}"])
+    directory = out or default_directory([preset])
     progress = Curves(as_json=as_json)
     curves, failure = overoptimise(cells, directory, samples, progress)
     if failure is not None:

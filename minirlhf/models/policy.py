@@ -49,30 +49,27 @@ class Policy(nn.Module):
     def score(self, rollout: Rollout) -> PolicyOutput:
         """Forward pass over prompt + response (B rows): probs and values of every response token.
 
-        Position P-1+t gives the distribution of response token t and the value before it; the position of the last
-        real token gives next_value.
+        The state before response token t gives its distribution and value; that of the last real token gives
+        next_value. Only real tokens are computed.
         """
-        p = rollout.prompt_ids.shape[1]
-        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1)
-        mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
-        hidden = self.model(ids, mask)[:, p - 1 :]  # (B,R+1,W)
-        seen = hidden if self.critic is None else self.critic(ids, mask)[:, p - 1 :]
-        values = self.value_head(seen).squeeze(-1)  # (B,R+1)
+        tokens, real = rollout.tokens, rollout.response_mask
+        hidden = self.model.packed(tokens.ids, tokens.packing)  # (N,W)
+        seen = hidden if self.critic is None else self.critic.packed(tokens.ids, tokens.packing)
+        values = self.value_head(seen).squeeze(-1)  # (N,)
         values = values if values.dtype == torch.float64 else values.float()
-        end = rollout.response_mask.sum(dim=1, keepdim=True)  # slot of the state after the last token
-        states, real = hidden[:, :-1], rollout.response_mask
-        taken, ids = states[real], rollout.response_ids[real]  # (n,W), (n,): the LM head sees no padding
+        states, ids = hidden[tokens.before], tokens.response_ids  # (n,W), (n,)
 
         def placed(values: Tensor) -> Tensor:
-            """(n,) -> (B,R), 0 at padding."""
-            return values.new_zeros(real.shape).masked_scatter(real, values)
+            """(n,...) -> (B,R,...), 0 at padding."""
+            place = real.reshape(*real.shape, *[1] * (values.ndim - 1))
+            return values.new_zeros(*real.shape, *values.shape[1:]).masked_scatter(place, values)
 
         return PolicyOutput(
-            logprobs=placed(self._read(gather_logprobs, taken, ids)),
-            values=values[:, :-1].where(real, 0.0),
-            next_value=values.gather(1, end).squeeze(1),
-            entropy=lambda: placed(self._read(lambda dist, _: entropy(dist), taken, ids)),
-            log_dist=lambda rows: self.sampler.log_dist(self.logits(states[rows])),
+            logprobs=placed(self._read(gather_logprobs, states, ids)),
+            values=placed(values[tokens.before]),
+            next_value=values[tokens.packing.ends],
+            entropy=lambda: placed(self._read(lambda dist, _: entropy(dist), states, ids)),
+            log_dist=lambda rows: self.sampler.log_dist(self.logits(placed(states)[rows])),
         )
 
     def _read(self, read: Callable[[Tensor, Tensor], Tensor], states: Tensor, ids: Tensor) -> Tensor:

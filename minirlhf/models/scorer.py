@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf.models.transformer import Transformer
+from minirlhf.packing import Packing
 
 ROWS = 64  # texts scored at a time
 
@@ -43,14 +44,9 @@ class Scorer(nn.Module):
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Scores (n,) of n lists of ids, before normalisation; what else is in the batch changes nothing."""
         device = self.score.weight.device
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask = torch.arange(ids.shape[1]) < lengths.unsqueeze(1)
-        hidden = self.model(ids.to(device), mask.to(device))
-        last = hidden[torch.arange(len(rows), device=device), (lengths - 1).to(device)]
-        scores: Tensor = self.score(last).squeeze(-1)
+        packing = Packing.of([len(row) for row in rows], device)
+        ids = torch.tensor([token for row in rows for token in row]).to(device)
+        scores: Tensor = self.score(self.model.packed(ids, packing)[packing.ends]).squeeze(-1)
         return scores if scores.dtype == torch.float64 else scores.float()
 
     @torch.no_grad()

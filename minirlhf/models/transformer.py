@@ -3,7 +3,8 @@
 - RMSNorm before each block, rotary positions (RoPE, half-rotation layout), SwiGLU, grouped-query attention, no
   biases, input and output embeddings tied: the layout, the parameter names and the config keys are those of Hugging
   Face's Llama, so that a saved model opens there unchanged (and back).
-- Positions are explicit: prompts are left-padded, and a token's position counts real tokens only.
+- Two ways through the same blocks: `forward` for decoding (left-padded rows, a KV cache), `packed` for everything that
+  learns or scores (the tokens of a batch end to end, no padding computed). A token's position counts real tokens only.
 - Attention goes through torch's scaled_dot_product_attention: the kernel is not ours to write.
 - The KV cache is allocated once, at its final size; a decoding step writes into it and looks at what is filled.
 - `forward` returns hidden states. The LM head (V times wider) is applied by models/policy.py, in chunks.
@@ -13,7 +14,9 @@ Sources: RMSNorm 1910.07467, RoPE 2104.09864, SwiGLU 2002.05202, GQA 2305.13245,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minirlhf.errors import InputError
+from minirlhf.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -99,34 +103,76 @@ class TransformerConfig:
 
 
 class KVCache:
-    """Keys and values of all layers, (L,B,Hkv,S,D) each, allocated at their final length S; `filled` are valid."""
+    """Keys and values of all layers, (L,B,Hkv,S,D) each, allocated at their final length S; `filled` slots are valid.
+
+    It also knows which of the slots hold real tokens, `seen` (B,S), and how many of them a row has, so that a step is
+    told about its own tokens alone.
+    """
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, like: Tensor) -> None:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_size)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.seen = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
+        self.count = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
         self.filled = 0
 
+    def enter(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Make room for tokens that are real where mask (B,T) is True: their positions (B,T), and what they may look
+        at (B,1,T,filled)."""
+        t, start = mask.shape[1], self.filled
+        self.filled += t
+        self.seen[:, start : self.filled] = mask
+        positions = self.count + mask.long().cumsum(dim=1) - 1
+        self.count = positions[:, -1:] + 1
+        return positions.clamp(min=0), visible_slots(self.seen[:, : self.filled], t)
+
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B,Hkv,T,D) behind the filled slots; return what the layer may now attend to, (B,Hkv,filled+T,D)."""
-        end = self.filled + key.shape[2]
-        self.keys[layer, :, :, self.filled : end] = key
-        self.values[layer, :, :, self.filled : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Write (B,Hkv,T,D) into the slots that `enter` made room for; return what the layer may now attend to,
+        (B,Hkv,filled,D)."""
+        start = self.filled - key.shape[2]
+        self.keys[layer, :, :, start : self.filled] = key
+        self.values[layer, :, :, start : self.filled] = value
+        return self.keys[layer, :, :, : self.filled], self.values[layer, :, :, : self.filled]
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows (n,) from now on, in this order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.seen, self.count = self.seen[rows], self.count[rows]
+
+
+def visible_slots(real: Tensor, queries: int) -> Tensor:
+    """Who may look at whom, (B,1,T,S): real (B,S) tokens at or before the query; the queries are the last T slots.
+
+    A query always sees itself, or a padded query would have nothing to attend to and softmax would give NaN.
+    """
+    slots = torch.arange(real.shape[1], device=real.device)
+    at = slots[-queries:].unsqueeze(1)  # (T,1)
+    return (((slots <= at) & real.unsqueeze(1)) | (slots == at)).unsqueeze(1)
 
 
 def rotary(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotation angles: positions (B,T) -> two (B,1,T,D)."""
+    """cos and sin of the rotation angles: positions (...) -> two (...,1,D)."""
     exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size
     angles = positions.unsqueeze(-1).double() * theta**-exponent
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + D/2}) of queries or keys (B,H,T,D) by their position's angles."""
+    """Rotate the pairs (x_i, x_{i + D/2}) of queries or keys (...,H,D) by their position's angles."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+# What a layer's queries see of its keys and values: q (...,H,D), k and v (...,Hkv,D) -> (...,H*D)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """softmax(q k / sqrt(D)) v of q (B,H,T,D), k and v (B,Hkv,S,D) -> (B,T,H,D); visible (B,1,T,S), None = causal."""
+    shared = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=shared)
+    return out.transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -141,20 +187,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        b, t, _ = x.shape
-        q = self.q_proj(x).view(b, t, self.heads, self.head_size).transpose(1, 2)  # (B,H,T,D)
-        k = self.k_proj(x).view(b, t, self.kv_heads, self.head_size).transpose(1, 2)  # (B,Hkv,T,D)
-        v = self.v_proj(x).view(b, t, self.kv_heads, self.head_size).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=self.heads != self.kv_heads
-        )
-        mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x (...,W), tokens in rows or end to end -> (...,W)."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_size))  # (...,H,D)
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_size))  # (...,Hkv,D)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_size))
+        mixed: Tensor = self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v))
         return mixed
 
 
@@ -182,10 +220,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible, cache, layer)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -217,55 +253,41 @@ class Transformer(nn.Module):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         return self
 
-    def forward(
-        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, segments: Tensor | None = None
-    ) -> Tensor:
-        """ids (B,T) -> hidden (B,T,W).
+    def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """ids (B,T) -> hidden (B,T,W), behind what is in the cache.
 
-        mask (B,S) True = real token, over all S slots up to and including the ids' (S = T without a cache,
-        filled + T with one); None = every slot is real. Padding may stand anywhere: it is never attended to, and
-        positions count real tokens only.
-
-        segments (B,T), in place of mask and cache: several texts packed into a row, numbered in order; a token sees
-        its own text only, and its position counts from the beginning of it.
+        mask (B,T) True = real token; None = all are. Padding may stand anywhere: it is never attended to, and positions
+        count real tokens only.
         """
-        b, t = ids.shape
-        start = 0 if cache is None else cache.filled
-        visible: Tensor | None
-        if segments is not None:
-            positions, visible = self._packed(segments)
-        elif mask is None:
-            positions = torch.arange(start, start + t, device=ids.device).expand(b, t)
-            visible = None if start == 0 else self._visible(ids.new_ones(b, start + t, dtype=torch.bool), t)
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        if cache is None:
+            positions, visible = (mask.long().cumsum(dim=1) - 1).clamp(min=0), visible_slots(mask, ids.shape[1])
         else:
-            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, start:]
-            visible = self._visible(mask, t)
+            positions, visible = cache.enter(mask)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            if cache is not None:
+                k, v = cache.append(layer, k, v)
+            return attention(q, k, v, visible).flatten(2)
+
+        return self._blocks(ids, positions, attend)
+
+    def packed(self, ids: Tensor, packing: Packing) -> Tensor:
+        """ids (N,), the tokens of several texts end to end -> hidden (N,W); no text sees another."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (packing.grid(x).transpose(1, 2) for x in (q, k, v))
+            return packing.flat(attention(q, k, v, None)).flatten(1)
+
+        return self._blocks(ids, packing.positions, attend)
+
+    def _blocks(
+        self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
         x = self.embed_tokens(ids)
         cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta, x.dtype)
-        for index, block in enumerate(self.layers):
-            x = block(x, cos, sin, visible, cache, index)
-        if cache is not None:
-            cache.filled += t
+        for layer, block in enumerate(self.layers):
+            x = block(x, cos, sin, partial(attend, layer))
         hidden: Tensor = self.norm(x)
         return hidden
-
-    @staticmethod
-    def _packed(segments: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B,T) within each text of a packed row, and who may look at whom (B,1,T,T)."""
-        slots = torch.arange(segments.shape[1], device=segments.device)
-        first = torch.ones_like(segments, dtype=torch.bool)
-        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        begins = torch.where(first, slots, 0).cummax(dim=1).values
-        same = segments.unsqueeze(2) == segments.unsqueeze(1)
-        return slots - begins, (same & (slots <= slots.unsqueeze(1))).unsqueeze(1)
-
-    @staticmethod
-    def _visible(mask: Tensor, queries: int) -> Tensor:
-        """Who may look at whom, (B,1,T,S): real tokens at or before the query.
-
-        A query always sees itself, or a padded query would have nothing to attend to and softmax would give NaN.
-        """
-        slots = torch.arange(mask.shape[1], device=mask.device)
-        at = slots[-queries:].unsqueeze(1)  # (T,1): the queries are the last T slots
-        seen = (slots <= at) & mask.unsqueeze(1)  # (B,T,S)
-        return (seen | (slots == at)).unsqueeze(1)

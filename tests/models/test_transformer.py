@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from minirlhf.errors import InputError
 from minirlhf.models.transformer import KVCache, TransformerConfig, rotary, rotate
+from minirlhf.models.transformer import attention as attend_causally
+from minirlhf.packing import Packing
 from tests.helpers import CONFIG, seeded, small_trunk
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -42,7 +44,7 @@ def test_cached_decoding_equals_the_full_forward(cuts):
     mask[0, :3] = False
     cache, start, pieces = KVCache(trunk.config, 3, 9, trunk.embed_tokens.weight), 0, []
     for cut in cuts:
-        pieces.append(trunk(x[:, start : start + cut], mask[:, : start + cut], cache))
+        pieces.append(trunk(x[:, start : start + cut], mask[:, start : start + cut], cache))
         start += cut
     difference = (torch.cat(pieces, dim=1) - trunk(x, mask))[mask]
     assert difference.abs().max() < 1e-10
@@ -66,8 +68,8 @@ def test_rotary_scores_depend_on_distance_alone():
 
     def score(i, j):
         cos, sin = rotary(torch.tensor([[i, j]]), 8, 10000.0, torch.float64)
-        both = rotate(torch.stack([q, k]).view(1, 1, 2, 8), cos, sin)
-        return (both[0, 0, 0] * both[0, 0, 1]).sum()
+        both = rotate(torch.stack([q, k]).view(1, 2, 1, 8), cos, sin)
+        return (both[0, 0, 0] * both[0, 1, 0]).sum()
 
     assert score(3, 1) == pytest.approx(score(12, 10).item(), abs=1e-12)
     assert abs(score(3, 1) - score(3, 2)) > 1e-3
@@ -78,13 +80,17 @@ def test_grouped_query_attention_equals_attention_with_repeated_heads():
     trunk = small_trunk()
     attention, x = trunk.layers[0].self_attn, torch.randn(2, 5, 16, generator=seeded(3))
     cos, sin = rotary(torch.arange(5).expand(2, 5), 4, 10000.0, torch.float64)
-    q = rotate((x @ attention.q_proj.weight.T).view(2, 5, 4, 4).transpose(1, 2), cos, sin)
-    k = rotate((x @ attention.k_proj.weight.T).view(2, 5, 2, 4).transpose(1, 2), cos, sin)
+    q = rotate((x @ attention.q_proj.weight.T).view(2, 5, 4, 4), cos, sin).transpose(1, 2)
+    k = rotate((x @ attention.k_proj.weight.T).view(2, 5, 2, 4), cos, sin).transpose(1, 2)
     v = (x @ attention.v_proj.weight.T).view(2, 5, 2, 4).transpose(1, 2)
     k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
     scores = (q @ k.transpose(2, 3)) / 2.0 + torch.full((5, 5), float("-inf")).triu(1)
     expected = (F.softmax(scores, dim=-1) @ v).transpose(1, 2).reshape(2, 5, 16) @ attention.o_proj.weight.T
-    assert (attention(x, cos, sin, None, None, 0) - expected).abs().max() < 1e-10
+
+    def attend(q, k, v):
+        return attend_causally(*(x.transpose(1, 2) for x in (q, k, v)), None).flatten(2)
+
+    assert (attention(x, cos, sin, attend) - expected).abs().max() < 1e-10
 
 
 def test_float32_smoke():
@@ -114,12 +120,29 @@ def test_what_is_not_computed_here_is_refused_by_name(change):
         TransformerConfig.from_hf(CONFIG.to_hf() | change, "config.json")
 
 
-def test_packed_texts_see_themselves_only(double):
-    """Three texts in one row give the hidden states that each gives alone, positions from its own beginning."""
+@pytest.mark.parametrize("lengths", [(5, 1, 4), (3, 3), (7,), (1, 1, 9)])
+def test_packed_texts_see_themselves_only_and_count_from_their_own_beginning(double, lengths):
+    """Hidden states and gradients of texts end to end are those of each alone."""
     model = small_trunk()
-    texts = [torch.randint(3, 13, (n,), generator=seeded(n)) for n in (5, 1, 4)]
-    packed = torch.cat(texts).unsqueeze(0)
-    segments = torch.tensor([[1] * 5 + [2] + [3] * 4])
-    together = model(packed, segments=segments)[0]
+    texts = [torch.randint(3, 13, (n,), generator=seeded(n)) for n in lengths]
+    together = model.packed(torch.cat(texts), Packing.of(lengths))
     apart = torch.cat([model(text.unsqueeze(0))[0] for text in texts])
     torch.testing.assert_close(together, apart)
+    weights = torch.randn(apart.shape, generator=seeded())
+    for one, two in zip(
+        torch.autograd.grad((together * weights).sum(), list(model.parameters())),
+        torch.autograd.grad((apart * weights).sum(), list(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_cache_goes_on_with_some_of_its_rows():
+    trunk, x = small_trunk(), ids()
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[2, :2] = False
+    cache = KVCache(trunk.config, 3, 9, trunk.embed_tokens.weight)
+    trunk(x[:, :6], mask[:, :6], cache)
+    cache.keep(torch.tensor([2, 0]))
+    rest = trunk(x[[2, 0], 6:], cache=cache)
+    assert (rest - trunk(x, mask)[[2, 0], 6:]).abs().max() < 1e-10
