@@ -53,6 +53,7 @@ ROOMS = (
     "compare",
     "overoptimise",
     "audit",
+    "bench",
     "cli",
     "__main__",
 )

@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
     "overoptimise": ("minirlhf.cli.overoptimise", "Where a reward model's score and the true score part."),
     "audit": ("minirlhf.cli.audit", "Bias, variance and gradient of an estimator against exact enumeration."),
+    "bench": ("minirlhf.cli.bench", "Seconds of an iteration, against peers on the same work."),
     "plugins": ("minirlhf.cli.plugins", "List components, show one."),
     "config": ("minirlhf.cli.config", "Show a resolved configuration, or the schema."),
 }

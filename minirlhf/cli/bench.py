@@ -1,0 +1,76 @@
+"""minirlhf bench"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minirlhf.store.metrics import json_line
+
+
+@click.command("bench")
+@click.argument("workloads", nargs=-1, metavar="[W1|W2|W3]...")
+@click.option(
+    "--against", type=click.Choice(["trl", "hf"]), multiple=True, help="A peer on the same work, in turn with us."
+)
+@click.option(
+    "--peers",
+    "environments",
+    type=click.Path(path_type=Path),
+    default=Path(".peers"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the peers' environments are: DIR/ppo with TRL 1.12.0, DIR/trl with the newest.",
+)
+@click.option("--turns", type=click.IntRange(1, 1000), default=7, show_default=True, metavar="N", help="Of each.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a measurement and a comparison.")
+def command(
+    workloads: tuple[str, ...],
+    against: tuple[str, ...],
+    environments: Path,
+    turns: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Seconds of an iteration of PPO and of its stages, with random weights; W1 is toy, W2 small, W3 ragged.
+
+    With --against every turn of ours is followed by one of each peer, so that ratios hold when the machine drifts.
+    """
+    from minirlhf.bench.turns import AGAINST, bench
+    from minirlhf.bench.workloads import WORKLOADS
+    from minirlhf.errors import UsageError
+
+    for name in workloads:
+        if name not in WORKLOADS:
+            raise UsageError(f"there is no workload {name!r}", todo=f"choose from {', '.join(WORKLOADS)}")
+    peers = [peer for group in dict.fromkeys(against) for peer in AGAINST[group]]
+    for name in workloads or ("W1",):
+        bench(WORKLOADS[name], peers, environments, turns, threads, print_json if as_json else show)
+
+
+def print_json(event: dict[str, Any]) -> None:
+    print(json_line(event), flush=True)
+
+
+def show(event: dict[str, Any]) -> None:
+    """A line a measurement, a line a comparison."""
+    if event["event"] == "measurement":
+        floor = f"  {event['seconds'] / event['floor_seconds']:.2f} x floor" if "floor_seconds" in event else ""
+        print(
+            f"{event['workload']}  {event['by']:<26} {event['what']:<10} {event['seconds']:8.3f} s "
+            f"({event['fastest']:.3f} to {event['slowest']:.3f})  {event['tokens_per_s']:>9,.0f} tokens/s "
+            f"{event['peak_mb']:>6,.0f} MB{floor}",
+            flush=True,
+        )
+        return
+    ratios = [
+        f"{what} {event[f'ratio_{what}']:.2f} x"
+        for what in ("iteration", "rollout")
+        if event[f"ratio_{what}"] is not None
+    ]
+    print(
+        f"{event['workload']}  {event['peer']} over {event['ours']}: {', '.join(ratios)}, "
+        f"memory of ours {event['ratio_peak_mb']:.0%}",
+        flush=True,
+    )
