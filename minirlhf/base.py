@@ -34,7 +34,7 @@ from minirlhf.store.files import complete_directory, verify, write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import load_transformer, read_json, save_transformer
 from minirlhf.streams import generator
-from minirlhf.text.comparisons import Demonstration, hold_out, read_demonstrations
+from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -52,15 +52,6 @@ class Base:
     trunk: Transformer
     tokenizer: Tokenizer
     facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Demonstrations to learn from and to measure on, and what was left out."""
-
-    learn: list[Demonstration]
-    held: list[Demonstration]
-    notes: list[str]
 
 
 def problem_of(config: Config) -> Problem | None:
@@ -119,13 +110,12 @@ def start_key(config: Config) -> dict[str, Any]:
 
 def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) -> Base:
     """What SFT makes of the base, found or made; the base itself where there are no demonstrations."""
-    shown = read_shown(config)
-    if shown is None:
+    if config.corpus.demonstrations is None:
         return base
     key = start_key(config)
 
     def fine_tune(directory: Path) -> None:
-        build_sft(directory, key, config, base, shown, device, emit)
+        build_sft(directory, key, config, base, device, emit)
 
     directory = kept(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
     return load_base(directory, device)
@@ -169,23 +159,26 @@ def load_base(directory: Path, device: torch.device) -> Base:
     return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
 
 
-def read_shown(config: Config) -> Shown | None:
-    """Demonstrations to learn from and to measure on; None where the config has none."""
+def read_shown(config: Config) -> tuple[list[Demonstration], list[str]] | None:
+    """Demonstrations, and notes on what was left out; None where the config has none."""
     source = config.corpus.demonstrations
     if source is None:
         return None
     found, notes = read_demonstrations(source, config.corpus.errors)
-    learn, held = hold_out(found, config.sft.heldout_share, generator(config.sft.seed, "sft/split", 0))
-    return Shown(learn, held, notes)
+    check_enough(found, source)
+    return found, notes
 
 
 def build_sft(
-    directory: Path, key: dict[str, Any], config: Config, base: Base, shown: Shown, device: torch.device, emit: Emit
+    directory: Path, key: dict[str, Any], config: Config, base: Base, device: torch.device, emit: Emit
 ) -> None:
     """Fine-tune a copy of the base; the directory appears when it is complete."""
-    started, settings, longest = perf_counter(), config.sft, config.model.max_positions
-    (examples, more), (held, rest) = (sft.encode(part, base.tokenizer, longest) for part in (shown.learn, shown.held))
-    for note in [*shown.notes, *more, *rest]:
+    started, settings, shown = perf_counter(), config.sft, read_shown(config)
+    assert shown is not None, "there is nothing to build without"
+    fitting, more = sft.encode(shown[0], base.tokenizer, config.model.max_positions)
+    check_enough(fitting, str(config.corpus.demonstrations))
+    examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
+    for note in [*shown[1], *more]:
         emit({"event": "warning", "message": note})
     model, steps = copy.deepcopy(base.trunk), sft.steps_of(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}

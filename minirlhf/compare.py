@@ -29,7 +29,7 @@ from minirlhf.config import Config, dump_toml, load_config, toml_value
 from minirlhf.errors import ConfigError, InputError, UsageError, UserError
 from minirlhf.evaluate import bootstrap_interval
 from minirlhf.registry import Registry
-from minirlhf.run import run, with_reward_model
+from minirlhf.run import run
 from minirlhf.store.files import write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import read_json
@@ -180,8 +180,10 @@ def resolve(
         try:
             drawn = dict.fromkeys(("run.seed", *seeded), seed)
             config, registry = load_config(variant.preset, options={**options, **drawn}, sets=mine, **given)
-            if config.run.seed != seed:
-                raise UsageError("run.seed cannot be set here", todo="every variant is run with seeds 0 to N-1")
+            for key in drawn:
+                section, _, name = key.partition(".")
+                if getattr(getattr(config, section), name) != seed:
+                    raise UsageError(f"{key} cannot be set here", todo="every variant is run with seeds 0 to N-1")
             cells.append(Cell(variant, seed, config, registry))
         except ConfigError as fault:
             for line in fault.faults:
@@ -269,7 +271,7 @@ def finished_before(cell: Cell, directory: Path) -> dict[str, float | None] | No
             raise UsageError("not a run that was stopped", str(directory), todo)
         return None
     config = directory / "config.toml"
-    if not config.is_file() or config.read_bytes() != dump_toml(with_reward_model(cell.config)[0]).encode():
+    if not config.is_file() or config.read_bytes() != dump_toml(cell.config).encode():
         raise UsageError("a run of another configuration stands where this one would", str(directory), todo)
     return measures_of(directory)
 

@@ -124,7 +124,9 @@ class RewardModelConfig(Section):
         0.1, gt=0, lt=1, description="prompts held out for the report, and of the rest for when to stop"
     )
     samples: int = Field(256, ge=2, description="the base's own responses that scores are normalised on")
-    pairs: int | None = Field(None, ge=2, description="train on so many comparisons only, drawn by the seed")
+    pairs: int | None = Field(
+        None, ge=2, description="use so many of the comparisons, drawn by the seed; left out: all"
+    )
     ensemble: int = Field(1, ge=1, le=64, description="models trained, each with its own first head and order")
     seed: int = Field(0, ge=0, description="decides the head's first weights, split, order and draw")
 
@@ -566,7 +568,8 @@ def doubts(config: Config) -> list[str]:
 
 def other_doubts(c: Config) -> Iterator[str]:
     """What the advantage function, the loss and the rest change about the objective."""
-    if c.exact.problem and [reward.use for reward in c.rewards.values()] != ["problem"]:
+    own = [(r.use, r.weight, r.normalize, r.clip) for r in c.rewards.values()]
+    if c.exact.problem and own != [("problem", 1.0, False, None)]:
         yield f"the optimality of {c.exact.problem} is that of its own score, not what this run is rewarded for"
     updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
     function, loss = c.advantage.function.removeprefix(f"{BUILTIN_OWNER}:"), c.loss.policy

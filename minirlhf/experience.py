@@ -73,9 +73,9 @@ class Rollout:
         return self.prompt_ids.shape[0]
 
     def rows(self, index: Tensor) -> "Rollout":
-        """The rows of `index` (b,), in its order."""
-        order: list[int] = index.tolist()
-        tensors = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name in _ROLLOUT_TENSORS}
+        """The rows of `index` (b,), in its order. On the CPU it is read without waiting for a device."""
+        order, at = index.tolist(), index.to(self.mask.device)
+        tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name in _ROLLOUT_TENSORS}
         return Rollout(
             **tensors,
             prompts=tuple(self.prompts[i] for i in order),
@@ -109,13 +109,15 @@ class Tokens:
     """The N real tokens of a rollout end to end, and its n response tokens among them.
 
     ids (N,); packing of the texts, prompt and response; response_ids (n,) in the order of the rows; before (n,) where
-    the state before each response token is among the N (that of the text's last token is `packing.ends`).
+    the state before each response token is among the N (that of the text's last token is `packing.ends`); places (n,)
+    of the response tokens in (B,R), row by row.
     """
 
     ids: Tensor
     packing: Packing
     response_ids: Tensor
     before: Tensor
+    places: Tensor
 
     @classmethod
     def of(cls, rollout: Rollout) -> "Tokens":
@@ -128,8 +130,9 @@ class Tokens:
         source = _runs(first, prompt + response).to(device, non_blocking=True)
         ends = (prompt + response).cumsum(0) - 1
         before = _runs(ends - response, response).to(device, non_blocking=True)
+        places = _runs(torch.arange(len(rollout)) * r, response).to(device, non_blocking=True)
         ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1).flatten()[source]
-        return cls(ids, packing, ids[before + 1], before)
+        return cls(ids, packing, ids[before + 1], before, places)
 
 
 def _runs(starts: Tensor, lengths: Tensor) -> Tensor:
@@ -209,25 +212,34 @@ class Experience:
     def mask(self) -> Tensor:
         return self.rollout.mask
 
+    @cached_property
+    def learnable(self) -> list[bool]:
+        """Which rows have a token to learn from, on the CPU."""
+        found: list[bool] = self.mask.any(dim=1).tolist()
+        return found
+
     def rows(self, index: Tensor) -> "Experience":
         """The rows of `index` (b,), in its order."""
-        tensors = {name: getattr(self, name)[index] for name in (*_PER_TOKEN, "scores")}
+        at, whole = index.to(self.mask.device), self.ref_log_dist
+        tensors = {name: getattr(self, name)[at] for name in (*_PER_TOKEN, "scores")}
         if self.slot_returns is not None:
-            tensors["slot_returns"] = self.slot_returns[index]
-        whole = self.ref_log_dist
+            tensors["slot_returns"] = self.slot_returns[at]
         return replace(self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors)
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator["Experience"]:
-        """All rows once, in a fresh random order, `size` at a time (the last one may be smaller)."""
-        order = torch.randperm(len(self), generator=generator).to(self.mask.device)
+        """All rows once, in a fresh random order, `size` at a time (the last one may be smaller); a minibatch of rows
+        that are all masked teaches nothing and is left out."""
+        order = torch.randperm(len(self), generator=generator)
         for start in range(0, len(self), size):
-            yield self.rows(order[start : start + size])
+            part = order[start : start + size]
+            if any(self.learnable[i] for i in part.tolist()):
+                yield self.rows(part)
 
     def micro_batches(self, size: int) -> Iterator[tuple[slice, "Experience"]]:
         """All rows in order, `size` at a time, each with its slice of the minibatch."""
         for start in range(0, len(self), size):
             part = slice(start, min(start + size, len(self)))
-            yield part, self.rows(torch.arange(part.start, part.stop, device=self.mask.device))
+            yield part, self.rows(torch.arange(part.start, part.stop))
 
 
 _PER_TOKEN = ("old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns")

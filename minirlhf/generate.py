@@ -110,12 +110,12 @@ def generate(
 def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
     """Cut to the longest response and decode the texts."""
     real = ids != tokenizer.pad_id  # PAD is banned from sampling: a slot that holds it was not reached
-    longest = max(1, int(real.sum(dim=1).max()))
+    lengths = real.sum(dim=1).tolist()
+    longest = max(1, *lengths)
     ids, real = ids[:, :longest].contiguous(), real[:, :longest].contiguous()
     terminated = ((ids == stop) & real).any(dim=1)
-    completions = tuple(
-        tokenizer.decode([i for i in row[keep].tolist() if i != stop]) for row, keep in zip(ids, real, strict=True)
-    )
+    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    completions = tuple(tokenizer.decode([i for i in row if i != stop]) for row in rows)
     return Rollout(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,

@@ -3,7 +3,8 @@
 The setting of Gao, Schulman and Hilton (2210.10760) at this size: the comparisons were judged by a hidden true score
 with noise, a reward model is trained from so many of them, PPO is run against it at every coefficient (a run each, not
 one long trajectory), and the true score of what comes out is held against the proxy's and the KL that was spent. Beside
-it best-of-n on the same reward model. Every seed draws its own comparisons and trains its own reward model.
+it best-of-n on the same reward model. Every seed draws its own comparisons (all of them, where that is the size),
+trains its own reward model on them and samples its own responses.
 
     OUT/overoptimise.json, and what `compare` leaves there
 
@@ -28,7 +29,8 @@ from minirlhf.evaluate import ROWS
 from minirlhf.experience import Rollout
 from minirlhf.generate import generate
 from minirlhf.preferences import FILE as REPORT
-from minirlhf.run import build_rewards, call_rewards, fit_rewards, run, set_up, with_reward_model
+from minirlhf.preferences import read_pairs, reward_model_place
+from minirlhf.run import TRAINED, build_rewards, call_rewards, fit_rewards, run, set_up, with_reward_model
 from minirlhf.saved import heldout_prompts, open_run
 from minirlhf.store.files import write_json
 from minirlhf.store.model import read_json
@@ -36,7 +38,7 @@ from minirlhf.streams import generator
 from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
 RESULT = "overoptimise.json"
-PROMPTS = 32  # held-out prompts of best-of-n
+PROMPTS = 64  # held-out prompts of best-of-n
 SEEDED = ("reward_model.seed",)
 
 
@@ -44,22 +46,18 @@ SEEDED = ("reward_model.seed",)
 class Point:
     """A size of data and a coefficient over the seeds, or a size and an n: means, with standard errors of the means.
 
-    kl: nats per sequence; proxy: in standard deviations of the reference's own; truth: the true score of the policy.
-    `by_seed` has the true scores that `truth` is the mean of.
+    kl: nats per sequence; distance: its square root; proxy: in standard deviations of the start's own; truth: the true
+    score. `by_seed` has the true scores that `truth` is the mean of.
     """
 
     setting: float
     kl: float
+    distance: float
     proxy: float
     proxy_se: float
     truth: float
     truth_se: float
     by_seed: list[float]
-
-    @property
-    def distance(self) -> float:
-        """sqrt(KL): how far it went."""
-        return math.sqrt(max(self.kl, 0.0))
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,21 @@ class Curve:
     points: list[Point]
     best_of: list[Point]
 
-    @property
-    def peak(self) -> Point:
-        return max(self.points, key=lambda point: point.truth)
-
     def verdict(self) -> dict[str, Any]:
         """spearman: rank correlation of proxy and sqrt(KL) over the points; peak and end: mean true scores; fall: what
-        the true score loses from the peak to the largest KL, seed by seed, with its standard error."""
-        end = self.points[-1]
-        fall = torch.tensor(self.peak.by_seed, dtype=torch.float64) - torch.tensor(end.by_seed, dtype=torch.float64)
+        the true score loses from the peak to the largest KL, with the standard error of its mean over the seeds.
+
+        Whoever picks the highest of several means picks luck as well. So the peak that a seed falls from is where the
+        mean of the *other* seeds is highest.
+        """
+        peak, end = max(self.points, key=lambda point: point.truth), self.points[-1]
+        truth = torch.tensor([point.by_seed for point in self.points], dtype=torch.float64)  # (points, seeds)
+        others = truth.sum(dim=1, keepdim=True) - truth if truth.shape[1] > 1 else truth
+        fall = truth.gather(0, others.argmax(dim=0, keepdim=True)).squeeze(0) - truth[-1]
         return {
             "spearman": spearman([p.distance for p in self.points], [p.proxy for p in self.points]),
-            "peak": self.peak.truth,
-            "peak_kl": self.peak.kl,
+            "peak": peak.truth,
+            "peak_kl": peak.kl,
             "end": end.truth,
             "end_kl": end.kl,
             "fall": float(fall.mean()),
@@ -98,11 +98,15 @@ def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: i
     """Every run: sizes x coefficients x seeds (UsageError without a true score or a reward model to train)."""
     varied = {"reward_model.pairs": [str(n) for n in pairs], "kl.coef": [repr(c) for c in coefs]}
     cells = resolve(grid([preset], varied), seeds, seeded=SEEDED, **given)
-    config = cells[0].config
+    config, todo = cells[0].config, "use the preset overoptimise"
     if config.corpus.text != TRUE_SCORE_CORPUS or config.corpus.preferences != TRUE_SCORE_CORPUS:
-        raise UsageError("the true score is known of the corpus `reviews` alone", preset, "use the preset overoptimise")
-    if not any(reward.use == "trained" for reward in config.rewards.values()):
-        raise UsageError("no reward is trained from the comparisons", preset, "use the preset overoptimise")
+        raise UsageError("the true score is known of the corpus `reviews` alone", preset, todo)
+    if len(with_reward_model(config)[1]) != 1 or sum(r.use in TRAINED for r in config.rewards.values()) != 1:
+        raise UsageError("not one reward `trained` without a path: it is trained for every size and seed", preset, todo)
+    if config.kl.controller != "fixed":
+        raise UsageError("the KL coefficients are what is compared", "kl.controller", "use fixed")
+    for cell in cells[: len(cells) : len(coefs) * seeds]:
+        read_pairs(cell.config)  # there are so many
     return cells
 
 
@@ -131,20 +135,28 @@ def curves_of(cells: Sequence[Cell], directory: Path, samples: int, emit: Emit) 
     found: dict[int, dict[float, Outcome]] = {}
     first: dict[int, dict[int, Cell]] = {}  # size -> seed -> a cell with its reward model
     for cell in cells:
-        size = cell.config.reward_model.pairs or 0
+        size = cell.config.reward_model.pairs
+        assert size is not None, "varied"
         outcome = found.setdefault(size, {}).setdefault(cell.config.kl.coef, Outcome())
         outcome.measures[cell.seed] = measures_of(place(directory, cell))
         first.setdefault(size, {}).setdefault(cell.seed, cell)
     emit({"event": "best_of", "prompts": PROMPTS, "samples": samples})
-    rollouts = reference_responses(place(directory, cells[0]), cells[0].config, samples)  # all runs have one reference
+    responses = {  # all runs have one reference
+        seed: reference_responses(place(directory, cell), cell.config, samples) for seed, cell in by_seed(cells).items()
+    }
     curves = []
     for size, by_coef in found.items():
         points = [point_of(coef, outcome) for coef, outcome in by_coef.items()]
         own = list(first[size].values())
         accuracy = sum(accuracy_of(cell) for cell in own) / len(own)
-        best = best_of_n(own, directory, rollouts, samples)
+        best = best_of_n([(cell, place(directory, cell), responses[cell.seed]) for cell in own], samples)
         curves.append(Curve(size, accuracy, sorted(points, key=lambda p: p.kl), best))
     return curves
+
+
+def by_seed(cells: Sequence[Cell]) -> dict[int, Cell]:
+    """One cell of each seed."""
+    return {cell.seed: cell for cell in reversed(cells)}
 
 
 def point_of(coef: float, outcome: Outcome) -> Point:
@@ -159,9 +171,9 @@ def point_of(coef: float, outcome: Outcome) -> Point:
 
 def point(setting: float, kl: Tensor, proxy: Tensor, truth: Tensor) -> Point:
     """Values by seed (k,) as a point."""
-    errors = [standard_error(x) for x in (proxy, truth)]
-    means = [float(x.mean()) for x in (kl, proxy, truth)]
-    return Point(setting, means[0], means[1], errors[0], means[2], errors[1], truth.tolist())
+    spent = float(kl.mean())
+    proxies, truths = ((float(x.mean()), standard_error(x)) for x in (proxy, truth))
+    return Point(setting, spent, math.sqrt(max(spent, 0.0)), *proxies, *truths, truth.tolist())
 
 
 def standard_error(values: Tensor) -> float:
@@ -186,13 +198,11 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 def accuracy_of(cell: Cell) -> float:
     """Held-out accuracy of the reward model that a finished run was rewarded by."""
-    config, _ = with_reward_model(cell.config)
-    (path,) = {str(reward.options["path"]) for reward in config.rewards.values() if reward.use == "trained"}
-    return float(read_json(Path(path) / REPORT)["report"]["accuracy"])
+    return float(read_json(reward_model_place(cell.config) / REPORT)["report"]["accuracy"])
 
 
 def reference_responses(run_directory: Path, config: Config, samples: int) -> list[Rollout]:
-    """`samples` responses of a finished run's reference to each of the first PROMPTS held-out prompts."""
+    """`samples` responses of a finished run's reference to each of the first PROMPTS held-out prompts, by its seed."""
     device = set_up(config)
     saved = open_run(run_directory, config, device)
     chosen = heldout_prompts(config, saved.tokenizer).heldout[:PROMPTS]
@@ -200,32 +210,36 @@ def reference_responses(run_directory: Path, config: Config, samples: int) -> li
     return [
         generate(
             saved.reference.policy, part, saved.tokenizer, max_new_tokens=config.sampler.max_new_tokens,
-            generator=generator(0, "best-of", index),
+            generator=generator(config.run.seed, "best-of", index),
         )
         for index, part in enumerate(prompts.parts(4 * ROWS))
     ]  # fmt: skip
 
 
 def proxies(cell: Cell, run_directory: Path, rollouts: Sequence[Rollout]) -> Tensor:
-    """What a finished run's rewards give these responses, (n,); a response that none applies to is the worst."""
+    """What a finished run's rewards give these responses, (n,)."""
     device = set_up(cell.config)
     config, _ = with_reward_model(cell.config)
     saved = open_run(run_directory, config, device)
     rewards = build_rewards(config, cell.registry, device)
-    own = heldout_prompts(config, saved.tokenizer).train
+    own = heldout_prompts(config, saved.tokenizer).train if rewards.normalized else []
     fit_rewards(config, rewards, saved.reference, own, saved.tokenizer, device, lambda _: None)
     totals = [total for r in rollouts for total in call_rewards(rewards, r, 0, config, saved.tokenizer).total]
-    return torch.tensor([-math.inf if total is None else total for total in totals], dtype=torch.float64)
+    return torch.tensor(totals, dtype=torch.float64)  # a reward model scores everything: there is no None
 
 
-def best_of_n(cells: Sequence[Cell], directory: Path, rollouts: Sequence[Rollout], samples: int) -> list[Point]:
-    """A point for n = 1, 2, 4, ... up to `samples`: the reward models of these runs choose among the same responses."""
-    truth = torch.tensor(true_scores([text for r in rollouts for text in r.completions]), dtype=torch.float64)
-    chosen = [proxies(cell, place(directory, cell), rollouts) for cell in cells]
+def best_of_n(runs: Sequence[tuple[Cell, Path, Sequence[Rollout]]], samples: int) -> list[Point]:
+    """A point for n = 1, 2, 4, ... up to `samples`: each run's reward model chooses among responses of its seed."""
+    truth = [
+        torch.tensor(true_scores([text for r in rollouts for text in r.completions]), dtype=torch.float64)
+        for _, _, rollouts in runs
+    ]
+    chosen = [proxies(*one) for one in runs]
     points, n = [], 1
     while n <= samples:
         weights = chances_of_best(samples, n)
-        found = [expected_best(proxy.view(-1, samples), truth.view(-1, samples), weights) for proxy in chosen]
+        pairs = zip(chosen, truth, strict=True)
+        found = [expected_best(p.view(-1, samples), t.view(-1, samples), weights) for p, t in pairs]
         proxy, true = (torch.tensor(values, dtype=torch.float64) for values in zip(*found, strict=True))
         spent = torch.full_like(proxy, math.log(n) - (n - 1) / n)  # what best-of-n spends at most, nats
         points.append(point(n, spent, proxy, true))

@@ -37,13 +37,13 @@ def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
                 colour = f"C{index}"
                 ppo, best = curve["points"], curve["best_of"]
                 axes.errorbar(
-                    [point["kl"] ** 0.5 for point in ppo],
+                    [point["distance"] for point in ppo],
                     [point[name] for point in ppo],
                     yerr=[2 * point[f"{name}_se"] for point in ppo],
                     color=colour, marker="o", markersize=3, linewidth=1.2, capsize=2,
                     label=f"{curve['pairs']:,} comparisons, PPO",
                 )  # fmt: skip
-                x, y = [max(point["kl"], 0) ** 0.5 for point in best], [point[name] for point in best]
+                x, y = ([point[key] for point in best] for key in ("distance", name))
                 axes.plot(x, y, color=colour, linestyle=":", label="best of n")
             axes.set_title(title)
             axes.set_xlabel("sqrt(KL), KL in nats per sequence")

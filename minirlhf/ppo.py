@@ -103,8 +103,8 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
         collected, updates, done = perf_counter(), list[Metrics](), list[Metrics]()
         for epoch in range(ppo.epochs):  # for each epoch
             batches = experience.minibatches(ppo.minibatch_size, generator(seed, f"minibatches/{epoch}", step))
-            # new <- forward pass ... zero grad: see `update`; rows that are all masked teach nothing
-            done = [update(state, batch, parts, config, beta / scale) for batch in batches if batch.mask.any()]
+            # new <- forward pass ... zero grad: see `update`
+            done = [update(state, batch, parts, config, beta / scale) for batch in batches]
             updates += done
             if ppo.target_kl and any(u["policy/approxkl_avg"] > 1.5 * ppo.target_kl for u in done):
                 break

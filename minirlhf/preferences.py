@@ -39,7 +39,7 @@ from minirlhf.reward_model import Pair, RewardModelState, accuracy, encode, marg
 from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.model import save_scorer
 from minirlhf.streams import generator
-from minirlhf.text.comparisons import Comparison, hold_out, read_comparisons
+from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons
 from minirlhf.text.files import corpus_hash, is_packaged
 
 FILE = FACTS["reward_model"]
@@ -89,54 +89,56 @@ def prepare_reward_model(config: Config, start: Base, device: torch.device, emit
 
 @dataclass(frozen=True)
 class Pairs:
-    """Comparisons to learn from, to decide by when to stop, and to report on; and what was left out.
+    """Comparisons to use, those to report on where the source has a file of them, and what was left out."""
 
-    The report is of comparisons that decided nothing, unless there are too few prompts (FEW) to hold out twice.
-    """
-
-    train: list[Comparison]
-    watched: list[Comparison]
-    heldout: list[Comparison]
+    found: list[Comparison]
+    heldout: list[Comparison] | None
     notes: list[str]
 
 
 def read_pairs(config: Config) -> Pairs:
-    """A packaged corpus has a file for each; of any other source whole prompts are held out."""
+    """The comparisons of `corpus.preferences`, or so many of them; a packaged corpus has others for the report."""
     source, errors, settings = config.corpus.preferences, config.corpus.errors, config.reward_model
     if source is None:
         raise UsageError("there is nothing to learn from", "corpus.preferences", "give a file of comparisons")
     found, notes = read_comparisons(source, errors)
+    check_enough(found, source)
+    heldout = None
     if is_packaged(source):
-        held, more = read_comparisons(source, errors, which="heldout_comparisons")
+        heldout, more = read_comparisons(source, errors, which="heldout_comparisons")
         notes = [*notes, *more]
-    else:
-        random = generator(settings.seed, "reward-model/split", 0)
-        found, held = hold_out(found, settings.heldout_share, random)
     if settings.pairs is not None and settings.pairs > len(found):
-        todo = "lower it, or leave it out"
-        raise UsageError(
-            f"there are {len(found)} comparisons to train on", f"reward_model.pairs = {settings.pairs}", todo
-        )
+        what, todo = f"there are {len(found)} comparisons", "lower it, or leave it out"
+        raise UsageError(what, f"reward_model.pairs = {settings.pairs}", todo)
     if settings.pairs is not None:
         order = torch.randperm(len(found), generator=generator(settings.seed, "reward-model/pairs", 0)).tolist()
         found = [found[i] for i in sorted(order[: settings.pairs])]
-    watched = held
-    if len({c.prompt for c in found}) >= FEW:
-        found, watched = hold_out(found, settings.heldout_share, generator(settings.seed, "reward-model/watched", 0))
-    return Pairs(found, watched, held, notes)
+    return Pairs(found, heldout, notes)
+
+
+def divide(pairs: list[Pair], heldout: list[Pair] | None, config: Config) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """(training, watched to decide when to stop, held out for the report). The report is of comparisons that decided
+    nothing, unless there are too few prompts (FEW) to hold out twice."""
+    settings = config.reward_model
+    if heldout is None:
+        check_enough(pairs, str(config.corpus.preferences))
+        pairs, heldout = hold_out(pairs, settings.heldout_share, generator(settings.seed, "reward-model/split", 0))
+    if len({pair.prompt for pair in pairs}) < FEW:
+        return pairs, heldout, heldout
+    watched = generator(settings.seed, "reward-model/watched", 0)
+    return (*hold_out(pairs, settings.heldout_share, watched), heldout)
 
 
 def build(config: Config, directory: Path, start: Base, read: Pairs, device: torch.device, emit: Emit) -> None:
     """Train on copies of the start and save; the directory appears when it is complete."""
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
-    parts = (read.train, read.watched, read.heldout)
-    encoded = [encode(part, start.tokenizer, longest) for part in parts]
-    (pairs, watched, heldout), notes = (part[0] for part in encoded), [note for part in encoded for note in part[1]]
-    for note in dict.fromkeys([*read.notes, *notes]):
+    encoded = [encode(part, start.tokenizer, longest) for part in (read.found, read.heldout) if part is not None]
+    pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
+    for note in [*read.notes, *(note for part in encoded for note in part[1])]:
         emit({"event": "warning", "message": note})
     sizes = {"pairs": len(pairs), "watched": len(watched), "heldout": len(heldout), "ensemble": count}
     emit({"event": "stage", "stage": "reward_model", "reused": False, **sizes})
-    responses = own_responses(config, start, read.train, device)
+    responses = own_responses(config, start, pairs, device)
     members, best_steps = [], []
     for index in range(count):
         model, best_step = build_member(config, index, start, pairs, watched, device, emit)
@@ -147,9 +149,11 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
         "report": report(members[0] if count == 1 else Ensemble(members), heldout),
         "best_step": best_steps[0] if count == 1 else best_steps,
         "train_pairs": len(pairs),
+        "watched_pairs": len(watched),
         "settings": config.reward_model.model_dump(),
         "seconds": perf_counter() - started,
     }
+    facts["report"]["decided_when_to_stop"] = watched is heldout
     if count > 1:
         facts["report"]["members"] = [accuracy(margins(model, heldout)) for model in members]
     with complete_directory(directory) as temporary:
@@ -176,7 +180,7 @@ def build_member(
 
 
 @torch.no_grad()
-def own_responses(config: Config, base: Base, comparisons: list[Comparison], device: torch.device) -> list[list[int]]:
+def own_responses(config: Config, base: Base, comparisons: list[Pair], device: torch.device) -> list[list[int]]:
     """Ids of the base's own responses to prompts of the comparisons, as PPO will score them: prompt and response."""
     sampler, new = sampler_of(config, base.tokenizer), config.sampler.max_new_tokens
     room = config.model.max_positions - new - 1

@@ -38,6 +38,7 @@ class Pair:
     margin: float
     probability: float
     gap: float | None = None
+    prompt: str = field(default="", compare=False)
 
 
 def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
@@ -48,7 +49,7 @@ def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int
         if max(len(chosen), len(rejected)) > longest:
             dropped.append(f"{c.where}: {max(len(chosen), len(rejected))} tokens, {longest} fit: the row is left out")
         else:
-            pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap))
+            pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap, c.prompt))
     if not pairs:
         raise InputError("no comparison fits", dropped[0] if dropped else "", "raise model.max_positions")
     more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
@@ -134,7 +135,7 @@ def update(state: RewardModelState, batch: Sequence[Pair], config: RewardModelCo
     return {"loss": values[0], "accuracy": values[2]}
 
 
-def margins(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> Tensor:
+def margins(model: Scorer, pairs: Sequence[Pair]) -> Tensor:
     """score(chosen) - score(rejected) of each pair, before normalisation: (n,) float64 on the CPU."""
     scores = model.eval().scores([p.chosen for p in pairs] + [p.rejected for p in pairs], normalised=False)
     chosen, rejected = scores.double().cpu().chunk(2)
@@ -149,6 +150,9 @@ def accuracy(margins: Tensor) -> float:
 def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
     """What to know about a reward model, from held-out pairs.
 
+    Who is preferred is decided by the normalised scores, which a run is given; what is stated are the log odds of the
+    scores as they are. (Of one model both say the same.)
+
     accuracy with its 95 % interval (Wilson); loss; ece = mean distance of stated and observed probability, bins
     weighted; reliability = for each bin of the stated probability of the side that the model prefers: how often, what
     it said, how often it was right; margin_mean in score units; length_correlation = Pearson's, of a side's score with
@@ -156,10 +160,10 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
     side really is: ceiling = accuracy of a judge who knows it, against these labels; of_ceiling = (accuracy - 0.5) /
     (ceiling - 0.5); by_gap = how often the model prefers the side that is really better, by how much better it is.
     """
-    found = margins(model, pairs)
-    right, n = accuracy(found), len(pairs)
     sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    scores = model.scores(sides, normalised=False).double().cpu()
+    raw, scores = (x.double().cpu() for x in model.eval().both(sides))
+    found, judged = (x[: len(pairs)] - x[len(pairs) :] for x in (raw, scores))
+    right, n = accuracy(judged), len(pairs)
     lengths = torch.tensor([float(len(side)) for side in sides], dtype=torch.float64)
     longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs], dtype=torch.float64)
     stated, correct = torch.sigmoid(found.abs()), (found > 0).double()
@@ -180,7 +184,7 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
         "margin_mean": float(found.mean()),
         "length_correlation": correlation(scores, lengths),
         "longer_wins": accuracy(longer),
-        **against_truth(found, [p.gap for p in pairs]),
+        **against_truth(judged, [p.gap for p in pairs]),
     }
 
 

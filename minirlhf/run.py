@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,7 +36,7 @@ from minirlhf.measures import Metrics
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
-from minirlhf.registry import Registry
+from minirlhf.registry import BUILTIN_OWNER, Registry
 from minirlhf.saved import heldout_prompts, open_run, read_sources
 from minirlhf.scoring import RewardModels, Scores, Shape, TrainerState
 from minirlhf.shaping import Scored, shape_scores
@@ -51,6 +51,7 @@ from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
+TRAINED = ("trained", f"{BUILTIN_OWNER}:trained")  # the reward that may wait for a reward model
 SCALE_RESPONSES = 256  # of the reference, for the mean and standard deviation of a reward that is normalised
 
 
@@ -74,13 +75,16 @@ def build_components(config: Config, registry: Registry, device: torch.device) -
     )
 
 
-def build_rewards(config: Config, registry: Registry, device: torch.device) -> RewardModels:
-    """The rewards, each with its weight, and what is done to its score before that."""
+def build_rewards(
+    config: Config, registry: Registry, device: torch.device, built: Mapping[str, Built] | None = None
+) -> RewardModels:
+    """The rewards, each with its weight, and what is done to its score before that; `built` are there already."""
+    built = dict(built or {})
+    for label, reward in config.rewards.items():
+        if label not in built:
+            built[label] = registry.find("reward", reward.use).build(reward.options, device=device)
     return RewardModels(
-        [
-            (label, reward.weight, registry.find("reward", reward.use).build(reward.options, device=device))
-            for label, reward in config.rewards.items()
-        ],
+        [(label, reward.weight, built[label]) for label, reward in config.rewards.items()],
         {label: Shape(reward.normalize, reward.clip) for label, reward in config.rewards.items()},
     )
 
@@ -106,13 +110,13 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     device = set_up(config)
     documents, candidates = read_sources(config)
     read_shown(config)  # faults of a file are found before anything is trained
-    config, waiting = with_reward_model(config)
+    filled, waiting = with_reward_model(config)
     if waiting:
         read_pairs(config)
     components = build_components(config, registry, device)
-    rewards = None if waiting else build_rewards(config, registry, device)
-    if rewards is not None:
-        rewards.check_columns(candidates.columns)
+    ready = {label: reward for label, reward in config.rewards.items() if label not in waiting}
+    rewards = build_rewards(config.model_copy(update={"rewards": ready}), registry, device)
+    rewards.check_columns(candidates.columns)
     with run_directory(config, out) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
         for message in doubts(config):
@@ -122,10 +126,9 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         if config.corpus.demonstrations:
             base = prepare_start(config, base, device, emit)
             clock.lap("sft")
-        if rewards is None:
+        if waiting:
             prepare_reward_model(config, base, device, emit)
-            rewards = build_rewards(config, registry, device)
-            rewards.check_columns(candidates.columns)
+            rewards = build_rewards(filled, registry, device, {label: built for label, _, built in rewards.models})
             clock.lap("reward_model")
         prompts = fit(candidates, base.tokenizer, config.model.max_positions - config.sampler.max_new_tokens)
         for note in prompts.notes:
@@ -169,20 +172,20 @@ class Clock:
         return {**self._laps, "total": perf_counter() - self._started}
 
 
-def with_reward_model(config: Config) -> tuple[Config, bool]:
-    """Fill in where the reward model of `corpus.preferences` is, or will be, for a reward `trained` without a path.
+def with_reward_model(config: Config) -> tuple[Config, list[str]]:
+    """Fill in where the reward model of `corpus.preferences` is, or will be, for rewards `trained` without a path.
 
-    Returns the config, and whether a reward waits for it.
+    Returns the config, and the labels of the rewards that wait for it.
     """
-    waiting = [label for label, r in config.rewards.items() if r.use == "trained" and not r.options.get("path")]
+    waiting = [label for label, r in config.rewards.items() if r.use in TRAINED and not r.options.get("path")]
     if config.corpus.preferences is None or not waiting:
-        return config, False
+        return config, []
     path = str(reward_model_place(config))
     filled = {
         label: r.model_copy(update={"options": {**r.options, "path": path}}) if label in waiting else r
         for label, r in config.rewards.items()
     }
-    return config.model_copy(update={"rewards": filled}), True
+    return config.model_copy(update={"rewards": filled}), waiting
 
 
 @contextmanager
@@ -279,7 +282,8 @@ def fit_rewards(
     emit: Emit,
 ) -> None:
     """Normalise the rewards that want it on the reference's own responses to training prompts."""
-    if not rewards.normalized:
+    wanted = RewardModels([model for model in rewards.models if model[0] in rewards.normalized])
+    if not wanted.models:
         return
     random = generator(config.run.seed, "reward-scale/prompts", 0)
     picks = torch.randint(len(prompts), (SCALE_RESPONSES,), generator=random).tolist()
@@ -290,7 +294,7 @@ def fit_rewards(
             reference.policy, part, tokenizer, max_new_tokens=config.sampler.max_new_tokens,
             generator=generator(config.run.seed, "reward-scale", index),
         )  # fmt: skip
-        for label, values in call_rewards(rewards, rollout, 0, config, tokenizer).by_label.items():
+        for label, values in call_rewards(wanted, rollout, 0, config, tokenizer).by_label.items():
             by_label.setdefault(label, []).extend(values)
     rewards.fit(by_label)
     for label in rewards.normalized:
@@ -499,17 +503,18 @@ def reevaluate(
     Returns the evaluation, and what was done to the prompts.
     """
     device = set_up(config)
-    rewards = build_rewards(config, registry, device)
+    rewards = build_rewards(with_reward_model(config)[0], registry, device)
     saved = open_run(directory, config, device)
-    own = heldout_prompts(config, saved.tokenizer)
-    prompts = own
+    if prompts_file is None or rewards.normalized:
+        prompts = own = heldout_prompts(config, saved.tokenizer)
     if prompts_file is not None:
         longest = config.model.max_positions - config.sampler.max_new_tokens - 1
         read = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
         kept, note = fit_prompts(read, saved.tokenizer, longest)
         prompts = Prompts([], kept, [note] if note else [])
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
-    fit_rewards(config, rewards, saved.reference, own.train, saved.tokenizer, device, lambda _: None)
+    if rewards.normalized:
+        fit_rewards(config, rewards, saved.reference, own.train, saved.tokenizer, device, lambda _: None)
     three = (saved.policy, saved.reference, saved.tokenizer)
     beta = final_beta(directory, config)
     return evaluate_run(config, *three, rewards, prompts.heldout, beta, device), prompts.notes

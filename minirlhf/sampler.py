@@ -11,9 +11,16 @@ command `sample` takes them.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+
+@cache
+def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """These ids as a tensor, made once for a device."""
+    return torch.tensor(ids, device=device)
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,7 @@ class Sampler:
         """Logits over the temperature, -inf for banned ids: a copy of our own, at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         scaled = logits / (self.temperature or 1.0)
-        for token in self.banned:
-            scaled[..., token] = float("-inf")
-        return scaled
+        return scaled.index_fill_(-1, ids_on(self.banned, logits.device), float("-inf")) if self.banned else scaled
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One token a row by inverse CDF: logits (B,V), uniform (B,) in [0,1) -> ids (B,).

@@ -9,7 +9,7 @@ Not here: reading files (text/comparisons.py), what is kept on disk (base.py).
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -29,6 +29,7 @@ class Example:
 
     ids: list[int]
     start: int
+    prompt: str = field(default="", compare=False)
 
 
 def encode(
@@ -41,7 +42,7 @@ def encode(
         if len(ids) > longest:
             dropped.append(f"{d.where}: {len(ids)} tokens, {longest} fit: the row is left out")
         else:
-            examples.append(Example(ids, len(text_ids(tokenizer, d.prompt, "", False))))
+            examples.append(Example(ids, len(text_ids(tokenizer, d.prompt, "", False)), d.prompt))
     if not examples:
         raise InputError("no demonstration fits", dropped[0] if dropped else "", "raise model.max_positions")
     more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []

@@ -32,6 +32,8 @@ class trained:
     ) -> None:
         if not path:
             raise ValueError("give rewards.trained.path, or corpus.preferences to train one from")
+        if not caution >= 0:
+            raise ValueError(f"caution = {caution}: give 0 or more, the standard deviations to subtract")
         directory = Path(path)
         members = [directory] if (directory / SCORE).is_file() else members_of(directory)
         if not members:

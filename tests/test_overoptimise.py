@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from minirlhf import overoptimise as o
 from minirlhf.errors import ConfigError, DivergedError, UsageError
 from minirlhf.pictures import overoptimisation
+from tests.helpers import random_rollout
 
 
 def test_rank_correlation_by_hand():
@@ -59,13 +61,52 @@ def a_curve():
 
 
 def test_a_verdict_by_hand():
-    """Falls by seed 4 - 2 and 3 - 2: mean 1.5, standard error sqrt(0.5) / sqrt(2) = 0.5."""
+    """Both seeds are highest in the middle, by the other seed's word, too: they fall by 4 - 2 and 3 - 2, mean 1.5,
+    standard error sqrt(0.5) / sqrt(2) = 0.5."""
     found = a_curve().verdict()
     assert found["spearman"] == pytest.approx(1)
     assert (found["peak"], found["peak_kl"], found["end"], found["end_kl"]) == (3.5, 9, 2, 25)
     assert (found["fall"], found["fall_se"]) == (1.5, pytest.approx(0.5))
     last = a_curve().points[-1]
     assert (last.distance, last.proxy_se, last.truth_se) == (5, pytest.approx(1), 0)
+
+
+def test_a_seed_falls_from_the_peak_of_the_others():
+    """The first seed is highest at the first point, the second at the second: each falls from the other's peak,
+    9 - 1 to 2 - 3. From its own highest point each would have fallen, by luck."""
+    points = [
+        o.point(0.1, tensor(1, 1), tensor(1, 1), tensor(5, 1)),
+        o.point(0.05, tensor(2, 2), tensor(1, 1), tensor(1, 5)),
+        o.point(0.01, tensor(3, 3), tensor(1, 1), tensor(2, 2)),
+    ]
+    assert o.Curve(100, 0.8, points, []).verdict()["fall"] == pytest.approx(((1 - 2) + (1 - 2)) / 2)
+
+
+def test_there_is_no_fall_on_average_where_there_is_nothing_but_noise():
+    """A thousand curves of seven equal points, five seeds: the mean of the falls is 0 within four standard errors."""
+    draw, falls = torch.Generator().manual_seed(0), []
+    for _ in range(1000):
+        noise = torch.randn(7, 5, generator=draw, dtype=torch.float64)
+        falls.append(o.Curve(1, 0.5, [o.point(k, row, row, row) for k, row in enumerate(noise)], []).verdict()["fall"])
+    assert abs(sum(falls) / 1000) < 4 * float(o.standard_error(torch.tensor(falls)))
+
+
+def test_best_of_n_takes_each_runs_own_responses_and_its_proxys_favourite(monkeypatch):
+    """Two prompts, two samples each; the proxy of the first run likes short words, that of the second long ones."""
+    texts = [("aa", "b", "cccc", "ddd"), ("e", "ff", "ggg", "h")]
+    rollouts = [[replace(random_rollout(4), completions=t)] for t in texts]
+    signs = {"first": -1, "second": 1}
+    monkeypatch.setattr(o, "proxies", lambda cell, _, r: tensor(*(signs[cell] * len(t) for t in r[0].completions)))
+    monkeypatch.setattr(o, "true_scores", lambda completions: [10 * len(t) for t in completions])
+    runs = [("first", None, rollouts[0]), ("second", None, rollouts[1])]
+    one, two = o.best_of_n(runs, 2)
+    assert (one.setting, two.setting) == (1, 2)
+    assert one.by_seed == pytest.approx([(15 + 35) / 2, (15 + 20) / 2])
+    assert two.by_seed == pytest.approx(
+        [(10 + 30) / 2, (20 + 30) / 2]
+    )  # shortest of each prompt, longest of each prompt
+    assert two.proxy == pytest.approx(((-1 - 3) / 2 + (2 + 3) / 2) / 2)
+    assert two.kl == pytest.approx(math.log(2) - 0.5)
 
 
 def test_the_picture_has_both_panels_and_is_the_same_twice():
@@ -90,8 +131,21 @@ def test_a_cell_is_a_size_a_coefficient_and_a_seed_that_draws_its_own_comparison
 
 def test_what_has_no_true_score_or_no_reward_model_is_refused():
     options = {"options": {}, "sets": ()}
-    with pytest.raises(UsageError, match="no reward is trained"):
-        o.cells_of("preferences", (100,), (0.1,), 1, options={}, sets=(), rewards=("sentiment",))
+    for rewards in (("sentiment",), ("trained", "sentiment")):
+        found = o.cells_of("preferences", (100,), (0.1,), 1, **options, rewards=rewards) if "trained" in rewards else []
+        assert len(found) == len(rewards) - 1
+    with pytest.raises(UsageError, match="not one reward `trained` without a path"):
+        o.cells_of("preferences", (100,), (0.1,), 1, **options, rewards=("sentiment",))
+    fixed = ("rewards.trained.path=x",)
+    with pytest.raises(UsageError, match="not one reward `trained` without a path"):
+        o.cells_of("preferences", (100,), (0.1,), 1, options={}, sets=fixed)
+    adaptive = ("kl.controller=adaptive", "kl.target=3.0")
+    with pytest.raises(UsageError, match="use fixed"):
+        o.cells_of("preferences", (100,), (0.1,), 1, options={}, sets=adaptive)
+    with pytest.raises(UsageError, match="there are 6000 comparisons"):
+        o.cells_of("preferences", (100, 9000), (0.1,), 1, **options)
+    with pytest.raises(ConfigError, match=r"reward_model\.seed cannot be set here"):
+        o.cells_of("preferences", (100,), (0.1,), 2, options={}, sets=("reward_model.seed=3",))
     with pytest.raises(UsageError, match="known of the corpus `reviews` alone"):
         o.cells_of("reviews", (100,), (0.1,), 1, **options)
     with pytest.raises(ConfigError, match=r"reward_model\.pairs"):

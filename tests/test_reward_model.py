@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minirlhf.config import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.measures import correlation
-from minirlhf.models.scorer import Scorer
+from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.reward_model import (
     Pair,
     RewardModelState,
@@ -23,7 +23,7 @@ from minirlhf.reward_model import (
     train,
     wilson,
 )
-from minirlhf.text.comparisons import Comparison, hold_out
+from minirlhf.text.comparisons import Comparison, check_enough, hold_out
 from minirlhf.text.tokenizer import text_ids
 from tests.helpers import BOS, EOS, Letters, seeded, small_trunk
 
@@ -82,8 +82,8 @@ def test_whole_prompts_are_held_out():
     one = [Comparison("p", str(i), "b") for i in range(10)]
     learn, held = hold_out(one, 0.2, seeded())
     assert (len(learn), len(held)) == (8, 2)
-    with pytest.raises(InputError, match="give two at least"):
-        hold_out(one[:1], 0.2, seeded())
+    with pytest.raises(InputError, match=r"one row cannot be learned from and held out: x\.jsonl"):
+        check_enough(one[:1], "x.jsonl")
 
 
 def pairs_of(count, seed, flip=0.0):
@@ -160,6 +160,33 @@ def test_the_report_by_hand():
     assert found["longer_wins"] == pytest.approx(2.5 / 4)
     losses = [math.log(1 + math.exp(-m)) for m in (1, 1, -1, 0)]
     assert found["loss"] == pytest.approx(sum(losses) / 4)
+
+
+def test_an_ensemble_is_judged_by_what_it_scores_and_states_what_its_members_say():
+    """One member says 3 and 0 in tens, the other 0 and 1 in ones: as they are 1.5 against 0.5, normalised 0.15 against
+    0.5. A run is given the second."""
+    members = [fixed({1: 3.0, 2: 0.0}, std=10.0), fixed({1: 0.0, 2: 1.0}, std=1.0)]
+    ensemble = Ensemble(members)
+    raw, scored = ensemble.both([[1], [2]])
+    assert raw.tolist() == [1.5, 0.5]
+    assert scored.tolist() == pytest.approx([0.15, 0.5])
+    assert torch.equal(scored, ensemble.each([[1], [2]]).mean(dim=0))
+    found = report(ensemble, [Pair([1], [2], 0.0, 1.0)])
+    assert found["accuracy"] == 0
+    assert found["margin_mean"] == 1
+
+
+def fixed(scores, std):
+    """A scorer that says a number for the first token of a text."""
+
+    class Fixed(Lengths):
+        def scores(self, rows, *, normalised=True):
+            raw = torch.tensor([scores[row[0]] for row in rows])
+            return self.normalised(raw) if normalised else raw
+
+    scorer = Fixed()
+    scorer.std.fill_(std)
+    return scorer
 
 
 def test_what_is_really_better_is_held_against_labels_and_model():

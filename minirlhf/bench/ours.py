@@ -57,7 +57,7 @@ def trunk_of(work: Workload) -> Transformer:
             parameter.copy_(torch.randn(parameter.shape, generator=generator(0, name, 0)) * 0.02)
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
-        trunk.embed_tokens.weight[:, 0] += COMMON
+        trunk.embed_tokens.weight[:, 0] = COMMON
         if work.eos:
             odds = work.eos / (1 - work.eos) * (work.vocab - 3)
             trunk.embed_tokens.weight[EOS, 0] += float(torch.tensor(odds).log()) / work.width**0.5

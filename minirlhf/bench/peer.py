@@ -56,7 +56,7 @@ def model_of(work, kind="causal"):
     with torch.no_grad():
         weight = model.get_input_embeddings().weight
         weight.normal_(0, 0.02)
-        weight[:, 0] += COMMON
+        weight[:, 0] = COMMON
         weight[PAD, 0] -= 20 / work["width"] ** 0.5  # nothing is sampled that is no token of a text
         weight[BOS, 0] -= 20 / work["width"] ** 0.5
         if work["eos"]:
@@ -179,6 +179,9 @@ def trl_groups(work, folder, kind) -> None:
     from datasets import Dataset
 
     model, count, tokenizer = model_of(work), work["responses"], tokenizer_of(work)
+    place = os.path.join(folder, "model")  # the reference is read from where the model says that it is from
+    model.save_pretrained(place)
+    model.config._name_or_path = place
     clock = Clock(model)
     steps = work["epochs"] * count // work["minibatch"]
     common = {

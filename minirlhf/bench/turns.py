@@ -1,7 +1,6 @@
 """Contestants in processes of their own, an iteration in turn: a ratio holds though the machine drifts."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -61,20 +60,12 @@ class Contestant:
 
 
 @contextmanager
-def contestant(name: str, command: Sequence[str], threads: int) -> Iterator[Contestant]:
+def contestant(name: str, command: Sequence[str]) -> Iterator[Contestant]:
     """Start one, wait until it is ready, and end it in the end."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as errors:
-            # Threads that wait by spinning would take the cores from whoever's turn it is.
-            environment = os.environ | {
-                "GOMP_SPINCOUNT": "0",
-                "OMP_WAIT_POLICY": "passive",
-                "OMP_NUM_THREADS": str(threads),
-            }
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
             one = Contestant(name, process, log)
             try:
                 one.read()
@@ -106,7 +97,7 @@ def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, 
     for peer, python in pythons.items():
         commands[peer] = [python, str(PEER), peer, json.dumps(work.plain()), str(threads)]
     with ExitStack() as stack:
-        running = [stack.enter_context(contestant(name, command, threads)) for name, command in commands.items()]
+        running = [stack.enter_context(contestant(name, command)) for name, command in commands.items()]
         for one in running:  # the first iterations pay for caches and compilers
             one.turn()
             one.turn()

@@ -48,7 +48,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     "--best-of",
     "samples",
     type=click.IntRange(2, 4096),
-    default=256,
+    default=128,
     show_default=True,
     metavar="N",
     help="Best-of-n for n up to N.",
@@ -120,10 +120,9 @@ class Curves(Progress):
         print(f"{'':<14} {'KL, nats':>9} {'sqrt(KL)':>9} {'proxy':>16} {'true score':>16}")
         for name, key in (("beta", "points"), ("best of", "best_of")):
             for p in e[key]:
-                spent = max(p["kl"], 0.0)
                 scores = "".join(f"{with_error(p[score], p[f'{score}_se']):>17}" for score in ("proxy", "truth"))
                 setting = f"{name} {p['setting']:g}"
-                print(f"{setting:<14} {spent:>9.2f} {spent**0.5:>9.2f}{scores}")
+                print(f"{setting:<14} {p['kl']:>9.2f} {p['distance']:>9.2f}{scores}")
         print(
             f"rank correlation of proxy and sqrt(KL) {e['spearman']:.2f}; true score at most {e['peak']:+.2f} (KL "
             f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {e['fall']:.2f} ± {e['fall_se']:.2f}"

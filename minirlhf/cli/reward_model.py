@@ -32,7 +32,7 @@ def command(
 
     Then: minirlhf run --reward trained --set rewards.trained.path=DIR
     """
-    given = (*sets, f"corpus.preferences={json.dumps(comparisons)}")
+    given = (*sets, f"corpus.preferences={json.dumps(comparisons, ensure_ascii=False)}")
     flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 

@@ -26,7 +26,7 @@ def command(
 
     minirlhf run --set corpus.demonstrations=DEMONSTRATIONS
     """
-    given = (*sets, f"corpus.demonstrations={json.dumps(demonstrations)}")
+    given = (*sets, f"corpus.demonstrations={json.dumps(demonstrations, ensure_ascii=False)}")
     flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 

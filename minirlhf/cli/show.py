@@ -75,7 +75,8 @@ class Printer:
             )
         elif e["stage"] == "reward_model":
             several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
-            self._line(f"reward model {e['pairs']:,} comparisons, {e['heldout']:,} held out{several}")
+            watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"
+            self._line(f"reward model {e['pairs']:,} comparisons, {watched}{several}")
         elif e["stage"] == "ppo":
             self._line(f"ppo         {e['iterations']} iterations of {e['responses']} responses")
             for note in e["notes"]:
@@ -145,11 +146,11 @@ def sft_line(e: dict[str, Any]) -> str:
 def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """The report of a reward model: what, how much."""
     low, high = report["accuracy_ci95"]
-    ceiling = []
+    ceiling, decided = [], bool(report.get("decided_when_to_stop"))
     if "ceiling" in report:
         ceiling = [("of what the label noise allows", f"{report['of_ceiling']:.0%} (ceiling {report['ceiling']:.3f})")]
     return [
-        ("held-out comparisons", f"{report['pairs']}"),
+        ("held-out comparisons", f"{report['pairs']}{', which also decided when to stop' * decided}"),
         ("accuracy", f"{report['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})"),
         *ceiling,
         ("calibration error (ECE)", f"{report['ece']:.3f}"),

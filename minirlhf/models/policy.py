@@ -12,6 +12,7 @@ The reference is a policy too: frozen, a distinct object, its hash taken when it
 import copy
 import hashlib
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Policy(nn.Module):
         The state before response token t gives its distribution and value; that of the last real token gives
         next_value. Only real tokens are computed.
         """
-        tokens, real = rollout.tokens, rollout.response_mask
+        tokens, (b, r) = rollout.tokens, rollout.response_ids.shape
         hidden = self.model.packed(tokens.ids, tokens.packing)  # (N,W)
         seen = hidden if self.critic is None else self.critic.packed(tokens.ids, tokens.packing)
         values = self.value_head(seen).squeeze(-1)  # (N,)
@@ -61,15 +62,16 @@ class Policy(nn.Module):
 
         def placed(values: Tensor) -> Tensor:
             """(n,...) -> (B,R,...), 0 at padding."""
-            place = real.reshape(*real.shape, *[1] * (values.ndim - 1))
-            return values.new_zeros(*real.shape, *values.shape[1:]).masked_scatter(place, values)
+            empty = values.new_zeros(b * r, *values.shape[1:])
+            return empty.index_copy(0, tokens.places, values).view(b, r, *values.shape[1:])
 
+        rows_of_states = cache(lambda: placed(states))
         return PolicyOutput(
             logprobs=placed(self._read(gather_logprobs, states, ids)),
             values=placed(values[tokens.before]),
             next_value=values[tokens.packing.ends],
             entropy=lambda: placed(self._read(lambda dist, _: entropy(dist), states, ids)),
-            log_dist=lambda rows: self.sampler.log_dist(self.logits(placed(states)[rows])),
+            log_dist=lambda rows: self.sampler.log_dist(self.logits(rows_of_states()[rows])),
         )
 
     def _read(self, read: Callable[[Tensor, Tensor], Tensor], states: Tensor, ids: Tensor) -> Tensor:

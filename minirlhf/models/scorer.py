@@ -49,15 +49,24 @@ class Scorer(nn.Module):
         scores: Tensor = self.score(self.model.packed(ids, packing)[packing.ends]).squeeze(-1)
         return scores if scores.dtype == torch.float64 else scores.float()
 
+    def normalised(self, raw: Tensor) -> Tensor:
+        """(score - mean) / std of scores (n,) as they are."""
+        return (raw - self.mean) / self.std
+
+    def both(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Scores (n,) as they are, whose differences are log odds, and normalised, which is what a run is given."""
+        raw = self.scores(rows, normalised=False)
+        return raw, self.normalised(raw)
+
     @torch.no_grad()
     def scores(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
-        """Scores (n,) of many texts, ROWS of similar length at a time, (score - mean) / std."""
+        """Scores (n,) of many texts, ROWS of similar length at a time, normalised or as they are."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = torch.zeros(len(rows), dtype=self.score.weight.dtype, device=self.score.weight.device)
         for start in range(0, len(order), ROWS):
             part = order[start : start + ROWS]
             out[part] = self([rows[i] for i in part]).to(out.dtype)
-        return (out - self.mean) / self.std if normalised else out
+        return self.normalised(out) if normalised else out
 
 
 class Ensemble(nn.Module):
@@ -79,9 +88,11 @@ class Ensemble(nn.Module):
         """Scores (k,n) of n texts by each of k members."""
         return torch.stack([scorer.scores(rows, normalised=normalised) for scorer in self._scorers()])
 
-    def scores(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
-        """Their mean, (n,)."""
-        return self.each(rows, normalised=normalised).mean(dim=0)
+    def both(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Their means (n,): of the scores as they are, and of the normalised ones."""
+        raw = self.each(rows, normalised=False)
+        each = [scorer.normalised(scores) for scorer, scores in zip(self._scorers(), raw, strict=True)]
+        return raw.mean(dim=0), torch.stack(each).mean(dim=0)
 
     def _scorers(self) -> Iterator[Scorer]:
         for member in self.members:

@@ -7,7 +7,7 @@ those of files.py but for `.txt`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -80,13 +80,27 @@ def read_demonstrations(
     return found, notes
 
 
-def hold_out(rows: Sequence[Row], share: float, random: torch.Generator) -> tuple[list[Row], list[Row]]:
-    """(training, held out): whole prompts are held out, at least one; of a single prompt, rows."""
+def check_enough(rows: Sequence[Any], source: str) -> None:
+    """InputError for what cannot be divided."""
+    if len(rows) < 2:
+        raise InputError("one row cannot be learned from and held out", source, "give two at least")
+
+
+class HasPrompt(Protocol):
+    """What `hold_out` divides."""
+
+    @property
+    def prompt(self) -> str: ...
+
+
+P = TypeVar("P", bound=HasPrompt)
+
+
+def hold_out(rows: Sequence[P], share: float, random: torch.Generator) -> tuple[list[P], list[P]]:
+    """(training, held out) of two rows or more: whole prompts are held out, at least one; of a single prompt, rows."""
     prompts = sorted({row.prompt for row in rows})
     by_prompt = len(prompts) > 1
     count = len(prompts) if by_prompt else len(rows)
-    if count < 2:
-        raise InputError("one row cannot be learned from and held out", todo="give two at least")
     order: list[int] = torch.randperm(count, generator=random).tolist()
     out = set(order[: min(max(1, round(share * count)), count - 1)])
     if by_prompt:
@@ -114,10 +128,10 @@ def _useful(
 
 
 def has_sides(row: Any) -> bool:
-    """Is this row a comparison or a demonstration?"""
-    return isinstance(row, dict) and (
-        {"chosen", "rejected"} <= row.keys() or not {"completion", "messages"}.isdisjoint(row)
-    )
+    """Is this row a comparison or a demonstration? One with a `text` is a document, whatever else it has."""
+    if not isinstance(row, dict) or "text" in row:
+        return False
+    return {"chosen", "rejected"} <= row.keys() or not {"completion", "messages"}.isdisjoint(row)
 
 
 def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, str]:
@@ -135,12 +149,9 @@ def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, 
     name = _prompt_field(row, where)
     prompt = _side(row[name], name, where, errors) if name else ""
     completion = _side(row["completion"], "completion", where, errors)
-    fault = "" if completion.strip() else "completion is empty"
-    if prompt and completion.startswith(prompt):  # the completion holds the prompt again
-        completion = completion[len(prompt) :]
     if prompt and any(isinstance(row[key], list) for key in (name, "completion")):
         completion = f"\n{completion.lstrip()}"
-    return Demonstration(prompt, completion, where), fault
+    return Demonstration(prompt, completion, where), "" if completion.strip() else "completion is empty"
 
 
 def _conversation(row: dict[str, Any], where: str) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def _read(
             continue
         for where, row in rows_of(path, errors):
             if which == "text" and has_sides(row):  # a comparison is a text, too: the better one; so is an answer
-                shown, _ = demonstration_of(row, where, errors)
+                shown, fault = demonstration_of(row, where, errors)
+                if not shown.completion.strip():
+                    raise InputError(fault, where, "remove the row")
                 yield f"{shown.prompt}{shown.completion}", {}, where
                 continue
             name = _field(row, accepted, where)

@@ -25,11 +25,11 @@ for i, _ in enumerate(sys.stdin):
 
 
 def test_a_contestant_takes_a_turn_when_it_is_asked_and_ends_with_its_last_words():
-    with turns.contestant("echo", [sys.executable, "-c", ECHO], 1) as one:
+    with turns.contestant("echo", [sys.executable, "-c", ECHO]) as one:
         assert [one.turn()["whole"] for _ in range(3)] == [0, 1, 2]
     with (
         pytest.raises(UsageError, match="broken ended: ValueError: no such model"),
-        turns.contestant("broken", [sys.executable, "-c", "raise ValueError('no such model')"], 1),
+        turns.contestant("broken", [sys.executable, "-c", "raise ValueError('no such model')"]),
     ):
         pass
 
@@ -72,7 +72,7 @@ def test_every_turn_is_taken_by_everyone_in_turn(monkeypatch, tmp_path):
             started.append(self.name)
             return {"whole": 1.0, "rollout": 0.5, "score": 0.1, "learn": 0.4, "peak_mb": 1.0}
 
-    monkeypatch.setattr(turns, "contestant", lambda name, command, threads: Stub(name))
+    monkeypatch.setattr(turns, "contestant", lambda name, command: Stub(name))
     monkeypatch.setattr(turns, "python_of", lambda peer, environments: "python")
     turns.bench(SMALL, ["trl-ppo"], tmp_path, 2, 1, events.append)
     names = ["minirlhf", "minirlhf, separate critic", "trl-ppo"]

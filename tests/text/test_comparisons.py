@@ -125,7 +125,11 @@ def test_nothing_to_learn_from(tmp_path):
         ({"prompt": "How?", "completion": " Well."}, ("How?", " Well.")),
         ({"query": "How?", "completion": " Well."}, ("How?", " Well.")),
         ({"completion": "Well."}, ("", "Well.")),
-        ({"prompt": "A b", "completion": "A b c"}, ("A b", " c")),
+        ({"prompt": "The", "completion": "There is one"}, ("The", "There is one")),
+        (
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi there"}]},
+            ("Hi", "\nHi there"),
+        ),
         (
             {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Yes"}]},
             ("Hi", "\nYes"),
@@ -178,6 +182,13 @@ def test_a_broken_demonstration_is_refused_with_its_line(tmp_path, row, said):
     with pytest.raises(InputError, match=said) as caught:
         read_demonstrations(source)
     assert ":2" in str(caught.value)
+
+
+def test_a_row_with_a_text_is_a_document_whatever_else_it_has(tmp_path):
+    rows = {"text": "one", "completion": "two"}, {"text": "three", "messages": "none"}
+    assert [d.text for d in read_documents(written(tmp_path, *rows))] == ["one", "three"]
+    with pytest.raises(InputError, match=r"completion is empty.*:1"):
+        read_documents(written(tmp_path, {"prompt": "p", "completion": " "}))
 
 
 # ---- Parquet -----------------------------------------------------------------------------------------------
