@@ -82,7 +82,9 @@ class RewardModelState:
 
     @classmethod
     def start(cls, model: Scorer, config: RewardModelConfig) -> "RewardModelState":
-        return cls(model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+        return cls(
+            model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        )
 
 
 def train(

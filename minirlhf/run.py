@@ -225,7 +225,7 @@ def prepare_ppo(
     """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
     tokenizer, ppo = base.tokenizer, config.ppo
     policy = Policy(base.trunk, sampler_of(config, tokenizer), separate_critic=config.model.separate_critic).to(device)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0, fused=True)
     total = max(1, ppo.iterations)
     schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
     state = PPOState(

@@ -60,7 +60,9 @@ class SFTState:
 
     @classmethod
     def start(cls, model: Transformer, config: SFTConfig) -> "SFTState":
-        return cls(model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+        return cls(
+            model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        )
 
 
 def steps_of(examples: Sequence[Example], config: SFTConfig) -> int:
