@@ -22,7 +22,7 @@ import torch
 
 from minirlhf import sft
 from minirlhf.config import Config
-from minirlhf.data import Documents
+from minirlhf.data import load_documents
 from minirlhf.errors import CheckpointError
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
@@ -121,15 +121,20 @@ def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) 
     return load_base(directory, device)
 
 
-def prepare_base(config: Config, documents: Documents, device: torch.device, emit: Emit) -> Base:
+def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
     """Find the base of this configuration, or make it."""
     key = base_key(config)
     build = fit_base if config.exact.problem else build_base
 
     def make(directory: Path) -> None:
-        build(directory, key, config, documents, device, emit)
+        build(directory, key, config, device, emit)
 
     return load_base(kept(Path(config.run.bases), "", key, make, emit, "base"), device)
+
+
+def base_place(config: Config) -> Path:
+    """Where the base of this configuration is, or will be."""
+    return Path(config.run.bases) / kept_name("", base_key(config))
 
 
 def kept_name(prefix: str, key: dict[str, Any]) -> str:
@@ -196,11 +201,9 @@ def build_sft(
     emit({"event": "sft_finished", "directory": str(directory), **facts})
 
 
-def build_base(
-    directory: Path, key: dict[str, Any], config: Config, documents: Documents, device: torch.device, emit: Emit
-) -> None:
+def build_base(directory: Path, key: dict[str, Any], config: Config, device: torch.device, emit: Emit) -> None:
     """Train the tokenizer and the transformer; the directory appears when it is complete."""
-    started = perf_counter()
+    started, documents = perf_counter(), load_documents(config.corpus)
     emit({"event": "stage", "stage": "pretrain", "documents": len(documents.train), "steps": config.pretrain.steps})
     texts = [document.text for document in documents.train]
     tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
@@ -227,9 +230,7 @@ def build_base(
     emit({"event": "stage", "stage": "base", "reused": False, "directory": str(directory), **facts})
 
 
-def fit_base(
-    directory: Path, key: dict[str, Any], config: Config, documents: Documents, device: torch.device, emit: Emit
-) -> None:
+def fit_base(directory: Path, key: dict[str, Any], config: Config, device: torch.device, emit: Emit) -> None:
     """Fit the transformer to the reference of the config's problem; the directory appears when it is complete."""
     started, problem = perf_counter(), problem_of(config)
     assert problem is not None, "chosen by exact.problem"

@@ -65,13 +65,15 @@ class Candidates:
         return {name for prompt in [*self.train, *(self.heldout or [])] for name in prompt.columns}
 
 
-def read_candidates(corpus: CorpusConfig, documents: Documents, reserved: Collection[str]) -> Candidates:
+def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved: Collection[str]) -> Candidates:
     """The prompts of the config; else those that come with a packaged corpus; else openings of held-out documents.
 
-    `reserved` = names that no column may have, because a reward's own inputs are called so.
+    documents may be None where no opening is needed. `reserved` = names that no column may have, because a reward's own
+    inputs are called so.
     """
     source = corpus.prompts or (corpus.text if is_packaged(corpus.text) else None)
     if source is None:
+        assert documents is not None, "openings are theirs"
         found = openings(documents.heldout, corpus.opening_words)
         if not found:
             todo = "give corpus.prompts, or more and longer documents"

@@ -30,7 +30,6 @@ from minirlhf.base import (
     start_key,
 )
 from minirlhf.config import Config, dump_toml
-from minirlhf.data import load_documents
 from minirlhf.errors import UsageError
 from minirlhf.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
@@ -55,7 +54,7 @@ def train_reward_model(config: Config, out: Path | None, device: torch.device, e
         raise UsageError("the directory exists", str(directory), "choose another --out, or remove it")
     pairs = read_pairs(config)
     read_shown(config)
-    start = prepare_start(config, prepare_base(config, load_documents(config.corpus), device, emit), device, emit)
+    start = prepare_start(config, prepare_base(config, device, emit), device, emit)
     build(config, directory, start, pairs, device, emit)
     return directory
 

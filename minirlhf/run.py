@@ -108,7 +108,7 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     """Base, SFT, reward model, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README)."""
     clock = Clock()
     device = set_up(config)
-    documents, candidates = read_sources(config)
+    candidates = read_sources(config)
     read_shown(config)  # faults of a file are found before anything is trained
     filled, waiting = with_reward_model(config)
     if waiting:
@@ -121,7 +121,7 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
         for message in doubts(config):
             emit({"event": "warning", "message": message})
-        base = prepare_base(config, documents, device, emit)
+        base = prepare_base(config, device, emit)
         clock.lap("base")
         if config.corpus.demonstrations:
             base = prepare_start(config, base, device, emit)

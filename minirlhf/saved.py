@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from minirlhf.base import problem_of, reference_of, sampler_of
+from minirlhf.base import base_place, problem_of, reference_of, sampler_of
 from minirlhf.components import INPUTS
 from minirlhf.config import Config
-from minirlhf.data import Candidates, Documents, Prompts, fit, lab_candidates, load_documents, read_candidates
+from minirlhf.data import Candidates, Prompts, fit, lab_candidates, load_documents, read_candidates
 from minirlhf.errors import UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.store.files import verify
 from minirlhf.store.model import load_policy, load_transformer
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
+from minirlhf.text.files import is_packaged
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -48,19 +49,20 @@ def open_run(directory: Path, config: Config, device: torch.device) -> SavedRun:
     return SavedRun(policy, reference_of(config, base, tokenizer), tokenizer, device)
 
 
-def read_sources(config: Config) -> tuple[Documents, Candidates]:
-    """What a run reads: its documents and prompts, or the prompts of its problem."""
-    problem = problem_of(config)
+def read_sources(config: Config) -> Candidates:
+    """The prompts of a run, or of its problem. Documents are read where prompts are made of them, and where they are
+    still to be learned from, so that their faults are found before anything else is done."""
+    problem, corpus = problem_of(config), config.corpus
     if problem is not None:
-        return Documents([], []), lab_candidates(problem)
-    documents = load_documents(config.corpus)
-    return documents, read_candidates(config.corpus, documents, INPUTS["reward"])
+        return lab_candidates(problem)
+    needed = not (corpus.prompts or is_packaged(corpus.text)) or not base_place(config).exists()
+    return read_candidates(corpus, load_documents(corpus) if needed else None, INPUTS["reward"])
 
 
 def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     """The prompts of the run's own config, read again."""
     longest = config.model.max_positions - config.sampler.max_new_tokens
-    return fit(read_sources(config)[1], tokenizer, longest)
+    return fit(read_sources(config), tokenizer, longest)
 
 
 def prompts_to_use(config: Config, tokenizer: Tokenizer, file: str | None) -> list[Prompt]:

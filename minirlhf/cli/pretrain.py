@@ -19,7 +19,7 @@ def command(as_json: bool, **options: Any) -> None:
     from minirlhf.run import set_up
     from minirlhf.saved import read_sources
 
-    device = set_up(config)
-    base = prepare_base(config, read_sources(config)[0], device, Printer(as_json=as_json))
+    read_sources(config)  # faults of the files are found before anything is trained
+    base = prepare_base(config, set_up(config), Printer(as_json=as_json))
     if not as_json:
         click.echo(base.directory)

@@ -32,11 +32,10 @@ def command(
 
     from minirlhf.base import prepare_base, prepare_start, read_shown
     from minirlhf.cli.show import Printer
-    from minirlhf.data import load_documents
     from minirlhf.run import set_up
 
     read_shown(config)  # its faults are found before anything is trained
     emit, on = Printer(as_json=as_json), set_up(config)
-    start = prepare_start(config, prepare_base(config, load_documents(config.corpus), on, emit), on, emit)
+    start = prepare_start(config, prepare_base(config, on, emit), on, emit)
     if not as_json:
         click.echo(start.directory)
