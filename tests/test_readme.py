@@ -6,9 +6,11 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from minirlhf import compare, errors, hookspecs
+from minirlhf.cli import main
 from minirlhf.components import INPUTS, OBSERVER_METHODS
 from minirlhf.errors import UsageError, UserError
 from tests.cli.calling import call, done, refused
@@ -139,6 +141,24 @@ COMPARISONS = [
     for line in block.splitlines()
     if line.startswith("minirlhf compare")
 ]
+
+
+LINES = [
+    line.partition(" #")[0].strip()
+    for block in blocks(README, "bash")
+    for line in block.splitlines()
+    if line.startswith("minirlhf ")
+]
+
+
+@pytest.mark.parametrize("line", sorted(set(LINES)))
+def test_a_command_of_the_manual_has_these_arguments(line):
+    """Parsed, not run: the command exists and takes them."""
+    name, *arguments = shlex.split(line)[1:]
+    command = main.group.get_command(click.Context(main.group), name)
+    assert command is not None
+    if name not in ("plugins", "config"):  # groups, whose own commands test_run.py calls
+        command.make_context(name, arguments)
 
 
 @pytest.mark.parametrize("line", COMPARISONS)
