@@ -38,7 +38,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--coefs",
     type=Numbers(click.FloatRange(0)),
-    default="0.3,0.15,0.08,0.04,0.02,0.01,0.006",
+    default="0.3,0.15,0.08,0.04,0.02,0.01",
     show_default=True,
     metavar="B,...",
     help="KL coefficients; a run each.",
