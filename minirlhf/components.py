@@ -493,13 +493,23 @@ def _version(value: Any) -> int:
 # ---- what comes back ---------------------------------------------------------------------------------------
 
 
-def check_tensor(built: Built, result: Any, mask: "Tensor", given: Mapping[str, Any] | None = None) -> "Tensor":
+Later = list[Callable[[], None]]  # checks that wait for a device: done when a loss turns out not to be finite
+
+
+def check_tensor(
+    built: Built,
+    result: Any,
+    mask: "Tensor",
+    given: Mapping[str, Any] | None = None,
+    later: Later | None = None,
+) -> "Tensor":
     """The (B,R) tensor of a KL estimator, advantage function or policy loss, checked.
 
     Returns it with zeros where mask (B,R) is False, so that junk there (NaN included) has no effect;
     advantages are detached. Raises PluginError with the first bad index. `given` are the inputs of the
     call: if one of them was not finite already, the model diverged and the plugin is not to blame:
-    DivergedError.
+    DivergedError. With `later` the numbers are not looked at now, which would wait for the device: a check
+    of them is put there.
     """
     import torch
 
@@ -513,18 +523,35 @@ def check_tensor(built: Built, result: Any, mask: "Tensor", given: Mapping[str, 
     if result.device != mask.device:
         raise built.error(f"returned a tensor on {result.device} (expected {mask.device})", "keep the inputs' device")
     kept = torch.where(mask, result, torch.zeros_like(result))
-    if not bool(kept.isfinite().all()):
-        for name, value in (given or {}).items():
-            if built.names(name) and isinstance(value, torch.Tensor) and not _finite_on(value, mask):
-                raise DivergedError(f"{name} is not finite", built.component.title, "lower the learning rate")
-        row, t = (~kept.isfinite()).nonzero()[0].tolist()
-        got = f"expected a finite number, got {kept[row, t].item()}"
-        raise built.error(f"returned a wrong value at index ({row}, {t}) ({got})", "look at its divisions, exp and log")
+    if later is None:
+        _check_finite(built, kept, mask, given or {})
+    else:
+        small = {
+            n: v.detach() for n, v in (given or {}).items() if isinstance(v, torch.Tensor) and v.shape == mask.shape
+        }
+        later.append(functools.partial(_check_finite, built, kept.detach(), mask, small))
     return kept.detach() if built.component.kind == "advantage" else kept
 
 
+def _check_finite(built: Built, kept: "Tensor", mask: "Tensor", given: Mapping[str, Any]) -> None:
+    import torch
+
+    if bool(kept.isfinite().all()):
+        return
+    for name, value in given.items():
+        if built.names(name) and isinstance(value, torch.Tensor) and not _finite_on(value, mask):
+            raise DivergedError(f"{name} is not finite", built.component.title, "lower the learning rate")
+    row, t = (~kept.isfinite()).nonzero()[0].tolist()
+    got = f"expected a finite number, got {kept[row, t].item()}"
+    raise built.error(f"returned a wrong value at index ({row}, {t}) ({got})", "look at its divisions, exp and log")
+
+
 def check_loss(
-    built: Built, result: Any, mask: "Tensor", given: Mapping[str, Any] | None = None
+    built: Built,
+    result: Any,
+    mask: "Tensor",
+    given: Mapping[str, Any] | None = None,
+    later: Later | None = None,
 ) -> tuple["Tensor", dict[str, "Tensor"]]:
     """A policy loss: a (B,R) tensor, or (that, {metric: (B,R) or 0-d tensor or number}).
 
@@ -547,7 +574,7 @@ def check_loss(
                 todo,
             )
         metrics[name] = tensor.detach()
-    return check_tensor(built, values, mask, given), metrics
+    return check_tensor(built, values, mask, given, later), metrics
 
 
 def check_scores(built: Built, result: Any, count: int, completion_ids: Sequence[Sequence[int]]) -> list[RowScore]:

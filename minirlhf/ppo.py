@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.components import Built, check_loss, check_tensor
+from minirlhf.components import Built, Later, check_loss, check_tensor
 from minirlhf.config import Config, PPOConfig
 from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import DivergedError
@@ -126,26 +126,26 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
     weighted by its share of the whole *minibatch*, so splitting it further changes nothing.
     """
     weights = token_weights(batch.mask, config.loss.aggregation, config.sampler.max_new_tokens)
-    log = Averages(tokens=batch.mask.sum())
+    log, later = Averages(tokens=batch.mask.sum()), Later()
     for rows, micro in batch.micro_batches(config.ppo.micro_batch_size or config.ppo.minibatch_size):
         weight, mask = weights[rows], micro.mask
         new = state.policy.score(micro.rollout)  # new <- forward pass of the active policy on the same data
         value_loss = masked_sum(weight * value_error(new.values, micro, config.loss.value_clip or None), mask)
         if micro.slot_returns is not None:
             value_loss = value_loss + slot_loss(new.next_value, micro, weight)
-        surrogate, logged = policy_loss(parts.loss, new, micro, state.penalty.beta)
+        surrogate, logged = policy_loss(parts.loss, new, micro, state.penalty.beta, later)
         loss = masked_sum(weight * surrogate, mask)  # ratio, policy loss <- mean(-advantages * ratio), N10 or N11
         log.add({"loss/policy_avg": loss, "loss/value_avg": value_loss})
         if parts.learns_values:
             loss = loss + config.loss.value_coef * value_loss  # loss <- policy loss + rate * value loss
         if config.kl.place in ("loss", "both"):
-            loss = loss + beta * masked_sum(weight * loss_kl(parts.kl, new, micro), mask)
+            loss = loss + beta * masked_sum(weight * loss_kl(parts.kl, new, micro, later), mask)
         if config.loss.entropy_coef:
             loss = loss - config.loss.entropy_coef * masked_sum(weight * new.entropy(), mask)
         loss.backward()  # type: ignore[no-untyped-call]
         log.add_means(drift(new, micro, config.loss.value_clip or None) | logged, mask)
         log.add_largest("log_ratio", (new.logprobs - micro.old_logprobs).abs(), mask)
-    return optimizer_step(state, config, log)  # backward, optimizer step, zero grad
+    return optimizer_step(state, config, log, later)  # backward, optimizer step, zero grad
 
 
 def sample(state: PPOState, parts: Parts, config: Config, prompts: PromptBatch) -> Rollout:
@@ -213,28 +213,32 @@ def rollout_kl(kl: Built, active: PolicyOutput, reference: PolicyOutput, rollout
     return torch.cat(parts)
 
 
-def loss_kl(kl: Built, new: PolicyOutput, micro: Experience) -> Tensor:
+def loss_kl(kl: Built, new: PolicyOutput, micro: Experience, later: Later) -> Tensor:
     """The estimator's (b,R) nats a token of the policy that is being trained, with its gradient."""
     known = {"logprobs": new.logprobs, "old_logprobs": micro.old_logprobs,
              "ref_logprobs": micro.ref_logprobs, "mask": micro.mask}  # fmt: skip
-    return estimate_kl(kl, known, new.log_dist, micro.ref_log_dist, slice(None))
+    return estimate_kl(kl, known, new.log_dist, micro.ref_log_dist, slice(None), later)
 
 
-def estimate_kl(kl: Built, known: dict[str, Tensor], dist: LogDist, ref_dist: LogDist, rows: slice) -> Tensor:
+def estimate_kl(
+    kl: Built, known: dict[str, Tensor], dist: LogDist, ref_dist: LogDist, rows: slice, later: Later | None = None
+) -> Tensor:
     """Call the estimator; asking for the distributions is what makes them be computed."""
     if kl.names("log_dist"):
         known["log_dist"] = dist(rows)
     if kl.names("ref_log_dist"):
         with torch.no_grad():
             known["ref_log_dist"] = ref_dist(rows)
-    return check_tensor(kl, kl(known), known["mask"], known)
+    return check_tensor(kl, kl(known), known["mask"], known, later)
 
 
-def policy_loss(loss: Built, new: PolicyOutput, micro: Experience, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(
+    loss: Built, new: PolicyOutput, micro: Experience, beta: float, later: Later | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss component's (b,R) value a token, and what it logs beside: (b,R) or 0-d tensors."""
     known = {"logprobs": new.logprobs, "old_logprobs": micro.old_logprobs, "ref_logprobs": micro.ref_logprobs,
              "advantages": micro.advantages, "mask": micro.mask, "beta": beta}  # fmt: skip
-    values, logged = check_loss(loss, loss(known), micro.mask, known)
+    values, logged = check_loss(loss, loss(known), micro.mask, known, later)
     return values, {f"policy/{name}_avg": value for name, value in logged.items()}
 
 
@@ -273,8 +277,9 @@ def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str,
     }
 
 
-def optimizer_step(state: PPOState, config: Config, log: Averages) -> Metrics:
-    """Clip the gradient, make sure that it is finite, step, zero grad. One device synchronisation."""
+def optimizer_step(state: PPOState, config: Config, log: Averages, later: Later) -> Metrics:
+    """Clip the gradient, make sure that it is finite, step, zero grad. One device synchronisation: only where something
+    is not finite do the components' own numbers have to say whose fault it is."""
     if state.step < config.ppo.critic_warmup:  # only the value head (or critic) learns
         for parameter in state.policy.model.parameters():
             parameter.grad = None
@@ -283,6 +288,8 @@ def optimizer_step(state: PPOState, config: Config, log: Averages) -> Metrics:
     metrics = log.read()
     for name in ("loss/policy_avg", "loss/value_avg", "policy/grad_norm"):
         if not math.isfinite(metrics[name]):
+            for check in later:
+                check()
             raise diverged(f"{name} = {metrics[name]}", state.step)
     torch.nn.utils.clip_grads_with_norm_(state.policy.parameters(), config.ppo.grad_clip, norm)
     state.optimizer.step()
