@@ -118,7 +118,7 @@ def measurements(
     work: Workload, name: str, rows: Sequence[Mapping[str, float]], floors: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
     """Medians over the turns, a row a stage; `floor_seconds` (the smaller one of the two) belongs to the whole."""
-    tokens = work.responses * work.response
+    known = None if work.eos else work.responses * work.response  # of a peer that does not say
     for what in ("whole", *STAGES):
         seconds = sorted(row[what] for row in rows if what in row)
         if not seconds:
@@ -131,10 +131,17 @@ def measurements(
             "seconds": median(seconds),
             "fastest": seconds[0],
             "slowest": seconds[-1],
-            "tokens_per_s": median(row.get("tokens", tokens) / row[what] for row in rows if what in row),
+            "tokens_per_s": per_second([row for row in rows if what in row], what, known),
             "peak_mb": max(row["peak_mb"] for row in rows),
             **({"floor_seconds": min(floors.values()), **floors} if what == "whole" else {}),
         }
+
+
+def per_second(rows: Sequence[Mapping[str, float]], what: str, known: int | None) -> float | None:
+    """Median tokens a second; None where a peer does not say how many it made."""
+    counted = [(row.get("tokens", known), row[what]) for row in rows]
+    rates = [tokens / seconds for tokens, seconds in counted if tokens is not None]
+    return median(rates) if rates else None
 
 
 def comparison(

@@ -24,6 +24,11 @@ class Workload:
     eos: float = 0.0
     separate_critic: bool = False
 
+    @property
+    def mean_response(self) -> float:
+        """Tokens of a response on average: a geometric length, cut."""
+        return (1 - (1 - self.eos) ** self.response) / self.eos if self.eos else float(self.response)
+
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -57,9 +57,10 @@ def show(event: dict[str, Any]) -> None:
     """A line a measurement, a line a comparison."""
     if event["event"] == "measurement":
         floor = f"  {event['seconds'] / event['floor_seconds']:.2f} x floor" if "floor_seconds" in event else ""
+        rate = "" if event["tokens_per_s"] is None else f"{event['tokens_per_s']:,.0f} tokens/s"
         print(
             f"{event['workload']}  {event['by']:<26} {event['what']:<10} {event['seconds']:8.3f} s "
-            f"({event['fastest']:.3f} to {event['slowest']:.3f})  {event['tokens_per_s']:>9,.0f} tokens/s "
+            f"({event['fastest']:.3f} to {event['slowest']:.3f})  {rate:>18} "
             f"{event['peak_mb']:>6,.0f} MB{floor}",
             flush=True,
         )

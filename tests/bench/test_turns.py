@@ -87,7 +87,7 @@ def test_every_turn_is_taken_by_everyone_in_turn(monkeypatch, tmp_path):
 def test_the_products_are_those_of_the_iteration_by_hand():
     """Of a model with 1 layer: 4 square products and 3 of the MLP a pass, and the LM head; decoding is one row a
     response and token, scoring both models, learning three times the forward pass."""
-    work = replace(SMALL, prompt_max=4, response=2, epochs=1)
+    work = replace(SMALL, prompt_min=4, prompt_max=4, response=2, epochs=1, eos=0.0)
     flops = sum(times * m * k * n for times, (m, k, n) in products(work))
     layer = 4 * 32 * 32 + 3 * 32 * 16
     decode = 2 * 8 * (layer + 32 * 64)
@@ -95,6 +95,13 @@ def test_the_products_are_those_of_the_iteration_by_hand():
     learn = 3 * 2 * (4 * 6 * layer + 4 * 2 * 32 * 64)
     assert flops == decode + score + learn
     assert floor_seconds(work, onednn=True) > 0
+
+
+def test_the_mean_length_of_a_response_by_hand():
+    """Half a chance to end at each of at most three tokens: 1/2 + 2/4 + 3/4 = 1.75."""
+    assert replace(SMALL, eos=0.5, response=3).mean_response == pytest.approx(1.75)
+    assert replace(SMALL, eos=0.0).mean_response == 24
+    assert WORKLOADS["W3"].mean_response == pytest.approx(0.4 * 128, abs=0.5)
 
 
 def test_the_flag_is_put_back():
