@@ -16,8 +16,8 @@ TURNS = 9  # timings of a product, of which the median counts
 def products(work: Workload) -> list[tuple[int, tuple[int, int, int]]]:
     """(how often, (m, k, n)) of the matrix products of an iteration, nothing else: what a floor is measured from.
 
-    Lengths are the means: no padding counts. Decoding a token of all responses; prompt and response through policy and reference; forward and backward (twice the
-    work) of the epochs. The LM head sees response tokens only.
+    Lengths are the means: no padding counts. Decoding a token of all responses; prompt and response through policy and
+    reference; forward and backward (twice the work) of the epochs. The LM head sees response tokens only.
     """
     w, f, v, r = work.width, work.ff, work.vocab, round(work.mean_response)
     length = round((work.prompt_min + work.prompt_max) / 2) + r
