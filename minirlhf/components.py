@@ -20,11 +20,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minirlhf.errors import ConfigError, DivergedError, PluginError
+from minirlhf.errors import ConfigError, DivergedError, PluginError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+OWN = "minirlhf"  # the owner of what comes with the program
 KINDS = ("reward", "kl", "advantage", "loss", "observer")
 NOUNS = {
     "reward": "reward",
@@ -120,10 +121,15 @@ class Component:
             raise ConfigError([f"{self.title}: {fault}" for fault in faults])
         if not inspect.isclass(self.fn):
             return Built(self, options)
-        with isolated(), naming(self.title, self.where, self.path, code=self.fn):
-            state: Any = self.fn(**options)
-            if _is_module(state):
-                state = state.to(device).eval().requires_grad_(False)
+        try:
+            with isolated(), naming(self.title, self.where, self.path, code=self.fn):
+                state: Any = self.fn(**options)
+                if _is_module(state):
+                    state = state.to(device).eval().requires_grad_(False)
+        except PluginError as fault:
+            if self.owner == OWN and isinstance(fault.__cause__, UserError):
+                raise fault.__cause__ from None  # one of ours, and the user's to mend: it says what to do
+            raise
         return Built(self, {}, state)
 
     def _checked(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -571,6 +571,8 @@ def other_doubts(c: Config) -> Iterator[str]:
     own = [(r.use, r.weight, r.normalize, r.clip) for r in c.rewards.values()]
     if c.exact.problem and own != [("problem", 1.0, False, None)]:
         yield f"the optimality of {c.exact.problem} is that of its own score, not what this run is rewarded for"
+    if c.corpus.preferences and not any(r.use.endswith("trained") for r in c.rewards.values()):
+        yield "corpus.preferences: no reward is trained from these comparisons; choose it by --reward trained"
     updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
     function, loss = c.advantage.function.removeprefix(f"{BUILTIN_OWNER}:"), c.loss.policy
     if loss.removeprefix(f"{BUILTIN_OWNER}:") == "pg" and updates > 1:

@@ -50,7 +50,16 @@ class Pairs:
     seed: int
 
     def __call__(self, index: int) -> Shown:
-        """Pair number `index`. InputError if the policy writes the same thing every time."""
+        """Pair number `index`, or the next one whose sides differ. InputError if those of no prompt do."""
+        for at in range(index, index + len(self.prompts)):
+            shown = self._drawn(at)
+            if shown is not None:
+                return shown
+        todo = "give other --prompts, or another side --from"
+        raise InputError("both completions are the same, again and again", self.prompts[0].text, todo)
+
+    def _drawn(self, index: int) -> Shown | None:
+        """Pair number `index`, None if the policy writes the same thing every time."""
         order = torch.randperm(len(self.prompts), generator=generator(self.seed, "label/prompts", 0)).tolist()
         prompt = self.prompts[order[index % len(order)]]
         device = self.policy.model.embed_tokens.weight.device
@@ -61,7 +70,7 @@ class Pairs:
             left, right = found.completions
             if left != right and left.strip() and right.strip():
                 return Shown(index, prompt.text, left, right)
-        raise InputError("both completions are the same, again and again", prompt.text, "raise the temperature")
+        return None
 
 
 class LabelFile:

@@ -99,8 +99,9 @@ def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: i
     varied = {"reward_model.pairs": [str(n) for n in pairs], "kl.coef": [repr(c) for c in coefs]}
     cells = resolve(grid([preset], varied), seeds, seeded=SEEDED, **given)
     config, todo = cells[0].config, "use the preset overoptimise"
-    if config.corpus.text != TRUE_SCORE_CORPUS or config.corpus.preferences != TRUE_SCORE_CORPUS:
-        raise UsageError("the true score is known of the corpus `reviews` alone", preset, todo)
+    for key in ("text", "preferences"):
+        if getattr(config.corpus, key) != TRUE_SCORE_CORPUS:
+            raise UsageError("the true score is known of the corpus `reviews` alone", f"corpus.{key}", todo)
     if len(with_reward_model(config)[1]) != 1 or sum(r.use in TRAINED for r in config.rewards.values()) != 1:
         raise UsageError("not one reward `trained` without a path: it is trained for every size and seed", preset, todo)
     if config.kl.controller != "fixed":

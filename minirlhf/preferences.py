@@ -135,7 +135,8 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
     for note in [*read.notes, *(note for part in encoded for note in part[1])]:
         emit({"event": "warning", "message": note})
-    sizes = {"pairs": len(pairs), "watched": len(watched), "heldout": len(heldout), "ensemble": count}
+    apart = len(watched) if watched is not heldout else 0  # 0: those of the report decide when to stop as well
+    sizes = {"pairs": len(pairs), "watched": apart, "heldout": len(heldout), "ensemble": count}
     emit({"event": "stage", "stage": "reward_model", "reused": False, **sizes})
     responses = own_responses(config, start, pairs, device)
     members, best_steps = [], []

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from minirlhf import hookimpl
+from minirlhf.errors import UsageError
 from minirlhf.models.scorer import Ensemble
 from minirlhf.store.files import verify
 from minirlhf.store.model import SCORE, load_scorer, read_json
@@ -31,13 +32,15 @@ class trained:
         self, *, path: str = "", combine: Literal["mean", "min", "pessimistic"] = "mean", caution: float = 1.0
     ) -> None:
         if not path:
-            raise ValueError("give rewards.trained.path, or corpus.preferences to train one from")
+            todo = "give rewards.trained.path, or corpus.preferences to train one from"
+            raise UsageError("the reward trained has no reward model", todo=todo)
         if not caution >= 0:
-            raise ValueError(f"caution = {caution}: give 0 or more, the standard deviations to subtract")
+            raise UsageError(f"caution = {caution} of the reward trained is below 0", todo="give 0 or more")
         directory = Path(path)
         members = [directory] if (directory / SCORE).is_file() else members_of(directory)
         if not members:
-            raise ValueError(f"{path} is no saved reward model: give a directory that `minirlhf reward-model` has made")
+            todo = "give a directory that `minirlhf reward-model` has made"
+            raise UsageError("this is no saved reward model", path, todo)
         verify(directory)
         self.model = Ensemble([load_scorer(member) for member in members]).eval().requires_grad_(False)
         self.tokenizer = Tokenizer.load(members[0])

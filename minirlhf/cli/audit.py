@@ -40,7 +40,7 @@ def command(
     config, registry = resolve(preset=None, rewards=(), sets=sets, plugins=plugins, device=None, **flags)
     rows: list[dict[str, Any]] = []
     if svg is not None:
-        check_picture()
+        check_picture(svg)
     for built in components(config, registry, kinds, names):
         found = list(audited(built, config, registry))
         rows += found

@@ -22,9 +22,10 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
 
     Answer l(eft), r(ight), t(ie), s(kip), u(ndo) or q(uit), and Enter. The same command goes on where it stopped.
     """
-    from minirlhf.cli.options import resolve
+    from minirlhf.cli.options import check_folder, resolve
     from minirlhf.saved import config_file
 
+    check_folder(out)
     config, _ = resolve(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
 
     from minirlhf.labelling import LabelFile, Pairs
@@ -36,20 +37,25 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
     use = prompts_to_use(config, saved.tokenizer, prompts)
     pairs = Pairs(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
     file = LabelFile(out.absolute())
-    index, answered = file.next_index, 0
+    index, answered, skipped = file.next_index, 0, list[int]()
     while count is None or answered < count:
         shown = pairs(index)
         answer = ask(shown, len(file.rows))
         if answer == "quit":
             break
+        if answer == "undo" and skipped:
+            index = skipped.pop()
+            continue
         if answer == "undo":
             back = file.undo()
             index, answered = (index, answered) if back is None else (back, max(0, answered - 1))
             continue
-        if answer != "skip":
+        if answer == "skip":
+            skipped.append(shown.index)
+        else:
             file.add(shown.judged(answer))
-            answered += 1
-        index += 1
+            answered, skipped = answered + 1, []
+        index = shown.index + 1
     click.echo(f"{len(file.rows)} comparisons in {out}")
 
 

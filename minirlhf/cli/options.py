@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from minirlhf.config import Config
     from minirlhf.registry import Registry
 
@@ -57,9 +59,19 @@ def some_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
     return add
 
 
-def check_picture() -> None:
-    """Say before the work that a picture cannot be drawn."""
+def check_folder(path: "Path") -> None:
+    """Say before the work that a file cannot be where it is wanted."""
+    if not path.absolute().parent.is_dir():
+        from minirlhf.errors import UsageError
+
+        raise UsageError("there is no such folder", str(path.absolute().parent), "make it, or choose another place")
+
+
+def check_picture(path: "Path") -> None:
+    """Say before the work that a picture cannot be drawn, or not there."""
     import importlib.util
+
+    check_folder(path)
 
     if importlib.util.find_spec("matplotlib") is None:
         from minirlhf.errors import UsageError

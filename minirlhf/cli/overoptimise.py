@@ -78,7 +78,7 @@ def command(
     best-of-n beside it. The hidden true score is that of the packaged corpus reviews.
     """
     if svg is not None:
-        check_picture()
+        check_picture(svg)
 
     from minirlhf.compare import default_directory
     from minirlhf.overoptimise import cells_of, overoptimise
@@ -131,4 +131,4 @@ class Curves(Progress):
 
 def with_error(value: float, error: float) -> str:
     """+1.23 ± 0.04"""
-    return f"{value:+.2f} ± {error:.2f}"
+    return f"{value:+.2f} ± {error:.2f}" if error else f"{value:+.2f}"

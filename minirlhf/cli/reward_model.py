@@ -37,7 +37,7 @@ def command(
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 
     if svg is not None:
-        check_picture()
+        check_picture(svg)
 
     from minirlhf.cli.show import Printer
     from minirlhf.preferences import FILE, train_reward_model

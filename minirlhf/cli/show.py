@@ -76,6 +76,9 @@ class Printer:
         elif e["stage"] == "reward_model":
             several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
             watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"
+            watched = (
+                watched if e["watched"] else f"{e['heldout']:,} are held out, to decide when to stop and for the report"
+            )
             self._line(f"reward model {e['pairs']:,} comparisons, {watched}{several}")
         elif e["stage"] == "ppo":
             self._line(f"ppo         {e['iterations']} iterations of {e['responses']} responses")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from minirlhf import labelling
 from minirlhf.cli.show import printable
 from minirlhf.text.comparisons import read_comparisons
 from tests.cli.calling import call, done, refused
@@ -50,6 +51,24 @@ def test_undo_takes_the_last_line_back_and_shows_its_pair_again(finished, tmp_pa
     label(finished[0], out, ["u", "l", "l", "u", "r", "q"])
     label(finished[0], plain, ["l", "r", "q"])
     assert out.read_text() == plain.read_text()
+
+
+def test_undo_after_a_skip_brings_the_skipped_pair_back_and_takes_no_answer(finished, tmp_path):
+    out, plain = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    label(finished[0], out, ["l", "r", "s", "u", "t", "q"])
+    label(finished[0], plain, ["l", "r", "t", "q"])
+    assert out.read_text() == plain.read_text()
+
+
+def test_a_pair_of_equal_sides_is_passed_over(finished, tmp_path, monkeypatch):
+    real = labelling.Pairs._drawn
+    monkeypatch.setattr(labelling.Pairs, "_drawn", lambda self, at: None if at in (0, 2) else real(self, at))
+    out = tmp_path / "a.jsonl"
+    label(finished[0], out, ["l", "r", "q"])
+    assert [row["index"] for row in lines(out)] == [1, 3]
+    monkeypatch.setattr(labelling.Pairs, "_drawn", lambda self, at: None)
+    refused(2, "label", finished[0], "--out", tmp_path / "b.jsonl", said=("are the same, again and again",))
+    refused(2, "label", finished[0], "--out", tmp_path / "no" / "b.jsonl", said=("there is no such folder",))
 
 
 def test_the_end_of_the_input_is_the_end(finished, tmp_path):
