@@ -85,7 +85,7 @@ def command(
 
     options = {} if device is None else {"run.device": device}
     cells = cells_of(preset, pairs, coefs, seeds, options=options, sets=sets, plugins=plugins)
-    directory = out or default_directory([preset])
+    directory = (out or default_directory([preset])).absolute()
     progress = Curves(as_json=as_json)
     curves, failure = overoptimise(cells, directory, samples, progress)
     if failure is not None:
@@ -125,10 +125,10 @@ class Curves(Progress):
                 print(f"{setting:<14} {p['kl']:>9.2f} {p['distance']:>9.2f}{scores}")
         print(
             f"rank correlation of proxy and sqrt(KL) {e['spearman']:.2f}; true score at most {e['peak']:+.2f} (KL "
-            f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {e['fall']:.2f} ± {e['fall_se']:.2f}"
+            f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {with_error(e['fall'], e['fall_se'])}"
         )
 
 
 def with_error(value: float, error: float) -> str:
-    """+1.23 ± 0.04"""
+    """+1.23 ± 0.04; of one seed there is no error to know."""
     return f"{value:+.2f} ± {error:.2f}" if error else f"{value:+.2f}"
