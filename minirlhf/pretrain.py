@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.config import PretrainConfig
 from minirlhf.errors import DivergedError
 from minirlhf.models.transformer import Transformer
+from minirlhf.optimizer import AdamW
 from minirlhf.packing import Packing
 from minirlhf.streams import generator
 from minirlhf.text.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ class PretrainState:
     """Model, optimiser, schedule and counters; complete between two yields of `train`."""
 
     model: Transformer
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     schedule: LambdaLR
     step: int = 0
     tokens: int = 0
@@ -43,7 +44,7 @@ class PretrainState:
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+        optimizer = AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
         return cls(model, optimizer, LambdaLR(optimizer, lambda step: rate(step, config)))
 
 

@@ -20,6 +20,7 @@ from minirlhf.config import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.measures import correlation
 from minirlhf.models.scorer import Ensemble, Scorer
+from minirlhf.optimizer import AdamW
 from minirlhf.pretrain import warm_cosine
 from minirlhf.streams import generator
 from minirlhf.text.comparisons import Comparison
@@ -74,7 +75,7 @@ class RewardModelState:
     """Model, optimiser and counters, and the best weights so far; complete between two yields of `train`."""
 
     model: Scorer
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     step: int = 0
     best: float = -1.0  # held-out accuracy
     best_step: int = 0
@@ -82,9 +83,7 @@ class RewardModelState:
 
     @classmethod
     def start(cls, model: Scorer, config: RewardModelConfig) -> "RewardModelState":
-        return cls(
-            model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        )
+        return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
 
 
 def train(

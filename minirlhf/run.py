@@ -34,6 +34,7 @@ from minirlhf.experience import Experience, Rollout
 from minirlhf.generate import generate
 from minirlhf.measures import Metrics
 from minirlhf.models.policy import Policy, Reference
+from minirlhf.optimizer import AdamW
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
 from minirlhf.registry import BUILTIN_OWNER, Registry
@@ -225,7 +226,7 @@ def prepare_ppo(
     """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
     tokenizer, ppo = base.tokenizer, config.ppo
     policy = Policy(base.trunk, sampler_of(config, tokenizer), separate_critic=config.model.separate_critic).to(device)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0, fused=True)
+    optimizer = AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
     total = max(1, ppo.iterations)
     schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
     state = PPOState(

@@ -17,6 +17,7 @@ from minirlhf import pretrain
 from minirlhf.config import SFTConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.models.transformer import Transformer
+from minirlhf.optimizer import AdamW
 from minirlhf.pretrain import token_losses, warm_cosine
 from minirlhf.streams import generator
 from minirlhf.text.comparisons import Demonstration
@@ -54,15 +55,13 @@ class SFTState:
     """Model, optimiser and counters; complete between two yields of `train`."""
 
     model: Transformer
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     step: int = 0
     tokens: int = 0  # completion tokens learned from
 
     @classmethod
     def start(cls, model: Transformer, config: SFTConfig) -> "SFTState":
-        return cls(
-            model, torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        )
+        return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
 
 
 def steps_of(examples: Sequence[Example], config: SFTConfig) -> int:

@@ -19,6 +19,7 @@ ROOMS = (
     "hookspecs",
     "tensors",
     "streams",
+    "optimizer",
     "packing",
     "experience",
     "controllers",

@@ -13,6 +13,7 @@ import torch
 
 from minirlhf import generate as generate_module
 from minirlhf.generate import PromptBatch, generate
+from minirlhf.optimizer import AdamW
 from minirlhf.ppo import update
 from minirlhf.sampler import Sampler
 from tests.helpers import Letters, random_rollout, seeded, small_policy
@@ -84,7 +85,7 @@ def test_an_update_waits_once_whatever_its_size():
     )
     with torch.no_grad():
         experience = experience_on(rollout, policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, fused=True)
+    optimizer = AdamW(policy.parameters(), lr=1e-3)
     state = state_of(policy, None, optimizer)
     for size in (6, 3):
         Far.waits.clear()

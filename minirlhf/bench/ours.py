@@ -23,6 +23,7 @@ from minirlhf.experience import Rollout
 from minirlhf.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.optimizer import AdamW
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.sampler import Sampler
 from minirlhf.shaping import Scored
@@ -90,7 +91,7 @@ def policy_of(work: Workload) -> Policy:
 def iterations(work: Workload) -> Iterator[dict[str, float]]:
     """Endless iterations of PPO; each yields the seconds of its stages, `tokens` and `whole`."""
     policy = policy_of(work)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=LR, eps=1e-5, weight_decay=0.0, fused=True)
+    optimizer = AdamW(policy.parameters(), lr=LR, eps=1e-5, weight_decay=0.0)
     state = PPOState(
         policy, Reference(policy), optimizer, LambdaLR(optimizer, lambda _: 1.0), KLController(0.05, None, 1),
         Penalty(0.0, None), Moments(0.0, 0.0, 0),

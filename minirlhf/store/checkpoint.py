@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.errors import CheckpointError
+from minirlhf.optimizer import MOMENTS
 from minirlhf.ppo import PPOState
 from minirlhf.store.files import complete_directory, verify, write_json
 from minirlhf.store.model import read_json, read_tensors, restore
@@ -109,26 +111,37 @@ def prune(root: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Adam's moments and step counts as flat names: INDEX.exp_avg, INDEX.exp_avg_sq, INDEX.step."""
     return {
         f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
+        for index, parameter in enumerate(parameters_of(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
-    """Put back what `optimizer_tensors` gave; each has the shape of its parameter or is a number, and is finite."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
+    """Put back what `optimizer_tensors` gave: of a parameter everything or nothing, moments of its shape and dtype, all
+    finite."""
+    parameters = parameters_of(optimizer)
+    state: dict[Tensor, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        shapes = [torch.Size(), *(p.shape for p in parameters[int(index) :][:1])] if index.isdecimal() else []
-        if len(shapes) < 2 or tensor.shape not in shapes or not bool(tensor.isfinite().all()):
+        parameter = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
+        shapes = {"step": torch.Size()} | ({} if parameter is None else dict.fromkeys(MOMENTS, parameter.shape))
+        if parameter is None or shapes.get(key) != tensor.shape or not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name} does not fit the optimizer", str(where), "use another checkpoint")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        dtype = torch.float32 if key == "step" else parameter.dtype
+        state.setdefault(parameter, {})[key] = tensor.to(parameter.device, dtype)
+    if any(len(entry) != 1 + len(MOMENTS) for entry in state.values()):
+        raise CheckpointError("the optimizer's state is incomplete", str(where), "use another checkpoint")
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters, in the order of the groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def restore_schedule(schedule: LambdaLR, epoch: int) -> None:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import CheckpointError
 from minirlhf.models.policy import Reference
+from minirlhf.optimizer import AdamW
 from minirlhf.ppo import PPOState
 from minirlhf.store import checkpoint
 from minirlhf.store.files import MANIFEST, complete_directory
@@ -28,7 +29,7 @@ COMPONENTS = {
 def fresh(steps=0, reference=0):
     """A state after some updates with random gradients."""
     policy = small_policy(reference)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.0)
+    optimizer = AdamW(policy.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.0)
     schedule = LambdaLR(optimizer, lambda i: 1 - i / 10)
     controllers = (KLController(0.05, 6.0), Penalty(1.0, 0.01))
     state = PPOState(policy, Reference(policy), optimizer, schedule, *controllers, Moments(0.0, 0.0, 0))
@@ -49,7 +50,8 @@ def fresh(steps=0, reference=0):
 def snapshot(state):
     """Every number of a state, as bytes or hexadecimal."""
     items = {f"policy/{k}": v.numpy().tobytes() for k, v in state.policy.state_dict().items()}
-    for index, entry in state.optimizer.state_dict()["state"].items():
+    for index, parameter in enumerate(state.optimizer.param_groups[0]["params"]):
+        entry = state.optimizer.state.get(parameter, {})
         items |= {f"optimizer/{index}/{k}": v.numpy().tobytes() for k, v in entry.items()}
     moments = state.score_moments
     return items | {
@@ -207,6 +209,7 @@ FORGED = {
     "a moment of another shape": (optimizer(**{"0.exp_avg": torch.ones(3)}), "0.exp_avg does not fit"),
     "a moment that is NaN": (optimizer(**{"0.step": torch.tensor(torch.nan)}), "0.step does not fit"),
     "a parameter that is not there": (optimizer(**{"999.step": torch.tensor(1.0)}), "999.step does not fit"),
+    "a moment of no optimizer": (optimizer(**{"0.momentum": torch.tensor(1.0)}), "0.momentum does not fit"),
     "a name that is no number": (optimizer(**{"x.step": torch.tensor(1.0)}), "x.step does not fit"),
     "no beta": (state_json(beta="gone"), "state.json"),
     "a beta that is no number": (state_json(beta="zero"), "state.json"),
