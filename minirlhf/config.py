@@ -179,6 +179,9 @@ class PPOConfig(Section):
     epochs: int = Field(2, ge=1, description="passes over a rollout")
     minibatch_size: int = Field(32, ge=1, description="responses an optimiser step")
     micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the blocks' matrix products and attention while PPO runs"
+    )
     lr: float = Field(3e-4, gt=0, le=1e30, description="learning rate")
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: to 0 over the iterations")
     adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")

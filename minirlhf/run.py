@@ -34,6 +34,7 @@ from minirlhf.experience import Experience, Rollout
 from minirlhf.generate import generate
 from minirlhf.measures import Metrics
 from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.transformer import Transformer
 from minirlhf.optimizer import AdamW
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
@@ -53,6 +54,8 @@ from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
 TRAINED = ("trained", f"{BUILTIN_OWNER}:trained")  # the reward that may wait for a reward model
+PROBE_RESPONSES = 16  # on which the precision of PPO is held against float32
+MOST_PRECISION_ERROR = 0.1  # nats: beyond it, what a clip of 0.2 cuts is rounding
 SCALE_RESPONSES = 256  # of the reference, for the mean and standard deviation of a reward that is normalised
 
 
@@ -136,10 +139,12 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
             emit({"event": "warning", "message": note})
         state, parts = prepare_ppo(config, components, rewards, base, prompts, device)
         fit_rewards(config, rewards, state.reference, prompts.train, base.tokenizer, device, emit)
-        emit(describe(config, state, parts))
         observers = Observers(components.observers, emit)
-        observers.start(config, directory)
-        run_ppo(config, state, parts, components, rewards, observers, directory, emit)
+        with precision(config, state):
+            error = precision_error(config, state, parts)
+            emit(describe(config, state, parts, error))
+            observers.start(config, directory)
+            run_ppo(config, state, parts, components, rewards, observers, directory, emit)
         if not state.reference.unchanged():
             raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
         clock.lap("ppo")
@@ -148,7 +153,7 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         result = evaluate_run(config, *side_by_side, rewards, prompts.heldout, state.controller.beta, device)
         save_models(directory, state, base)
         clock.lap("evaluation")
-        summary = result.summary | {"seconds": clock.seconds()}
+        summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
         write_results(directory, result, summary)
         observers.finish(summary)  # before the last event, because it may warn
         shown = result.rows[: config.evaluation.samples]
@@ -323,9 +328,48 @@ def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tok
     )
 
 
-def describe(config: Config, state: PPOState, parts: Parts) -> dict[str, Any]:
+@contextmanager
+def precision(config: Config, state: PPOState) -> Iterator[None]:
+    """Policy, critic and reference in the precision of PPO; in float32 again afterwards, for evaluation and disk."""
+    models = [*state.policy.modules(), *state.reference.policy.modules()]
+    trunks = [module for module in models if isinstance(module, Transformer)]
+    try:
+        for trunk in trunks:
+            trunk.in_bfloat16 = config.ppo.precision == "bfloat16"
+        yield
+    finally:
+        for trunk in trunks:
+            trunk.in_bfloat16 = False
+
+
+def precision_error(config: Config, state: PPOState, parts: Parts) -> float:
+    """The largest difference, in nats, between the reference's log-probs in this precision and in float32, on responses
+    to the first prompts; UsageError where it is too large to learn from."""
+    if config.ppo.precision == "float32":
+        return 0.0
+    model = state.reference.policy
+    rollout = generate(
+        model, next(parts.prompts(0).parts(PROBE_RESPONSES)), parts.tokenizer,
+        max_new_tokens=config.sampler.max_new_tokens, generator=generator(config.run.seed, "precision", 0),
+    )  # fmt: skip
+    lower = state.reference.score(rollout).logprobs
+    model.model.in_bfloat16 = False
+    error = float((lower - state.reference.score(rollout).logprobs).abs().max())
+    model.model.in_bfloat16 = True
+    if not error <= MOST_PRECISION_ERROR:
+        raise UsageError(
+            f"{config.ppo.precision} moves log-probs by {error:.2g} nats",
+            "ppo.precision",
+            "use float32 with this model",
+        )
+    return error
+
+
+def describe(config: Config, state: PPOState, parts: Parts, precision_error: float) -> dict[str, Any]:
     """The header of the PPO stage: what is chosen, and what a learner asks about the four models."""
     notes = []
+    if config.ppo.precision != "float32":
+        notes.append(f"{config.ppo.precision}: log-probs within {precision_error:.1g} nats of float32's")
     if not parts.learns_values:
         notes.append(f"{config.advantage.function} does not read V: the value head is not trained")
     if parts.whitening == "none":

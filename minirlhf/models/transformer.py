@@ -7,6 +7,8 @@
   learns or scores (the tokens of a batch end to end, no padding computed). A token's position counts real tokens only.
 - Attention goes through torch's scaled_dot_product_attention: the kernel is not ours to write.
 - The KV cache is allocated once, at its final size; a decoding step writes into it and looks at what is filled.
+- With `in_bfloat16` the matrix products and the attention of the blocks run in bfloat16; the weights, the residual stream,
+  the norms and what comes after stay float32.
 - `forward` returns hidden states. The LM head (V times wider) is applied by models/policy.py, in chunks.
 
 Not here: dropout (off in RLHF: sampling and scoring must agree), attention kernels, sampling.
@@ -15,6 +17,7 @@ Sources: RMSNorm 1910.07467, RoPE 2104.09864, SwiGLU 2002.05202, GQA 2305.13245,
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -235,6 +238,7 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.in_bfloat16 = False
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "Transformer":
@@ -287,7 +291,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         x = self.embed_tokens(ids)
         cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta, x.dtype)
-        for layer, block in enumerate(self.layers):
-            x = block(x, cos, sin, partial(attend, layer))
+        with torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext():
+            for layer, block in enumerate(self.layers):
+                x = block(x, cos, sin, partial(attend, layer))
         hidden: Tensor = self.norm(x)
         return hidden

@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from minirlhf import run as composition
 from tests.cli.calling import call, done, refused
 
 SIX_LINES = """from minirlhf import hookimpl
@@ -231,8 +232,6 @@ def test_fewer_than_ten_prompts_serve_for_both_and_the_run_says_so(tiny, tmp_pat
 
 
 def test_an_interrupt_ends_with_one_line_and_130(tiny, tmp_path, monkeypatch):
-    from minirlhf import run as composition
-
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -242,8 +241,6 @@ def test_an_interrupt_ends_with_one_line_and_130(tiny, tmp_path, monkeypatch):
 
 
 def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp_path, monkeypatch):
-    from minirlhf import run as composition
-
     sound = composition.run_ppo
 
     def meddling(config, state, *rest):
@@ -255,3 +252,24 @@ def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp
     assert result.code == 1
     assert "no longer what was frozen" in result.err
     assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+# ---- precision --------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_probed_recorded_and_leaves_the_evaluation_in_float32(tiny, tmp_path, monkeypatch):
+    lower = (*tiny, "--set", "ppo.precision=bfloat16")
+    events = done("run", *lower, "--out", tmp_path / "a", "--json").events
+    saved = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert 0 < saved["precision_error"] < 0.1
+    (stage,) = [e for e in events if e.get("stage") == "ppo"]
+    assert any("bfloat16: log-probs within" in note for note in stage["notes"])
+    again = json.loads(done("evaluate", tmp_path / "a", "--json").out)
+    assert again == {k: v for k, v in saved.items() if k not in ("seconds", "precision_error")}
+    done("run", *tiny, "--out", tmp_path / "b")
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] != weights[1]
+    assert "precision_error" not in (tmp_path / "b" / "evaluation.json").read_text()
+    monkeypatch.setattr(composition, "MOST_PRECISION_ERROR", 1e-9)
+    line = refused(2, "run", *lower, "--out", tmp_path / "c", said=("bfloat16 moves log-probs by", "ppo.precision"))
+    assert "use float32" in line
