@@ -6,7 +6,8 @@ For a problem of the exact lab it is fitted to the problem's reference instead o
     BASES/sft-HASH/  the same
 
 HASH is over everything that decides the weights. A directory is made under a lock, so that two runs which start
-together pretrain once; one that fails its manifest is made again.
+together pretrain once; one that fails its manifest is made again. What was killed or stopped while it was made goes on
+where its progress is (store/progress.py).
 """
 
 import copy
@@ -30,7 +31,8 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.pretrain import PretrainState, heldout_loss, train, windows
 from minirlhf.sampler import Sampler
-from minirlhf.store.files import complete_directory, verify, write_json
+from minirlhf.store import progress
+from minirlhf.store.files import complete_directory, remove_left, verify, write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import load_transformer, read_json, save_transformer
 from minirlhf.streams import generator
@@ -154,7 +156,9 @@ def kept(root: Path, prefix: str, key: dict[str, Any], make: Callable[[Path], No
                 return directory
             except CheckpointError as fault:
                 emit({"event": "warning", "message": f"{stage.replace('_', ' ')} is made again: {fault}"})
+        remove_left(root, directory.name)
         make(directory)
+        progress.done(progress.place_of(directory))
     return directory
 
 
@@ -190,8 +194,12 @@ def build_sft(
     emit({"event": "stage", "stage": "sft", "reused": False, **counts})
 
     before, state = sft.heldout_loss(model, held, settings.batch_size), sft.SFTState.start(model, settings)
-    for step, metrics in sft.train(state, examples, settings):
+
+    def told(step: int, metrics: dict[str, float]) -> None:
         emit({"event": "sft", "step": step, "steps": steps, **metrics})
+
+    going = progress.place_of(directory)
+    progress.drive(going, kept_name("sft-", key), state, sft.train(state, examples, settings), steps, told, emit)
     after = sft.heldout_loss(model, held, settings.batch_size)
     facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
     facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}
@@ -212,10 +220,15 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     model = Transformer(transformer_config(config, tokenizer))
     model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
     state = PretrainState.start(model, config.pretrain)
-    every = max(1, config.pretrain.steps // 20)
-    for step, metrics in train(state, data, config.pretrain):
-        if step % every == 0 or step == config.pretrain.steps:
-            emit({"event": "pretrain", "step": step, "steps": config.pretrain.steps, **metrics})
+    total = config.pretrain.steps
+    every = max(1, total // 20)
+
+    def told(step: int, metrics: dict[str, float]) -> None:
+        if step % every == 0 or step == total:
+            emit({"event": "pretrain", "step": step, "steps": total, **metrics})
+
+    going = progress.place_of(directory)
+    progress.drive(going, kept_name("", key), state, train(state, data, config.pretrain), total, told, emit)
     seconds = perf_counter() - started
     facts = {
         "heldout_loss": heldout_loss(model, heldout, config.pretrain.batch_size),

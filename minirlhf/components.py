@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minirlhf.errors import ConfigError, DivergedError, PluginError, UserError
+from minirlhf.signals import Terminated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -393,11 +394,11 @@ def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None
     """Whatever the plugin raises (SystemExit and RecursionError too) becomes one PluginError that names it.
 
     The place is the last line of the plugin's own file on the way to the fault, else `where`.
-    KeyboardInterrupt is the user's and passes.
+    KeyboardInterrupt and Terminated are the user's and pass.
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         raise
     except BaseException as fault:
         at = _raised_at(fault, {path, _filename(code)}) or where

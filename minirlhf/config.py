@@ -46,8 +46,14 @@ class RunConfig(Section):
     observers: tuple[str, ...] = Field((), description="observers that watch the run")
     log_every: int = Field(1, ge=1, description="iterations between two entries of samples.jsonl")
     samples: int = Field(4, ge=0, description="responses of an iteration that samples.jsonl keeps")
-    checkpoint_every: int = Field(25, ge=0, description="iterations between checkpoints; 0 = only the last")
+    checkpoint_every: int = Field(5, ge=0, description="iterations between checkpoints; 0 = only the last")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    on_reward_error: Literal["abort", "skip"] = Field(
+        "abort", description="skip: an iteration whose reward fails teaches nothing; after three in a row the run ends"
+    )
+    reward_timeout_s: float | None = Field(
+        None, gt=0, le=1e6, description="seconds that the rewards of a batch may take"
+    )
 
 
 class TokenizerConfig(Section):

@@ -34,7 +34,8 @@ from minirlhf.errors import UsageError
 from minirlhf.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
-from minirlhf.reward_model import Pair, RewardModelState, accuracy, encode, margins, normalise, report, train
+from minirlhf.reward_model import Pair, RewardModelState, accuracy, encode, margins, normalise, report, steps_of, train
+from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.model import save_scorer
 from minirlhf.streams import generator
@@ -56,6 +57,7 @@ def train_reward_model(config: Config, out: Path | None, device: torch.device, e
     read_shown(config)
     start = prepare_start(config, prepare_base(config, device, emit), device, emit)
     build(config, directory, start, pairs, device, emit)
+    progress.done(progress.place_of(directory))
     return directory
 
 
@@ -141,7 +143,8 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
     responses = own_responses(config, start, pairs, device)
     members, best_steps = [], []
     for index in range(count):
-        model, best_step = build_member(config, index, start, pairs, watched, device, emit)
+        going = progress.place_of(directory) / str(index)
+        model, best_step = build_member(config, index, start, pairs, watched, device, going, emit)
         normalise(model, responses)
         members.append(model)
         best_steps.append(best_step)
@@ -167,15 +170,27 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
 
 
 def build_member(
-    config: Config, index: int, start: Base, pairs: list[Pair], watched: list[Pair], device: torch.device, emit: Emit
+    config: Config,
+    index: int,
+    start: Base,
+    pairs: list[Pair],
+    watched: list[Pair],
+    device: torch.device,
+    going: Path,
+    emit: Emit,
 ) -> tuple[Scorer, int]:
-    """A reward model with its own first head and its own order of the comparisons, and its best step."""
+    """A reward model with its own first head and its own order of the comparisons, and its best step; its progress is
+    kept in `going`."""
     settings = config.reward_model.model_copy(update={"seed": config.reward_model.seed + 1000 * index})
     random = generator(settings.seed, "reward-model/head", 0)
     model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(device)
     state = RewardModelState.start(model, settings)
-    for step, metrics in train(state, pairs, watched, settings):
+
+    def told(step: int, metrics: dict[str, float]) -> None:
         emit({"event": "reward_model", "member": index, "step": step, **metrics})
+
+    steps, total = train(state, pairs, watched, settings), steps_of(pairs, settings)
+    progress.drive(going, kept_name(PREFIX, reward_model_key(config)), state, steps, total, told, emit)
     return model, state.best_step
 
 

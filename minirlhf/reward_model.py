@@ -79,11 +79,17 @@ class RewardModelState:
     step: int = 0
     best: float = -1.0  # held-out accuracy
     best_step: int = 0
+    worse: int = 0  # looks since then
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, model: Scorer, config: RewardModelConfig) -> "RewardModelState":
         return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+
+
+def steps_of(pairs: Sequence[Pair], config: RewardModelConfig) -> int:
+    """Optimiser steps of a training on these comparisons that nothing ends early."""
+    return config.epochs * math.ceil(len(pairs) / config.batch_size)
 
 
 def train(
@@ -94,9 +100,9 @@ def train(
     Yields (step, {loss, accuracy, heldout_accuracy where it was measured}). Afterwards the model has its best weights.
     """
     per_epoch = math.ceil(len(pairs) / config.batch_size)
-    total, worse = config.epochs * per_epoch, 0
+    total = steps_of(pairs, config)
     every = max(1, min(per_epoch, total // 10))
-    while state.step < total and worse < config.patience:
+    while state.step < total and state.worse < config.patience:
         order = torch.randperm(
             len(pairs), generator=generator(config.seed, "reward-model", state.step // per_epoch)
         ).tolist()
@@ -105,10 +111,10 @@ def train(
         if state.step % every == 0 or state.step == total:
             metrics["heldout_accuracy"] = accuracy(margins(state.model, heldout))
             if metrics["heldout_accuracy"] > state.best:
-                state.best, state.best_step, worse = metrics["heldout_accuracy"], state.step, 0
+                state.best, state.best_step, state.worse = metrics["heldout_accuracy"], state.step, 0
                 state.best_weights = copy.deepcopy(state.model.state_dict())
             else:
-                worse += 1
+                state.worse += 1
         yield state.step, metrics
     state.model.load_state_dict(state.best_weights or state.model.state_dict())
 

@@ -7,6 +7,7 @@ that a user can cause are found as early as possible, in this order: components,
 import json
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,13 +40,15 @@ from minirlhf.optimizer import AdamW
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
 from minirlhf.registry import BUILTIN_OWNER, Registry
+from minirlhf.resume import check_run, go_on, newest_checkpoint
 from minirlhf.saved import heldout_prompts, open_run, read_sources
 from minirlhf.scoring import RewardModels, Scores, Shape, TrainerState
 from minirlhf.shaping import Scored, shape_scores
+from minirlhf.signals import Terminated, deferred, time_limit
 from minirlhf.store import checkpoint
 from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.lock import locked
-from minirlhf.store.metrics import JsonLines
+from minirlhf.store.metrics import JsonLines, read_rows
 from minirlhf.store.model import read_json, resolve_device, save_policy
 from minirlhf.streams import generator
 from minirlhf.tensors import Moments, Whitening
@@ -56,6 +59,7 @@ from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 TRAINED = ("trained", f"{BUILTIN_OWNER}:trained")  # the reward that may wait for a reward model
 PROBE_RESPONSES = 16  # on which the precision of PPO is held against float32
 MOST_PRECISION_ERROR = 0.1  # nats: beyond it, what a clip of 0.2 cuts is rounding
+MOST_SKIPS = 3  # iterations in a row whose reward may fail where they are skipped
 SCALE_RESPONSES = 256  # of the reference, for the mean and standard deviation of a reward that is normalised
 
 
@@ -108,10 +112,15 @@ def set_up(config: Config) -> torch.device:
     return resolve_device(config.run.device)
 
 
-def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Path:
-    """Base, SFT, reward model, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README)."""
+def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, resume: bool = False) -> Path:
+    """Base, SFT, reward model, PPO, evaluation; returns the run directory. `emit` gets one dict an event (README).
+
+    resume: the run in `out` goes on from its newest checkpoint; what it made before PPO is found again.
+    """
     clock = Clock()
     device = set_up(config)
+    if resume and out is not None:
+        check_run(out)
     candidates = read_sources(config)
     read_shown(config)  # faults of a file are found before anything is trained
     filled, waiting = with_reward_model(config)
@@ -121,8 +130,12 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
     ready = {label: reward for label, reward in config.rewards.items() if label not in waiting}
     rewards = build_rewards(config.model_copy(update={"rewards": ready}), registry, device)
     rewards.check_columns(candidates.columns)
-    with run_directory(config, out) as directory:
+    with run_directory(config, out, resume) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
+        newest = newest_checkpoint(directory, config, emit) if resume else None
+        if newest is not None and finished(directory, newest, config, emit):
+            return directory
+        write_text(directory / "config.toml", dump_toml(config))
         for message in doubts(config):
             emit({"event": "warning", "message": message})
         base = prepare_base(config, device, emit)
@@ -137,28 +150,59 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit) -> Pat
         prompts = fit(candidates, base.tokenizer, config.model.max_positions - config.sampler.max_new_tokens)
         for note in prompts.notes:
             emit({"event": "warning", "message": note})
-        state, parts = prepare_ppo(config, components, rewards, base, prompts, device)
+        state, parts = prepare_ppo(config, components, rewards, base, prompts, device, emit)
         fit_rewards(config, rewards, state.reference, prompts.train, base.tokenizer, device, emit)
+        facts = versions(config, device) | {"config": config.model_dump(mode="json"), "tokenizer": base.tokenizer.hash}
+        if resume:
+            go_on(newest, directory, state, stateful(components, rewards), facts, base.tokenizer, emit)
         observers = Observers(components.observers, emit)
         with precision(config, state):
             error = precision_error(config, state, parts)
             emit(describe(config, state, parts, error))
             observers.start(config, directory)
-            run_ppo(config, state, parts, components, rewards, observers, directory, emit)
+            run_ppo(config, state, parts, stateful(components, rewards), facts, observers, directory, emit)
         if not state.reference.unchanged():
             raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
         clock.lap("ppo")
-        emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(prompts.heldout))})
-        side_by_side = (state.policy, state.reference, base.tokenizer)
-        result = evaluate_run(config, *side_by_side, rewards, prompts.heldout, state.controller.beta, device)
-        save_models(directory, state, base)
-        clock.lap("evaluation")
-        summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
-        write_results(directory, result, summary)
-        observers.finish(summary)  # before the last event, because it may warn
-        shown = result.rows[: config.evaluation.samples]
-        emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})
+        conclude(config, state, base, rewards, prompts.heldout, observers, directory, clock, error, device, emit)
     return directory
+
+
+def conclude(
+    config: Config,
+    state: PPOState,
+    base: Base,
+    rewards: RewardModels,
+    heldout: list[Prompt],
+    observers: "Observers",
+    directory: Path,
+    clock: "Clock",
+    error: float,
+    device: torch.device,
+    emit: Emit,
+) -> None:
+    """Evaluate, save the models, and write the result last."""
+    emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(heldout))})
+    side_by_side = (state.policy, state.reference, base.tokenizer)
+    result = evaluate_run(config, *side_by_side, rewards, heldout, state.controller.beta, device)
+    save_models(directory, state, base)
+    clock.lap("evaluation")
+    summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
+    write_results(directory, result, summary)
+    observers.finish(summary)  # before the last event, because it may warn
+    shown = result.rows[: config.evaluation.samples]
+    emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})
+
+
+def finished(directory: Path, newest: Path, config: Config, emit: Emit) -> bool:
+    """Whether nothing is left to do; its result is shown again. What a longer run makes of it replaces its result."""
+    result = directory / "evaluation.json"
+    if result.exists() and newest == checkpoint.directory_of(newest.parent, config.ppo.iterations):
+        emit({"event": "warning", "message": "this run is finished; --set ppo.iterations=N goes on with it"})
+        emit({"event": "run_finished", "run_dir": str(directory), **read_json(result), "samples": []})
+        return True
+    result.unlink(missing_ok=True)
+    return False
 
 
 class Clock:
@@ -195,22 +239,29 @@ def with_reward_model(config: Config) -> tuple[Config, list[str]]:
 
 
 @contextmanager
-def run_directory(config: Config, out: Path | None) -> Iterator[Path]:
-    """Make the directory exclusively, write config.toml first, hold its lock."""
+def run_directory(config: Config, out: Path | None, resume: bool) -> Iterator[Path]:
+    """Make the directory exclusively, or open that of a run; hold its lock; say how to go on to whoever stops it.
+
+    A directory that was killed before its config.toml was written holds nothing and is taken again.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = out or Path("runs") / f"{config.run.preset}-{stamp}-s{config.run.seed}"
     directory = directory.absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        directory.mkdir()
-    except FileExistsError:
-        if not directory.is_dir() or any(directory.iterdir()):
-            raise UsageError(
-                "the run directory exists and is not empty", str(directory), "choose another --out, or remove it"
-            ) from None
+    if not resume:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            if not directory.is_dir() or any(not path.name.startswith(".") for path in directory.iterdir()):
+                todo = "choose another --out, or remove it"
+                if (directory / "config.toml").is_file():
+                    todo = "go on with it by --resume, choose another --out, or remove it"
+                raise UsageError("the run directory exists and is not empty", str(directory), todo) from None
     with locked(directory / ".lock"):
-        write_text(directory / "config.toml", dump_toml(config))
-        yield directory
+        try:
+            yield directory
+        except (KeyboardInterrupt, Terminated) as told:
+            raise type(told)(f"go on with: minirlhf run --resume {shlex.quote(str(directory))}") from told
 
 
 def versions(config: Config, device: torch.device) -> dict[str, Any]:
@@ -226,7 +277,13 @@ def versions(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def prepare_ppo(
-    config: Config, components: Components, rewards: RewardModels, base: Base, prompts: Prompts, device: torch.device
+    config: Config,
+    components: Components,
+    rewards: RewardModels,
+    base: Base,
+    prompts: Prompts,
+    device: torch.device,
+    emit: Emit,
 ) -> tuple[PPOState, Parts]:
     """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
     tokenizer, ppo = base.tokenizer, config.ppo
@@ -250,7 +307,7 @@ def prepare_ppo(
     )
     parts = Parts(
         prompts=stream,
-        reward_models=lambda rollout, step: score(rewards, rollout, step, config, tokenizer),
+        reward_models=Scoring(rewards, config, tokenizer, emit),
         kl=components.kl,
         advantage=components.advantage,
         loss=components.loss,
@@ -261,21 +318,55 @@ def prepare_ppo(
 
 
 def call_rewards(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scores:
-    """Texts, ids and columns of a rollout to the reward models."""
-    return models.score(
-        prompts=list(rollout.prompts),
-        completions=list(rollout.completions),
-        prompt_ids=rollout.prompt_id_lists,
-        completion_ids=rollout.completion_id_lists,
-        columns={name: list(values) for name, values in rollout.columns.items()},
-        rollout=rollout,
-        trainer_state=TrainerState(
-            global_step=step,
-            max_steps=config.ppo.iterations,
-            epoch=step / max(1, config.ppo.iterations),
-            tokenizer_hash=tokenizer.hash,
-        ),
-    )
+    """Texts, ids and columns of a rollout to the reward models, in the time that they have."""
+    limit = config.run.reward_timeout_s
+    try:
+        with time_limit(limit, f"longer than run.reward_timeout_s = {limit:g} s" if limit else ""):
+            return models.score(
+                prompts=list(rollout.prompts),
+                completions=list(rollout.completions),
+                prompt_ids=rollout.prompt_id_lists,
+                completion_ids=rollout.completion_id_lists,
+                columns={name: list(values) for name, values in rollout.columns.items()},
+                rollout=rollout,
+                trainer_state=TrainerState(
+                    global_step=step,
+                    max_steps=config.ppo.iterations,
+                    epoch=step / max(1, config.ppo.iterations),
+                    tokenizer_hash=tokenizer.hash,
+                ),
+            )
+    except TimeoutError as fault:  # between two calls, or while several are awaited
+        labels = ", ".join(label for label, _, _ in models.models)
+        raise PluginError(f"rewards took {fault}", labels, "raise it, or make them faster") from None
+
+
+@dataclass
+class Scoring:
+    """The rewards as the loop calls them, and what is to happen when one fails (`run.on_reward_error`)."""
+
+    models: RewardModels
+    config: Config
+    tokenizer: Tokenizer
+    emit: Emit
+    failed: int = 0  # in a row
+
+    def __call__(self, rollout: Rollout, step: int) -> Scored:
+        try:
+            scored = score(self.models, rollout, step, self.config, self.tokenizer)
+        except PluginError as fault:
+            self.failed += 1
+            if self.config.run.on_reward_error == "abort" or self.failed > MOST_SKIPS:
+                raise
+            self.emit({"event": "warning", "message": f"iteration {step + 1} teaches nothing: {fault}"})
+            nothing = torch.zeros(len(rollout), device=rollout.mask.device)
+            return Scored(
+                nothing, nothing.bool(), torch.zeros_like(rollout.mask, dtype=nothing.dtype),
+                {"count/unscored": float(len(rollout)), "count/reward_errors": 1.0},
+            )  # fmt: skip
+        self.failed = 0
+        scored.metrics["count/reward_errors"] = 0.0
+        return scored
 
 
 def fit_rewards(
@@ -389,15 +480,21 @@ def run_ppo(
     config: Config,
     state: PPOState,
     parts: Parts,
-    components: Components,
-    rewards: RewardModels,
+    with_state: dict[str, Built],
+    facts: dict[str, Any],
     observers: "Observers",
     directory: Path,
     emit: Emit,
 ) -> None:
-    """Drive the loop; write metrics, samples and checkpoints between its yields."""
-    checkpoints, problem, alarms = directory / "checkpoints", problem_of(config), Alarms(parts.learns_values)
-    with JsonLines(directory / "metrics.jsonl") as metrics_file, JsonLines(directory / "samples.jsonl") as samples:
+    """Drive the loop; write metrics, samples and checkpoints between its yields, where a signal is answered too."""
+    problem, alarms, every = problem_of(config), Alarms(parts.learns_values), config.run.checkpoint_every
+    for row in read_rows(directory / "metrics.jsonl"):  # of a run that goes on: what was said is not said again
+        alarms.look(int(row["step"]), row)
+    with (
+        JsonLines(directory / "metrics.jsonl") as metrics_file,
+        JsonLines(directory / "samples.jsonl") as samples,
+        deferred() as stop,
+    ):
         loop = train(state, parts, config)
         while True:
             try:
@@ -417,20 +514,31 @@ def run_ppo(
                 for row in sample_rows(experience, config.run.samples):
                     samples.write({"step": step, **row})
             observers.step(step, experience, metrics)
-            every = config.run.checkpoint_every
-            if step == config.ppo.iterations or (every and step % every == 0):
-                path = checkpoint.save(
-                    checkpoints, state, component_states(components, rewards), versions(config, torch.device("cpu"))
-                )
-                checkpoint.prune(checkpoints, config.run.keep_checkpoints)
-                emit({"event": "checkpoint", "step": step, "path": str(path)})
+            if stop.asked or step == config.ppo.iterations or (every and step % every == 0):
+                sizes = {"metrics.jsonl": metrics_file.size, "samples.jsonl": samples.size}
+                save_state(directory / "checkpoints", config, state, with_state, facts | {"files": sizes}, emit)
+            stop.leave()
 
 
-def component_states(components: Components, rewards: RewardModels) -> dict[str, dict[str, Any]]:
-    """state_dict of every component that has one; refused if it would come back from its files as something else."""
+def save_state(
+    root: Path, config: Config, state: PPOState, with_state: dict[str, Built], facts: dict[str, Any], emit: Emit
+) -> None:
+    """A checkpoint of this iteration; then the oldest ones go."""
+    path = checkpoint.save(root, state, component_states(with_state), facts)
+    checkpoint.prune(root, config.run.keep_checkpoints)
+    emit({"event": "checkpoint", "step": state.step, "path": str(path)})
+
+
+def stateful(components: Components, rewards: RewardModels) -> dict[str, Built]:
+    """The components that have a state to save, by what it is saved under."""
     named = {f"reward/{label}": built for label, _, built in rewards.models}
     named |= {"kl": components.kl, "advantage": components.advantage, "loss": components.loss}
-    states = {name: built.tell("state_dict") for name, built in named.items() if built.stateful}
+    return {name: built for name, built in named.items() if built.stateful}
+
+
+def component_states(named: dict[str, Built]) -> dict[str, dict[str, Any]]:
+    """state_dict of each of these; refused if it would come back from its files as something else."""
+    states = {name: built.tell("state_dict") for name, built in named.items()}
     for name, state in states.items():
         try:
             plain = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}

@@ -12,7 +12,7 @@ from minirlhf import hookimpl
 
 
 class CsvLog:
-    """start, step, finish: the three moments of a run."""
+    """start, step, finish: the three moments of a run. One that is resumed starts again, behind some step."""
 
     def start(self, config, run_dir):
         self.path = run_dir / "metrics.csv"
@@ -21,15 +21,23 @@ class CsvLog:
     def step(self, step, experience, metrics):
         if not self.columns:  # the first step decides on them
             self.columns = ["step", *metrics]
-            self.write(dict(zip(self.columns, self.columns, strict=True)))
-        self.write({"step": step, **metrics})
+            self.begin(step)
+        self.write("a", [{"step": step, **metrics}])
 
     def finish(self, summary):
         pass  # every row is in the file already
 
-    def write(self, row):
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+    def begin(self, step):
+        """A head, and of a run that goes on the rows before this step."""
+        rows = []
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        self.write("w", [dict(zip(self.columns, self.columns, strict=True)), *rows])
+
+    def write(self, mode, rows):
+        with self.path.open(mode, newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerows(rows)
 
 
 @hookimpl

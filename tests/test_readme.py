@@ -189,7 +189,11 @@ def test_the_audit_of_the_manual_runs(monkeypatch):
 def test_a_command_of_the_manual_is_a_configuration(line, tmp_path, monkeypatch):
     """Resolved, not run: presets, components, options and keys exist. (test_run.py runs such commands.)"""
     arguments = shlex.split(line)[2:]
-    arguments = [a for i, a in enumerate(arguments) if a not in ("--out", "--json") and arguments[i - 1] != "--out"]
+    arguments = [
+        a
+        for i, a in enumerate(arguments)
+        if a not in ("--out", "--json", "--resume") and arguments[i - 1] not in ("--out", "--resume")
+    ]
     (source,) = [b for b in blocks(README, "python") if b.startswith("# brevity.py")]
     (tmp_path / "brevity.py").write_text(source)
     (tmp_path / "my-run.toml").write_text(blocks(README, "toml")[0])

@@ -6,6 +6,7 @@ Commands are imported when they are called: `--help` must answer before torch co
 import errno
 import importlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ import click
 
 import minirlhf
 from minirlhf.errors import ConfigError, DiskError, UserError
+from minirlhf.signals import Terminated, handled, raise_for
 
 # name -> (module, help): the help is here so that listing the commands imports none of them.
 COMMANDS = {
@@ -75,8 +77,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # takes a core (a 2-thread step was measured 75 times slower beside one busy process); a short spin costs little.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
-        group.main(args=arguments, prog_name="minirlhf", standalone_mode=False)
-        sys.stdout.flush()
+        with handled(lambda number, _: raise_for(number), (signal.SIGTERM, signal.SIGHUP)):
+            group.main(args=arguments, prog_name="minirlhf", standalone_mode=False)
+            sys.stdout.flush()
     except BaseException as fault:
         sys.exit(report(fault))
     sys.exit(0)
@@ -88,9 +91,12 @@ def report(fault: BaseException) -> int:
         return int(fault.code or 0)
     if isinstance(fault, click.exceptions.Exit):
         return fault.exit_code
-    if isinstance(fault, (KeyboardInterrupt, click.Abort)):
-        say("interrupted")
-        return 130
+    if isinstance(fault, (KeyboardInterrupt, click.Abort, Terminated)):
+        terminated = isinstance(fault, Terminated)
+        said = "terminated" if terminated else "interrupted"
+        todo = fault.__cause__ if isinstance(fault, click.Abort) else fault  # click wraps Ctrl-C
+        say(f"{said}; {todo}" if todo is not None and str(todo) else said)
+        return 143 if terminated else 130
     if isinstance(fault, BrokenPipeError):  # the reader of the output went away, as `| head -1` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -48,6 +48,11 @@ class Printer:
             f"preset {e['preset']}, seed {e['seed']}\n{e['run_dir']}"
         )
 
+    def _resumed(self, e: dict[str, Any]) -> None:
+        self._line(
+            f"resumed     after step {e['step']}: {e['from']}" if e["from"] else "resumed     from the beginning"
+        )
+
     def _warning(self, e: dict[str, Any]) -> None:
         self._line(f"warning: {printable(e['message'])}")
 

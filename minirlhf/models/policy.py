@@ -24,6 +24,7 @@ from minirlhf.sampler import Sampler
 from minirlhf.tensors import gather_logprobs
 
 CHUNK_LOGITS = 1 << 24  # at most this many logits at a time: 64 MiB in float32
+CHUNK_READ = 1 << 20  # where no gradient is wanted and chunks cost nothing
 
 
 class Policy(nn.Module):
@@ -75,7 +76,7 @@ class Policy(nn.Module):
         )
 
     def _read(self, read: Callable[[Tensor, Tensor], Tensor], states: Tensor, ids: Tensor) -> Tensor:
-        """read(log_dist (m,V), ids (m,)) -> (m,) over n states, at most CHUNK_LOGITS logits at a time: (n,).
+        """read(log_dist (m,V), ids (m,)) -> (m,) over n states, a chunk of logits at a time: (n,).
 
         More than one chunk while gradients are wanted: each chunk is recomputed in the backward pass, or autograd
         would keep them all and nothing would be saved.
@@ -84,7 +85,8 @@ class Policy(nn.Module):
         def one(states: Tensor, ids: Tensor) -> Tensor:
             return read(self.sampler.log_dist(self.logits(states)), ids)
 
-        size = max(1, CHUNK_LOGITS // self.model.config.vocab_size)
+        most = CHUNK_LOGITS if torch.is_grad_enabled() else CHUNK_READ
+        size = max(1, most // self.model.config.vocab_size)
         if size >= len(states):
             return one(states, ids)
         chunks = [(states[at : at + size], ids[at : at + size]) for at in range(0, len(states), size)]

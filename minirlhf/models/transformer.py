@@ -7,8 +7,8 @@
   learns or scores (the tokens of a batch end to end, no padding computed). A token's position counts real tokens only.
 - Attention goes through torch's scaled_dot_product_attention: the kernel is not ours to write.
 - The KV cache is allocated once, at its final size; a decoding step writes into it and looks at what is filled.
-- With `in_bfloat16` the matrix products and the attention of the blocks run in bfloat16; the weights, the residual stream,
-  the norms and what comes after stay float32.
+- With `in_bfloat16` the matrix products and the attention of the blocks run in bfloat16; the weights, the residual
+  stream, the norms and what comes after stay float32.
 - `forward` returns hidden states. The LM head (V times wider) is applied by models/policy.py, in chunks.
 
 Not here: dropout (off in RLHF: sampling and scoring must agree), attention kernels, sampling.

@@ -3,25 +3,27 @@
     checkpoints/step_00000120/  policy.safetensors  optimizer.safetensors  components.safetensors
                                 state.json  MANIFEST.json
 
-Floats of the state (beta, reward moments) are written as `float.hex()`, so that they come back to the bit.
+Floats of the state (beta, reward moments) are written as `float.hex()`, so that they come back to the bit. What is not
+finite is never written. Nothing in these files is trusted when they are read: see SECURITY.md.
 """
 
+import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.errors import CheckpointError
+from minirlhf.errors import CheckpointError, DivergedError
 from minirlhf.optimizer import MOMENTS
 from minirlhf.ppo import PPOState
 from minirlhf.store.files import complete_directory, verify, write_json
-from minirlhf.store.model import read_json, read_tensors, restore
+from minirlhf.store.model import read_json, read_tensors, restore, save_tensors
 from minirlhf.tensors import Moments
 
 STEP = re.compile(r"step_(\d{8})")
@@ -38,11 +40,14 @@ def save(root: Path, state: PPOState, components: dict[str, dict[str, Any]], fac
     was (hashes, versions), to be compared when it is resumed."""
     path = directory_of(root, state.step)
     tensors, plain = split_state(components)
+    policy = {name: t.detach().cpu().contiguous() for name, t in state.policy.state_dict().items()}
+    optimizer = optimizer_tensors(state.optimizer)
+    check_finite(policy | optimizer, state.step)
+    root.mkdir(exist_ok=True)  # not its parents: a run directory that somebody removed is not made again
     with complete_directory(path) as temporary:
-        policy = {name: t.detach().cpu().contiguous() for name, t in state.policy.state_dict().items()}
-        save_file(policy, temporary / "policy.safetensors")
-        save_file(optimizer_tensors(state.optimizer), temporary / "optimizer.safetensors")
-        save_file(tensors, temporary / "components.safetensors")
+        save_tensors(policy, temporary / "policy.safetensors")
+        save_tensors(optimizer, temporary / "optimizer.safetensors")
+        save_tensors(tensors, temporary / "components.safetensors")
         write_json(
             temporary / "state.json",
             {
@@ -66,7 +71,7 @@ def save(root: Path, state: PPOState, components: dict[str, dict[str, Any]], fac
 def load(path: Path, state: PPOState) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Verify a checkpoint and put it into `state`; returns (state of the components, state.json)."""
     verify(path)
-    saved = read_json(path / "state.json")
+    saved = read_json(path / "state.json", CheckpointError)
     made_with = str(saved.get("reference_sha256"))
     if made_with != state.reference.hash:
         raise CheckpointError(
@@ -76,30 +81,52 @@ def load(path: Path, state: PPOState) -> tuple[dict[str, dict[str, Any]], dict[s
         )
     try:
         m = saved["score_moments"]
-        moments = Moments(float.fromhex(m["total"]), float.fromhex(m["squares"]), int(m["count"]))
+        moments = Moments(float.fromhex(m["total"]), float.fromhex(m["squares"]), whole(m["count"]))
         beta, penalty = float.fromhex(saved["beta"]), float.fromhex(saved["penalty"])
-        epoch = int(saved["schedule"])
-        counters = {name: int(saved[name]) for name in COUNTERS}
+        counters = {name: whole(saved[name]) for name in (*COUNTERS, "schedule")}
+        if path.name != directory_of(path.parent, counters["step"]).name:
+            raise ValueError(f"it is of step {counters['step']}")
+        if not all(math.isfinite(x) for x in (beta, penalty, moments.total, moments.squares)):
+            raise ValueError("a coefficient is not finite")
         components = join_state(read_tensors(path / "components.safetensors"), saved["components"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
         where, todo = str(path / "state.json"), "use another checkpoint"
         raise CheckpointError(f"not the state of a run ({type(fault).__name__}: {fault})", where, todo) from None
     restore(state.policy, read_tensors(path / "policy.safetensors"), path / "policy.safetensors")
     restore_optimizer(state.optimizer, read_tensors(path / "optimizer.safetensors"), path / "optimizer.safetensors")
-    restore_schedule(state.schedule, epoch)
+    restore_schedule(state.schedule, counters.pop("schedule"))
     state.controller.beta, state.penalty.beta, state.score_moments = beta, penalty, moments
     for name, value in counters.items():
         setattr(state, name, value)
     return components, saved
 
 
-def newest(root: Path) -> Path | None:
-    """The newest directory under root that verifies; a damaged one is passed over."""
-    found = sorted((p for p in root.glob("step_*") if STEP.fullmatch(p.name)), reverse=True)
-    for path in found:
+def whole(value: Any) -> int:
+    """A count as JSON has it, or ValueError."""
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError(f"{str(value)[:40]!r} is no count")
+    return value
+
+
+def check_finite(tensors: dict[str, Tensor], step: int) -> None:
+    """Weights that are no longer numbers are not written over those that are (DivergedError)."""
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise DivergedError(f"{name} is not finite", f"iteration {step}", "try a lower ppo.lr or a higher kl.coef")
+
+
+def all_of(root: Path) -> list[Path]:
+    """The checkpoints under root, oldest first, damaged ones as well."""
+    return sorted(p for p in root.glob("step_*") if STEP.fullmatch(p.name))
+
+
+def newest(root: Path, damaged: Callable[[CheckpointError], None] = lambda _: None) -> Path | None:
+    """The newest directory under root that verifies; each newer one that does not is told to `damaged`."""
+    for path in reversed(all_of(root)):
         try:
             verify(path)
-        except CheckpointError:
+        except CheckpointError as fault:
+            damaged(fault)
             continue
         return path
     return None
@@ -107,7 +134,7 @@ def newest(root: Path) -> Path | None:
 
 def prune(root: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints; called after a new one is committed."""
-    for path in sorted(p for p in root.glob("step_*") if STEP.fullmatch(p.name))[:-keep]:
+    for path in all_of(root)[:-keep]:
         shutil.rmtree(path)
 
 

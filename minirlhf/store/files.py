@@ -17,6 +17,8 @@ from typing import Any
 from minirlhf.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
+LARGEST_MANIFEST = 1 << 24  # bytes
+LEFT = ".tmp-"  # what a directory is called while it is being filled
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,7 +59,7 @@ def complete_directory(path: Path) -> Iterator[Path]:
 
     A directory of that name is replaced. On any error nothing is left behind.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{LEFT}{path.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -76,11 +78,17 @@ def complete_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_left(root: Path, name: str = "*") -> None:
+    """Remove what killed processes left half filled: directories that were to be root/name, whose lock is held."""
+    for path in root.glob(f"{LEFT}{name}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def verify(path: Path) -> None:
     """Hold a directory against its manifest: every file there, of its size and hash, and no other (CheckpointError)."""
     todo = "delete this directory; an older one is used if there is any"
     try:
-        if not (path / MANIFEST).is_file():
+        if not (path / MANIFEST).is_file() or (path / MANIFEST).stat().st_size > LARGEST_MANIFEST:
             raise ValueError("a pipe would wait for a writer")
         listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {str(name): (str(e["sha256"]), int(e["size"])) for name, e in listed.items()}

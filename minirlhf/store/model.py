@@ -4,7 +4,10 @@ The value head (and the separate critic, if there is one) has a file of its own,
 without a warning about unexpected keys. No pickle, ever: safetensors and JSON hold no code.
 """
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minirlhf.errors import CheckpointError, InputError
+from minirlhf.errors import CheckpointError, InputError, UserError
 from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
@@ -28,7 +31,7 @@ SCORE = "score.json"  # of a reward model: what its scores are normalised by, an
 def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) -> None:
     """Write the trunk with its tied LM head (no `lm_head` key) and its tokenizer."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, directory / "model.safetensors")
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
@@ -52,7 +55,7 @@ def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
     """Write the trunk as above and the value head beside it."""
     save_transformer(directory, policy.model, tokenizer)
     head = {k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items() if not k.startswith("model.")}
-    save_file(head, directory / VALUE_HEAD)
+    save_tensors(head, directory / VALUE_HEAD)
 
 
 def load_policy(directory: Path, sampler: Sampler) -> Policy:
@@ -70,7 +73,7 @@ def save_scorer(directory: Path, scorer: Scorer, tokenizer: Tokenizer) -> None:
     save_transformer(directory, scorer.model, tokenizer)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
     moments = {name: tensors.pop(name).item() for name in ("mean", "std")}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, directory / "model.safetensors")
     config = read_json(directory / "config.json")
     config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "score"}}
     write_json(directory / "config.json", config | {"label2id": {"score": 0}})
@@ -106,6 +109,16 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     module.load_state_dict(tensors)
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; OSError, and not the library's own error, if the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as fault:
+        code = re.search(r"os error (\d+)", str(fault))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file (CheckpointError if it is none)."""
     try:
@@ -114,14 +127,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"not a readable safetensors file ({fault})", str(path), "save it again") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file (InputError if it is none)."""
+def read_json(path: Path, refusal: type[UserError] = InputError) -> dict[str, Any]:
+    """The object of a JSON file (`refusal` if it is none)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
-        raise InputError(f"not readable as JSON ({fault})", str(path), "give a saved model or run") from None
+        raise refusal(f"not readable as JSON ({fault})", str(path), "give a saved model or run") from None
     if not isinstance(value, dict):
-        raise InputError("not a JSON object", str(path), "give a saved model or run")
+        raise refusal("not a JSON object", str(path), "give a saved model or run")
     return value
 
 

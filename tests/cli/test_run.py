@@ -237,7 +237,8 @@ def test_an_interrupt_ends_with_one_line_and_130(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(composition, "run_ppo", interrupted)
     result = call("run", *tiny, "--out", tmp_path / "run")
-    assert (result.code, result.err.splitlines()[-1]) == (130, "interrupted")
+    said = f"interrupted; go on with: minirlhf run --resume {tmp_path / 'run'}"
+    assert (result.code, result.err.splitlines()[-1]) == (130, said)
 
 
 def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp_path, monkeypatch):

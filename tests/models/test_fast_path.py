@@ -143,5 +143,6 @@ def test_the_logits_of_a_batch_never_exist_at_once(gradients, monkeypatch):
         peak() < 6 * chunk + 2 * weights
     )  # logits, log-probabilities, their gradients: a few chunks, and small things
     policy.zero_grad()
-    monkeypatch.setattr(policy_module, "CHUNK_LOGITS", 1 << 40)
+    for name in ("CHUNK_LOGITS", "CHUNK_READ"):
+        monkeypatch.setattr(policy_module, name, 1 << 40)
     assert peak() > 2 * whole

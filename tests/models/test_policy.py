@@ -57,9 +57,12 @@ def test_chunks_of_any_size_give_the_same_scores_and_gradients(monkeypatch):
         return out.logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
     whole = gradient()
-    monkeypatch.setattr(policy_module, "CHUNK_LOGITS", 5 * 13)  # five tokens at a time
+    for name in ("CHUNK_LOGITS", "CHUNK_READ"):
+        monkeypatch.setattr(policy_module, name, 5 * 13)  # five tokens at a time
     for a, b in zip(whole, gradient(), strict=True):
         assert (a - b).abs().max() < 1e-12
+    with torch.no_grad():
+        assert (small_policy().score(random_rollout()).logprobs - whole[0]).abs().max() < 1e-12
 
 
 def test_padding_has_finite_scores_so_that_no_nan_can_reach_a_gradient():

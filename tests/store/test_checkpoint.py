@@ -179,7 +179,7 @@ def test_a_state_of_another_reference_is_refused_with_both_hashes(saved):
 
 def rewritten(path, change):
     """The checkpoint as somebody would forge it: changed, with a manifest that fits."""
-    out = path.parent / "step_00000009"
+    out = path.parent / "forged" / path.name
     with complete_directory(out) as temporary:
         for file in path.iterdir():
             if file.name != MANIFEST:
@@ -214,6 +214,10 @@ FORGED = {
     "no beta": (state_json(beta="gone"), "state.json"),
     "a beta that is no number": (state_json(beta="zero"), "state.json"),
     "a step that is text": (state_json(step="three"), "state.json"),
+    "a step that is negative": (state_json(step=-3), "'-3' is no count"),
+    "a step of another directory": (state_json(step=4), "it is of step 4"),
+    "a step beyond all measure": (state_json(step=1 << 60), "is no count"),
+    "a beta that is no finite number": (state_json(beta="nan"), "a coefficient is not finite"),
     "moments that are a list": (state_json(score_moments=[1]), "state.json"),
 }
 

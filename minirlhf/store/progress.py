@@ -1,0 +1,131 @@
+"""A stage that is trained step by step (pretraining, SFT, a reward model), kept on disk while it is not finished.
+
+    .going-NAME/step_00000170/   state.safetensors  state.json  MANIFEST.json
+
+beside what the stage will make. A stage that was killed or told to stop goes on from there, to the same bits. The state
+is any dataclass of modules, an AdamW, a schedule, dictionaries of tensors and numbers: each field is taken as it is.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from minirlhf.errors import CheckpointError
+from minirlhf.optimizer import AdamW
+from minirlhf.signals import deferred
+from minirlhf.store import checkpoint
+from minirlhf.store.files import complete_directory, write_json
+from minirlhf.store.model import read_json, read_tensors, restore, save_tensors
+
+SAVES = 10  # of a stage
+
+
+def place_of(directory: Path) -> Path:
+    """Where the progress of what will be `directory` is kept."""
+    return directory.with_name(f".going-{directory.name}")
+
+
+def drive(
+    place: Path,
+    key: str,
+    state: Any,
+    steps: Iterator[tuple[int, dict[str, float]]],
+    total: int,
+    told: Callable[[int, dict[str, float]], None],
+    emit: Callable[[dict[str, Any]], None],
+) -> None:
+    """Go through the steps of a stage from where its progress is; `told` hears of each.
+
+    steps: the stage's generator over `state`, not started. key: what decides the stage's result; progress of another
+    key is not used. A signal is answered after the step that is going on, and a save.
+    """
+    found = load(place, key, state)
+    if found:
+        emit({"event": "resumed", "step": found, "from": str(checkpoint.directory_of(place, found))})
+    every = max(1, total // SAVES)
+    with deferred() as stop:
+        for step, metrics in steps:
+            told(step, metrics)
+            if stop.asked or (step % every == 0 and step < total):
+                save(place, key, state)
+            stop.leave("the same command goes on from here")
+
+
+def done(place: Path) -> None:
+    """The stage is finished and its result on disk: its progress goes."""
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def save(place: Path, key: str, state: Any) -> None:
+    """Write the state as place/step_NNNNNNNN, and then remove what was there before."""
+    tensors, numbers = taken(state)
+    checkpoint.check_finite(tensors, state.step)
+    place.mkdir(parents=True, exist_ok=True)
+    with complete_directory(checkpoint.directory_of(place, state.step)) as temporary:
+        save_tensors(tensors, temporary / "state.safetensors")
+        write_json(temporary / "state.json", {"key": key, **numbers})
+    checkpoint.prune(place, 1)
+
+
+def load(place: Path, key: str, state: Any) -> int:
+    """Put the newest whole progress of this key into `state`; the step it is of, 0 if there is none."""
+    path = checkpoint.newest(place)
+    if path is None:
+        return 0
+    saved = read_json(path / "state.json", CheckpointError)
+    if saved.get("key") != key:
+        return 0
+    put(state, read_tensors(path / "state.safetensors"), saved, path)
+    return int(state.step)
+
+
+def taken(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, numbers) of a stage's state."""
+    tensors, numbers = dict[str, Tensor](), dict[str, Any]()
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, LambdaLR):
+            numbers[field.name] = value.last_epoch
+        elif isinstance(value, float):
+            numbers[field.name] = value.hex()
+        elif isinstance(value, int):
+            numbers[field.name] = value
+        else:
+            # A copy each: safetensors refuses tensors that share their memory.
+            tensors |= {f"{field.name}/{name}": t.detach().cpu().clone() for name, t in _tensors(value).items()}
+    return tensors, numbers
+
+
+def _tensors(value: Any) -> dict[str, Tensor]:
+    if isinstance(value, nn.Module):
+        return value.state_dict()
+    found: dict[str, Tensor] = checkpoint.optimizer_tensors(value) if isinstance(value, AdamW) else value
+    return found
+
+
+def put(state: Any, tensors: dict[str, Tensor], numbers: dict[str, Any], where: Path) -> None:
+    """What `taken` took, back (CheckpointError if it does not fit)."""
+    like = next(p for f in fields(state) if isinstance(m := getattr(state, f.name), nn.Module) for p in m.parameters())
+    for field in fields(state):
+        value = getattr(state, field.name)
+        own = {name[len(field.name) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{field.name}/")}
+        try:
+            if isinstance(value, nn.Module):
+                restore(value, own, where)
+            elif isinstance(value, AdamW):
+                checkpoint.restore_optimizer(value, own, where)
+            elif isinstance(value, LambdaLR):
+                checkpoint.restore_schedule(value, checkpoint.whole(numbers[field.name]))
+            elif isinstance(value, float):
+                setattr(state, field.name, float.fromhex(numbers[field.name]))
+            elif isinstance(value, int):
+                setattr(state, field.name, checkpoint.whole(numbers[field.name]))
+            else:
+                setattr(state, field.name, {name: t.to(like.device) for name, t in own.items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise CheckpointError(f"{field.name} is not as it was ({fault})", str(where), "remove it") from None

@@ -1,0 +1,346 @@
+"""A run that was stopped anywhere and resumed ends in the bits of the run that was not: weights, optimiser, files."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minirlhf.signals import deferred, handled
+from minirlhf.store.checkpoint import all_of, directory_of
+from minirlhf.store.files import MANIFEST, complete_directory
+from tests.cli.calling import call, done, refused
+
+LAST = 12
+NOVELTY = Path(__file__).parents[1] / "plugins" / "novelty.py"
+STOPPER = '''
+import os, signal
+from minirlhf import hookimpl
+
+class Stopper:
+    """Ends the process as a scheduler would, after one iteration."""
+    def start(self, config, run_dir): pass
+    def finish(self, summary): pass
+    def step(self, step, experience, metrics):
+        if step == int(os.environ.get("STOP_AT", 0)):
+            os.kill(os.getpid(), int(os.environ.get("STOP_BY", signal.SIGTERM)))
+
+@hookimpl
+def register_observers():
+    return {"stopper": Stopper}
+'''
+# Everything that a run remembers: a steered KL coefficient and penalty, moments of the scores, a falling rate, a reward
+# with a memory.
+SETTINGS = (
+    f"ppo.iterations={LAST}", "kl.controller=adaptive", "kl.target=0.5", "kl.horizon=20", "ppo.score_normalize=true",
+    "loss.policy=ppo_penalty", "loss.penalty_target=0.01", "ppo.epochs=2", "run.checkpoint_every=0",
+    'run.observers=["stopper"]',
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny, tmp_path_factory):
+    plugin = tmp_path_factory.mktemp("plugins") / "stopper.py"
+    plugin.write_text(STOPPER)
+    sets = [part for setting in SETTINGS for part in ("--set", setting)]
+    return [*tiny, *sets, "--plugin", plugin, "--plugin", NOVELTY, "--reward", "novelty", "--reward", "length"]
+
+
+@pytest.fixture(scope="module")
+def whole(arguments, tmp_path_factory):
+    """The run that nobody stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done("run", *arguments, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(arguments, tmp_path_factory):
+    """A run that was stopped after six iterations."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOP_AT", "6")
+        assert call("run", *arguments, "--out", out).code == 143
+    return out
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    """The same, to go on with."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def left(directory):
+    """All that a run leaves which is no time: name -> hash or content."""
+    found = {}
+    for path in sorted([*directory.glob("model/*"), *directory.glob("checkpoints/*/*")]):
+        if path.suffix == ".safetensors":
+            found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        rows = [json.loads(line) for line in (directory / name).read_text().splitlines()]
+        timed = ("time/", "tokens_per_s", "eps")
+        found[name] = [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
+    (last,) = [p for p in all_of(directory / "checkpoints") if p == directory_of(p.parent, LAST)]
+    state = json.loads((last / "state.json").read_text())
+    found["state"] = {k: v for k, v in state.items() if k not in ("files", "config")}
+    found["evaluation"] = json.loads((directory / "evaluation.json").read_text())
+    del found["evaluation"]["seconds"]
+    return found
+
+
+def differences(one, two):
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+
+
+# ---- to the bit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", range(1, LAST))
+def test_stopped_after_any_iteration_and_resumed(stop, arguments, whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setenv("STOP_AT", str(stop))
+    result = call("run", *arguments, "--out", out)
+    assert (result.code, result.err.splitlines()[-1]) == (143, f"terminated; go on with: minirlhf run --resume {out}")
+    assert [p.name for p in all_of(out / "checkpoints")] == [f"step_{stop:08d}"]
+    assert not (out / "evaluation.json").exists()
+    monkeypatch.delenv("STOP_AT")
+    resumed = done("run", "--resume", out, "--set", "run.keep_checkpoints=1")
+    assert f"resumed     after step {stop}" in resumed.err
+    assert differences(left(whole), left(out)) == []
+
+
+def change(name, edit):
+    def apply(directory):
+        tensors = load_file(directory / name)
+        edit(tensors)
+        save_file(tensors, directory / name)
+
+    return apply
+
+
+def state(edit):
+    def apply(directory):
+        content = json.loads((directory / "state.json").read_text())
+        edit(content)
+        (directory / "state.json").write_text(json.dumps(content))
+
+    return apply
+
+
+def zero(part):
+    def edit(tensors):
+        for name, tensor in tensors.items():
+            if name.endswith(part):
+                tensor.zero_()
+
+    return edit
+
+
+def nudge(tensors):
+    tensor = tensors["model.layers.0.mlp.up_proj.weight"].view(-1)
+    tensor[0] = torch.nextafter(tensor[0], torch.tensor(1e9))
+
+
+MUTANTS = {
+    "a weight, by one bit": change("policy.safetensors", nudge),
+    "Adam's mean": change("optimizer.safetensors", zero(".exp_avg")),
+    "Adam's mean square": change("optimizer.safetensors", zero(".exp_avg_sq")),
+    "Adam's count": change("optimizer.safetensors", zero(".step")),
+    "no optimiser at all": change("optimizer.safetensors", dict.clear),
+    "the KL coefficient": state(lambda s: s.update(beta=(0.1).hex())),
+    "the penalty": state(lambda s: s.update(penalty=(3.0).hex())),
+    "the moments of the scores": state(lambda s: s["score_moments"].update(total=(0.0).hex())),
+    "the learning rate": state(lambda s: s.update(schedule=0)),
+    "what a reward remembers": state(lambda s: s["components"]["reward/novelty"].update(seen={})),
+    "the count of updates": state(lambda s: s.update(updates=0)),
+    "the count of episodes": state(lambda s: s.update(episodes=0)),
+    "the length of the metrics": state(lambda s: s["files"].update({"metrics.jsonl": 0})),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_part_of_the_state_is_needed(name, copy, whole):
+    """One part changed behind the manifest's back, and the comparison above must notice."""
+    (path,) = all_of(copy / "checkpoints")
+    files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != MANIFEST}
+    with complete_directory(path) as temporary:
+        for file, content in files.items():
+            (temporary / file).write_bytes(content)
+        MUTANTS[name](temporary)
+    done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    assert differences(left(whole), left(copy))
+
+
+def test_a_step_that_the_checkpoint_is_not_of_is_refused(copy):
+    (path,) = all_of(copy / "checkpoints")
+    path.rename(directory_of(path.parent, 7))
+    refused(4, "run", "--resume", copy, said=("it is of step 6",))
+
+
+def test_the_kl_coefficient_is_the_one_derived_by_hand_on_both_sides_of_a_stop(whole, copy):
+    """beta <- beta (1 + clip(KL / 0.5 - 1, +-0.2) 8 / 20), from the KL that is logged (RLlib lost it on resume)."""
+    done("run", "--resume", copy)
+    for run in (whole, copy):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, LAST + 1))
+        beta = rows[0]["kl/coef"]
+        for row in rows:
+            assert row["kl/coef"] == pytest.approx(beta, rel=1e-12)
+            beta *= 1 + min(max(row["objective/kl"] / 0.5 - 1, -0.2), 0.2) * 8 / 20
+
+
+# ---- again, longer, otherwise -----------------------------------------------------------------------------
+
+
+def test_twice_is_once_and_what_is_finished_says_so(copy, whole):
+    done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    before = left(copy)
+    again = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    assert "this run is finished" in again.err
+    assert "score gain" in again.out
+    assert left(copy) == before
+    assert differences(before, left(whole)) == []
+
+
+def test_a_finished_run_goes_on_with_more_iterations(copy):
+    done("run", "--resume", copy)
+    result = done("run", "--resume", copy, "--set", "ppo.iterations=14")
+    assert "ppo.iterations was 12, is 14" in result.err
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 15))
+    assert tomllib.loads((copy / "config.toml").read_text())["ppo"]["iterations"] == 14
+    assert len([line for line in (copy / "samples.jsonl").read_text().splitlines() if "evaluation" in line]) == 4
+
+
+def test_other_values_are_refused_naming_both_and_all(copy):
+    refused(
+        2, "run", "--resume", copy, "--set", "ppo.lr=0.5", "--set", "kl.coef=0.7", "--set", "run.log_every=2",
+        said=("ppo.lr was 0.0003, is 0.5", "kl.coef was 0.09, is 0.7", str(copy)), lines=2,
+    )  # fmt: skip
+    refused(2, "run", "--resume", copy, "--set", "ppo.iterations=3", said=("and 6 are done",))
+    refused(2, "run", "notes", "--resume", copy, said=("--resume", "notes"))
+    refused(2, "run", "--out", "x", "--resume", copy, said=("--resume", "--out"))
+
+
+def test_another_reference_or_tokenizer_is_refused_with_both_hashes(copy):
+    (path,) = all_of(copy / "checkpoints")
+    for key, said in (("reference_sha256", "the reference is"), ("tokenizer", "the tokenizer is")):
+        content = (path / "state.json").read_bytes()
+        forge(path, {key: "0" * 64})
+        line = refused(4, "run", "--resume", copy, said=(said, "000000000000"))
+        assert json.loads(content)[key][:12] in line
+        forge(path, json.loads(content))
+
+
+def forge(path, values):
+    files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != MANIFEST}
+    files["state.json"] = json.dumps(json.loads(files["state.json"]) | values).encode()
+    with complete_directory(path) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+
+
+def test_another_number_of_threads_is_said(copy):
+    result = done("run", "--resume", copy, "--set", "run.threads=2", "--set", "evaluation.prompts=2")
+    assert "threads was 1, is 2: the numbers may differ in their last bits" in result.err
+    torch.set_num_threads(1)
+
+
+# ---- what is there, and what is not -----------------------------------------------------------------------
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(copy, whole):
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").mkdir()
+    (copy / "checkpoints" / ".tmp-step_00000006-1").mkdir()
+    result = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    assert "resumed     from the beginning" in result.err
+    assert differences(left(whole), left(copy)) == []
+    assert not list(copy.rglob(".tmp-*"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_without_another_refused(copy, whole):
+    newer = Path(shutil.copytree(copy / "checkpoints" / "step_00000006", copy / "checkpoints" / "step_00000009"))
+    with (newer / "policy.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    broken = Path(shutil.copytree(copy, copy.with_name("broken")))
+    result = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    assert result.err.count("passed over: content differs from the manifest") == 1
+    assert differences(left(whole), left(copy)) == []
+    shutil.rmtree(broken / "checkpoints" / "step_00000006")
+    refused(4, "run", "--resume", broken, said=("no checkpoint is whole", str(broken)))
+
+
+@pytest.mark.parametrize("what", ["torn", "deleted", "shorter"])
+def test_files_that_somebody_changed_are_mended_or_explained(what, copy, whole):
+    metrics = copy / "metrics.jsonl"
+    content = metrics.read_bytes()
+    if what == "torn":
+        metrics.write_bytes(content + b'{"step": 7, "objec')
+    elif what == "deleted":
+        metrics.unlink()
+    else:
+        metrics.write_bytes(content[:-20])
+    result = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    if what == "torn":
+        assert differences(left(whole), left(copy)) == []
+    else:
+        kept = [] if what == "deleted" else [1, 2, 3, 4, 5]
+        assert rows == [*kept, *range(7, LAST + 1)]
+        assert str(metrics) in result.err
+
+
+def test_a_directory_without_a_run_and_one_with_a_run(copy, tiny, tmp_path):
+    refused(2, "run", "--resume", tmp_path / "nowhere", said=("there is no run to resume",))
+    refused(2, "run", *tiny, "--out", copy, said=("--resume",))
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".lock").touch()
+    done("run", *tiny, "--out", tmp_path / "killed")
+
+
+def test_a_metrics_file_that_is_a_directory_is_one_line(copy):
+    (copy / "metrics.jsonl").unlink()
+    (copy / "metrics.jsonl").mkdir()
+    refused(6, "run", "--resume", copy, said=("Is a directory",))
+
+
+# ---- signals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_a_signal_is_answered_after_the_iteration_and_handlers_are_put_back(
+    number, code, arguments, tmp_path, monkeypatch
+):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setenv("STOP_AT", "2")
+    monkeypatch.setenv("STOP_BY", str(int(number)))
+    assert call("run", *arguments, "--out", tmp_path / "run").code == code
+    assert [p.name for p in all_of(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_the_second_signal_acts_at_once_and_an_ignored_one_stays_ignored():
+    with deferred() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stop.leave("later")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with deferred() as stop, handled(lambda *_: None, (signal.SIGHUP,)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.asked is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
