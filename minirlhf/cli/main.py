@@ -37,8 +37,18 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errn
 DISK |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
+class ReaderGone(Exception):
+    """The reader of the output went away, as `| head -1` does (click would end with 1, as for a bug)."""
+
+
 class Commands(click.Group):
     """Commands by name, imported on use, with the nearest name for one that does not exist."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        try:
+            super().invoke(ctx)
+        except BrokenPipeError as fault:
+            raise ReaderGone from fault
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -97,7 +107,7 @@ def report(fault: BaseException) -> int:
         todo = fault.__cause__ if isinstance(fault, click.Abort) else fault  # click wraps Ctrl-C
         say(f"{said}; {todo}" if todo is not None and str(todo) else said)
         return 143 if terminated else 130
-    if isinstance(fault, BrokenPipeError):  # the reader of the output went away, as `| head -1` does
+    if isinstance(fault, (ReaderGone, BrokenPipeError)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(fault, OSError) and fault.errno in DISK:

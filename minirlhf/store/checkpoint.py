@@ -9,7 +9,6 @@ finite is never written. Nothing in these files is trusted when they are read: s
 
 import math
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.errors import CheckpointError, DivergedError
 from minirlhf.optimizer import MOMENTS
 from minirlhf.ppo import PPOState
-from minirlhf.store.files import complete_directory, verify, write_json
+from minirlhf.store.files import complete_directory, discard, verify, write_json
 from minirlhf.store.model import read_json, read_tensors, restore, save_tensors
 from minirlhf.tensors import Moments
 
@@ -135,7 +134,7 @@ def newest(root: Path, damaged: Callable[[CheckpointError], None] = lambda _: No
 def prune(root: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints; called after a new one is committed."""
     for path in all_of(root)[:-keep]:
-        shutil.rmtree(path)
+        discard(path)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -70,12 +70,19 @@ def complete_directory(path: Path) -> Iterator[Path]:
             _sync(file)
         write_json(temporary / MANIFEST, {"format": 1, "files": entries})
         _sync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
+        discard(path)
         temporary.rename(path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a directory, if it is there: first its name, so that nobody finds half of it under it."""
+    away = path.with_name(f"{LEFT}{path.name}-{os.getpid()}-old")
+    if path.exists():
+        path.rename(away)
+        shutil.rmtree(away)
 
 
 def remove_left(root: Path, name: str = "*") -> None:

@@ -1,0 +1,106 @@
+"""A reward that fails while a run goes on: the run ends with its checkpoint whole, or the iteration is left out."""
+
+import json
+from time import monotonic
+
+import pytest
+
+from minirlhf.store.checkpoint import all_of
+from minirlhf.store.files import verify
+from tests.cli.calling import call, done
+from tests.crash.child import FORKS, stuck
+
+FAILING = """
+import asyncio, os, time
+
+def failing(completions, trainer_state):
+    if str(trainer_state.global_step + 1) in os.environ.get("FAIL_AT", "").split(","):
+        fail()
+    return [float(len(text)) for text in completions]
+
+async def patient(completions, trainer_state):
+    if trainer_state.global_step == 1:
+        await asyncio.sleep(1000)
+    return [float(len(text)) for text in completions]
+
+def fail():
+    %s
+"""
+
+
+@pytest.fixture
+def arguments(tiny, tmp_path):
+    sets = ("ppo.iterations=6", "run.checkpoint_every=1")
+    return [*tiny, *(part for s in sets for part in ("--set", s)), "--out", tmp_path / "run"]
+
+
+def reward(tmp_path, how, function="failing"):
+    (tmp_path / "rewards.py").write_text(FAILING % how)
+    return ("--reward", f"{tmp_path}/rewards.py:{function}")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_by_default_it_ends_the_run_and_what_was_saved_goes_on_once_it_is_mended(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "4")
+    result = call("run", *arguments, *reward(tmp_path, "raise ValueError('no answer')"))
+    assert (result.code, len(result.errors)) == (5, 1)
+    for part in ("step 4", "ValueError", "no answer", "rewards.py"):
+        assert part in result.errors[0]
+    assert [p.name for p in all_of(tmp_path / "run" / "checkpoints")] == ["step_00000002", "step_00000003"]
+    monkeypatch.delenv("FAIL_AT")
+    assert "after step 3" in done("run", "--resume", tmp_path / "run").err
+
+
+@pytest.mark.parametrize("how", ["raise RuntimeError('down')", "raise SystemExit(3)", "return fail()"])
+def test_an_iteration_may_be_left_out(how, arguments, tmp_path, monkeypatch):
+    """Nothing is learned in it: weights and optimiser are those of the checkpoint before."""
+    monkeypatch.setenv("FAIL_AT", "3,4")
+    skip = ("--set", "run.on_reward_error=skip", "--set", "run.keep_checkpoints=9")
+    result = done("run", *arguments, *skip, *reward(tmp_path, how))
+    assert "warning: iteration 3 teaches nothing: reward" in result.err
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["count/reward_errors"] for row in metrics] == [0, 0, 1, 1, 0, 0]
+    assert [row["count/updates"] for row in metrics] == [1, 1, 0, 0, 1, 1]
+    two, three, four, five = (
+        (tmp_path / "run" / "checkpoints" / f"step_0000000{n}" / "policy.safetensors").read_bytes()
+        for n in (2, 3, 4, 5)
+    )
+    assert two == three == four != five
+
+
+def test_more_than_three_in_a_row_end_the_run(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "2,3,4,5")
+    skip = ("--set", "run.on_reward_error=skip")
+    result = call("run", *arguments, *skip, *reward(tmp_path, "raise ValueError('no answer')"))
+    assert (result.code, len(result.errors)) == (5, 1)
+    assert "step 5" in result.errors[0]
+    assert result.err.count("teaches nothing") == 3
+
+
+@pytest.mark.parametrize("function", ["failing", "patient"])
+def test_one_that_never_returns_is_ended_and_named(function, arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL_AT", "2")
+    limit = ("--set", "run.reward_timeout_s=0.2")
+    began = monotonic()
+    result = call("run", *arguments, *limit, *reward(tmp_path, "time.sleep(1000)", function))
+    assert monotonic() - began < 30
+    assert (result.code, len(result.errors)) == (5, 1), result.err
+    assert "longer than run.reward_timeout_s = 0.2 s" in result.errors[0]
+    assert function in result.errors[0]
+    (path,) = all_of(tmp_path / "run" / "checkpoints")
+    verify(path)
+
+
+def test_one_that_is_stuck_in_c_ends_the_process_and_leaves_the_checkpoint(arguments, tmp_path):
+    limit = ("--set", "run.reward_timeout_s=0.2")
+    command = ["run", *arguments, *limit, *reward(tmp_path, "sum(range(10**13))")]
+    process = FORKS.Process(target=stuck, args=([str(a) for a in command], {"FAIL_AT": "2"}))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1
+    (path,) = all_of(tmp_path / "run" / "checkpoints")
+    verify(path)
+    done("run", "--resume", tmp_path / "run")

@@ -1,0 +1,92 @@
+"""Pretraining, SFT and reward models stop anywhere and go on to the same bits, with the command that was stopped."""
+
+import os
+import signal
+
+import pytest
+
+from minirlhf import pretrain, reward_model, sft
+from minirlhf.config import SFTConfig
+from minirlhf.store import progress
+from tests.cli.calling import call, done
+from tests.cli.test_reward_model import rows
+from tests.cli.test_sft import demonstrations
+from tests.helpers import small_trunk
+
+# stage -> (module, what it calls once a step, a step early and one late)
+STAGES = {
+    "pretrain": (pretrain, "token_losses", (1, 2, 13, 20)),
+    "sft": (sft, "token_losses", (1, 5, 12)),
+    "reward model": (reward_model, "bradley_terry", (1, 6, 11)),
+}
+
+
+def stopping(module, name, at, monkeypatch):
+    """SIGTERM within the at-th step, once."""
+    calls, sound = [], getattr(module, name)
+
+    def call_and_stop(*arguments):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sound(*arguments)
+
+    monkeypatch.setattr(module, name, call_and_stop)
+
+
+@pytest.fixture(scope="module")
+def command(tiny, tmp_path_factory):
+    """A run through all stages, but for where its bases and itself are."""
+    folder = tmp_path_factory.mktemp("files")
+    shown, pairs = demonstrations(folder / "shown.jsonl"), rows(folder / "pairs.jsonl")
+    sets = ("sft.epochs=4", "sft.batch_size=10", "reward_model.batch_size=8", "reward_model.epochs=2")
+    more = ("reward_model.samples=4", "reward_model.ensemble=2", f"corpus.demonstrations={shown}")
+    sets = (*sets, *more, f"corpus.preferences={pairs}")
+    return ["run", *tiny, *(part for s in sets for part in ("--set", s)), "--reward", "trained"]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    bases = tmp_path_factory.mktemp("whole")
+    done(*command, "--set", f"run.bases={bases}", "--out", bases / "run")
+    return bases
+
+
+def made(bases):
+    """What the stages left: name -> bytes of every weight."""
+    return {str(p.relative_to(bases)): p.read_bytes() for p in sorted(bases.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize(("stage", "at"), [(stage, at) for stage, (_, _, steps) in STAGES.items() for at in steps])
+def test_a_stage_that_was_stopped_goes_on_to_the_same_bits(stage, at, command, whole, tmp_path, monkeypatch):
+    module, name, _ = STAGES[stage]
+    arguments = (*command, "--set", f"run.bases={tmp_path}")
+    with monkeypatch.context() as patch:
+        stopping(module, name, at, patch)
+        result = call(*arguments, "--out", tmp_path / "run")
+    assert (result.code, result.err.splitlines()[-1].partition(";")[0]) == (143, "terminated")
+    (going,) = tmp_path.glob(".going-*")
+    assert list(going.rglob("state.json"))
+    resumed = done("run", "--resume", tmp_path / "run")
+    assert "resumed     after step" in resumed.err
+    assert not list(tmp_path.glob(".going-*"))
+    assert made(tmp_path) == made(whole)
+
+
+def test_progress_of_other_settings_is_not_used(tmp_path):
+    """A stage's state comes back under its own key; under another it begins."""
+
+    def fresh():
+        return sft.SFTState.start(small_trunk(), SFTConfig())
+
+    state, place = fresh(), progress.place_of(tmp_path / "sft-abc")
+    assert place == tmp_path / ".going-sft-abc"
+    assert progress.load(place, "key", state) == 0
+    state.step, state.tokens = 3, 17
+    state.model.norm.weight.data.fill_(2.0)
+    progress.save(place, "key", state)
+    other, same = fresh(), fresh()
+    assert progress.load(place, "another key", other) == 0
+    assert (other.step, other.model.norm.weight[0]) == (0, 1)
+    assert progress.load(place, "key", same) == 3
+    assert (same.step, same.tokens, same.model.norm.weight[0]) == (3, 17, 2)
