@@ -81,6 +81,17 @@ def deferred() -> Iterator[Stop]:
 
 
 @contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A signal acts at the end: for calls of libraries in which the exception of a signal would become another one."""
+    if isinstance(signal.getsignal(signal.SIGINT), Stop):  # it waits longer anyway
+        yield
+        return
+    with deferred() as stop:
+        yield
+    stop.leave()
+
+
+@contextmanager
 def handled(handler: Handler, numbers: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[None]:
     """Signals go to `handler`, and afterwards to whom they went before."""
     if threading.current_thread() is not threading.main_thread():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minirlhf.signals import deferred, handled
+from minirlhf.signals import deferred, handled, uninterrupted
 from minirlhf.store.checkpoint import all_of, directory_of
 from minirlhf.store.files import MANIFEST, complete_directory
 from tests.cli.calling import call, done, refused
@@ -344,3 +344,15 @@ def test_the_second_signal_acts_at_once_and_an_ignored_one_stays_ignored():
             assert stop.asked is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_within_a_call_of_a_library_acts_when_it_is_over():
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the call")
+    with deferred() as stop:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append("the step")
+    assert (done, stop.asked) == (["the call", "the step"], signal.SIGINT)

@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 from time import monotonic, sleep
@@ -131,6 +131,7 @@ def signalled(number, arguments, random: Random, longest: float) -> tuple[Result
     with started(*arguments) as (process, pipe):
         sleep(random.uniform(0, longest))
         sent = monotonic()
-        os.kill(process.pid, number)
+        with suppress(ProcessLookupError):  # it may have ended already
+            os.kill(process.pid, number)
         found = ended(process, pipe)
         return (found and found[0]), monotonic() - sent

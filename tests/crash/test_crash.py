@@ -157,6 +157,7 @@ def test_every_call_of_a_save_may_fail(share, what, calls, arguments, whole, tmp
         assert weights(run) == whole
 
     both_cores(case, [1, calls // 2, calls] if share == "few" else range(1, calls + 1))
+    print(f"{what}: {calls} calls of a save")
 
 
 @shares(4, 20)
