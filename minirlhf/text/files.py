@@ -194,11 +194,18 @@ def _number(text: str) -> float:
     return value
 
 
+def _integer(text: str) -> int:
+    _number(text)  # one that no float holds would fail wherever it is used as a number
+    return int(text)
+
+
 def _constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_number, parse_int=_integer, parse_constant=_constant
+)
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -46,8 +46,8 @@ def json_of(value: Any, random: Random) -> Any:
             del holder[key]
         elif what == "rename" and isinstance(holder, dict):
             holder[random.choice(["", "x", f"{key}s", str(key).upper()])] = holder.pop(key)
-        elif what == "swap":
-            there, other = random.choice(list(places(value)))
+        elif what == "swap" and (all_of := list(places(value))):
+            there, other = random.choice(all_of)
             holder[key] = copy.deepcopy(there[other])
         else:
             holder[key] = copy.deepcopy(random.choice(STRANGE))

@@ -96,6 +96,7 @@ def test_json_text_keeps_its_spaces_and_loses_its_carriage_returns(tmp_path: Pat
         ('{"text": "a"}\n{"text": " \\n"}', 2, "'text' is empty"),
         ('{"text": "a", "x": NaN}', 1, "NaN is not JSON"),
         ('{"text": "a", "x": 1e999}', 1, "1e999 is not finite"),
+        ('{"text": "a", "x": 1' + "0" * 400 + "}", 1, "is not finite"),
         ('{"text": "a", "x": ' + "9" * 5000 + "}", 1, "invalid JSON"),
         ('{"text": "a", "text": "b"}', 1, "'text' is given twice"),
         ('{"text": "\\ud83d"}', 1, "half of a surrogate pair"),
