@@ -96,7 +96,7 @@ def load_scorer(directory: Path) -> Scorer:
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Load tensors into a module if they are exactly its own: names, shapes, finite (CheckpointError)."""
+    """Load tensors into a module if they are exactly its own: names, shapes, dtypes, finite (CheckpointError)."""
     own = module.state_dict()
     todo = "give a complete model of this configuration"
     if own.keys() != tensors.keys():
@@ -105,6 +105,8 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
         if tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
             raise CheckpointError(f"{name} has shape {shapes}", str(where), todo)
+        if tensor.dtype != own[name].dtype:
+            raise CheckpointError(f"{name} is {tensor.dtype}, expected {own[name].dtype}", str(where), todo)
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name} is not finite", str(where), todo)
     module.load_state_dict(tensors)

@@ -20,6 +20,7 @@ def rows(name):
     return [json.loads(line) for line in (FOLDER / name).read_text("ascii").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_generator_reproduces_the_committed_files_byte_for_byte(tmp_path):
     subprocess.run([sys.executable, FOLDER / "compare.py", "--out", tmp_path], check=True)
     for name in FILES:

@@ -101,7 +101,7 @@ def whitespace(name, before, changed):
         return False
 
 
-@shares(200, 3_000)
+@shares(80, 3_000)
 def test_a_forged_checkpoint_is_refused_or_fits(saved, count):
     """With a manifest that fits, as whoever can write the files can make it: no exception but ours."""
     random = Random(1)
@@ -191,7 +191,7 @@ def as_toml(table, random):
     return bytes_of(content, random) if random.random() < 0.3 else content
 
 
-@shares(250, 5_000)
+@shares(150, 5_000)
 def test_a_random_configuration_is_refused_in_full_or_means_what_it_says(tmp_path, count):
     random, file, accepted = Random(3), tmp_path / "c.toml", 0
     for _ in range(count):

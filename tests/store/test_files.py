@@ -155,6 +155,17 @@ DAMAGE = {
     "an infinite size": (manifest('{"files": {"a": {"sha256": "", "size": 1e999}}}'), "no readable manifest"),
     "a deep manifest": (manifest("[" * 100_000), "no readable manifest"),
     "bytes as a manifest": (lambda p: (p / MANIFEST).write_bytes(b"\xff"), "no readable manifest"),
+    "a directory that is a link": (
+        lambda p: (p / "b").unlink() or (p / "b").symlink_to(p.parent, target_is_directory=True),
+        "['b']",
+    ),
+    "an absolute path": (manifest({"files": {"/etc/passwd": {"sha256": "", "size": 1}}}), "differ from the manifest"),
+    "a name with a NUL": (manifest({"files": {"a\0b": {"sha256": "", "size": 1}}}), "differ from the manifest"),
+    "a name of two lines": (
+        manifest({"files": {"a\nerror: b": {"sha256": "", "size": 1}}}),
+        "differ from the manifest",
+    ),
+    "a manifest beyond all measure": (manifest(" " * (1 << 25)), "no readable manifest"),
     "a path out of it": (manifest({"files": {"../a": {"sha256": "", "size": 1}}}), "differ from the manifest"),
 }
 
@@ -168,6 +179,7 @@ def test_every_damage_is_found(tmp_path, damage):
     with pytest.raises(CheckpointError) as error:
         verify(path)
     assert said in str(error.value)
+    assert "\n" not in str(error.value)
     assert error.value.exit_code == 4
 
 

@@ -1,6 +1,7 @@
 """Models on disk: Hugging Face's names, back to the bit, and nothing else is let in."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -77,7 +78,37 @@ def tensors(**changes):
     return lambda d: change(d, "model.safetensors", **changes)
 
 
+def header(edit, data=b""):
+    """A model file whose header is what `edit` makes of it, as text; `data` goes behind."""
+
+    def apply(directory):
+        file = directory / "model.safetensors"
+        content = file.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        text = edit(content[8 : 8 + size].decode()).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :] + data)
+
+    return apply
+
+
+def many(text):
+    empty = ",".join(f'"x{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(5_000))
+    return text.rstrip()[:-1] + "," + empty + "}"
+
+
 FAULTS = {
+    "another dtype": (tensors(model__norm__weight=torch.ones(16).double()), "norm.weight is torch.float64, expected"),
+    "whole numbers": (tensors(model__norm__weight=torch.ones(16).int()), "norm.weight is torch.int32, expected"),
+    "five thousand tensors more": (header(many), "model.safetensors"),
+    "two tensors at one place": (
+        header(lambda text: re.sub(r'"data_offsets":\[\d+,\d+\]', '"data_offsets":[0,64]', text)),
+        "not a readable safetensors file",
+    ),
+    "a tensor that ends before it begins": (
+        header(lambda text: re.sub(r'"data_offsets":\[(\d+),(\d+)\]', r'"data_offsets":[\2,\1]', text)),
+        "not a readable safetensors file",
+    ),
+    "bytes behind the last tensor": (header(lambda text: text, b"\0" * 8), "not a readable safetensors file"),
     "a tensor too few": (tensors(model__norm__weight=None), "norm.weight"),
     "a tensor too many": (tensors(model__extra=torch.ones(1)), "extra"),
     "another shape": (tensors(model__norm__weight=torch.ones(15)), "norm.weight has shape (15,), expected (16,)"),
