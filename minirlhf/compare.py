@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from minirlhf.errors import ConfigError, InputError, UsageError, UserError
 from minirlhf.evaluate import bootstrap_interval
 from minirlhf.registry import Registry
 from minirlhf.run import run
+from minirlhf.signals import Terminated
 from minirlhf.store.files import write_json
 from minirlhf.store.lock import locked
 from minirlhf.store.model import read_json
@@ -222,6 +224,9 @@ def compare(cells: Sequence[Cell], directory: Path, emit: Emit, runner: Runner =
                 first, outcome.failed[cell.seed] = first or fault, str(fault)
                 emit({"event": "cell_failed", **about, "message": str(fault)})
                 continue
+            except (KeyboardInterrupt, Terminated) as told:
+                how = f"the same command with --out {shlex.quote(str(directory))} goes on"
+                raise type(told)(how) from told
             outcome.measures[cell.seed] = measures
             wall = {} if kept else {"seconds": perf_counter() - started}
             emit({"event": "cell_finished", **about, "kept": kept, **wall, "measures": measures})

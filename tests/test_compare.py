@@ -268,8 +268,8 @@ def test_what_is_done_is_kept_and_counts(tmp_path):
 
 
 def test_a_cell_that_was_stopped_is_removed_and_run_again(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        events_of(Stub({(0.25, 1): KeyboardInterrupt()}), tmp_path)
+    with pytest.raises(KeyboardInterrupt, match=f"the same command with --out {tmp_path} goes on"):
+        events_of(Stub({(0.25, 1): KeyboardInterrupt("go on with: something else")}), tmp_path)
     left = tmp_path / LOW / "s1"
     assert not (left / "evaluation.json").exists()
     (left / "metrics.jsonl").write_text("{}\n")
