@@ -280,9 +280,11 @@ class Transformer(nn.Module):
     def packed(self, ids: Tensor, packing: Packing) -> Tensor:
         """ids (N,), the tokens of several texts end to end -> hidden (N,W); no text sees another."""
 
+        def rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None)
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (packing.grid(x).transpose(1, 2) for x in (q, k, v))
-            return packing.flat(attention(q, k, v, None)).flatten(1)
+            return packing.by_rows(rows, q, k, v).flatten(1)
 
         return self._blocks(ids, packing.positions, attend)
 
