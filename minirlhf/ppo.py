@@ -83,14 +83,13 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             reference = state.reference.score(rollout)  # reference <- forward pass of the frozen model
             kl = rollout_kl(parts.kl, active, reference, rollout, config)  # kl <- KL(active, reference)
         shaped = shape_scores(scored, rollout, active.next_value, state.score_moments, ppo, config.truncation)
+        shaped, greedy = greedy_scores(state, parts, config, prompts, shaped)
         mask = shaped.rollout.mask
         penalty = kl * (beta if config.kl.place in ("reward", "both") else 0.0)
         rewards = place_rewards(shaped.scores, scored.token_rewards, penalty, mask)  # rewards <- scores, KL
         known = {"rewards": rewards, "values": active.values, "mask": mask, "scores": shaped.scores, "kl": kl,
                  "logprobs": active.logprobs, "ref_logprobs": reference.logprobs, "group": rollout.group,
-                 "terminated": rollout.terminated, "bootstrap_values": shaped.bootstrap}  # fmt: skip
-        if parts.advantage.names("greedy_scores"):
-            known["greedy_scores"] = greedy_scores(state, parts, config, prompts, shaped.running)
+                 "terminated": rollout.terminated, "bootstrap_values": shaped.bootstrap, **greedy}  # fmt: skip
         plain = advantages_of(parts, known, scored, penalty, active, shaped.rollout, ppo)  # advantages <- f(V, r)
         returns = plain + active.values  # returns <- advantages + values, before whitening
         advantages, scale, flat = whiten(plain, mask, parts.whitening)
@@ -156,9 +155,14 @@ def sample(state: PPOState, parts: Parts, config: Config, prompts: PromptBatch) 
     )  # fmt: skip
 
 
-def greedy_scores(state: PPOState, parts: Parts, config: Config, prompts: PromptBatch, running: Moments) -> Tensor:
+def greedy_scores(
+    state: PPOState, parts: Parts, config: Config, prompts: PromptBatch, shaped: ShapedScores
+) -> tuple[ShapedScores, dict[str, Tensor]]:
     """Shaped return (B,) of the most likely response to each prompt: its score after the same rules, minus beta KL
-    where the KL is in the reward. Decoded and scored only if a function asks for it."""
+    where the KL is in the reward. Rows whose most likely response has no score leave the rollout: there is nothing to
+    compare them with. Decoded and scored only if a function asks for it: else nothing, and all rows stay."""
+    if not parts.advantage.names("greedy_scores"):
+        return shaped, {}
     greedy = generate(
         state.policy, prompts, parts.tokenizer, max_new_tokens=config.sampler.max_new_tokens,
         generator=generator(config.run.seed, "greedy", state.step),
@@ -168,8 +172,10 @@ def greedy_scores(state: PPOState, parts: Parts, config: Config, prompts: Prompt
         active, reference = state.policy.score(greedy), state.reference.score(greedy)
         kl = rollout_kl(parts.kl, active, reference, greedy, config)
     scored = parts.reward_models(greedy, state.step)
-    scores = shape_scores(scored, greedy, active.next_value, running, config.ppo, config.truncation, learn=False).scores
-    return scores if config.kl.place == "loss" else scores - state.controller.beta * kl.sum(dim=1)
+    rules = (shaped.running, config.ppo, config.truncation)
+    scores = shape_scores(scored, greedy, active.next_value, *rules, learn=False).scores
+    scores = scores if config.kl.place == "loss" else scores - state.controller.beta * kl.sum(dim=1)
+    return replace(shaped, rollout=shaped.rollout.keeping(scored.valid)), {"greedy_scores": scores}
 
 
 def advantages_of(
@@ -303,8 +309,8 @@ def finish_iteration(
 ) -> None:
     """Move the counters, the coefficients and the learning rate on; log where they stand."""
     responses, tokens = len(experience), int(experience.rollout.response_mask.sum())
-    state.controller.update(metrics["objective/kl"], responses)
-    if last_epoch:
+    if last_epoch:  # where nothing was learned from nothing was measured: coefficients stay
+        state.controller.update(metrics["objective/kl"], responses)
         state.penalty.update(sum(u["policy/approxkl_avg"] for u in last_epoch) / len(last_epoch))
     state.schedule.step()
     state.step += 1

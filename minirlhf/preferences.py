@@ -9,6 +9,7 @@ Of an ensemble the first two lines are in OUT/0, OUT/1, ...
 """
 
 import copy
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,8 +36,10 @@ from minirlhf.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.reward_model import Pair, RewardModelState, accuracy, encode, margins, normalise, report, steps_of, train
+from minirlhf.signals import Terminated
 from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, write_json, write_text
+from minirlhf.store.lock import locked
 from minirlhf.store.model import save_scorer
 from minirlhf.streams import generator
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons
@@ -56,8 +59,14 @@ def train_reward_model(config: Config, out: Path | None, device: torch.device, e
     pairs = read_pairs(config)
     read_shown(config)
     start = prepare_start(config, prepare_base(config, device, emit), device, emit)
-    build(config, directory, start, pairs, device, emit)
-    progress.done(progress.place_of(directory))
+    going = progress.place_of(directory)
+    try:
+        with locked(going / ".lock"):
+            build(config, directory, start, pairs, device, emit)
+            progress.done(going)
+    except (KeyboardInterrupt, Terminated) as told:
+        how = f"the same command with --out {shlex.quote(str(directory))} goes on"
+        raise type(told)(how) from told
     return directory
 
 

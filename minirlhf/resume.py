@@ -6,49 +6,58 @@
 What decides the numbers must be what it was; how long, how often, where and what is evaluated may change (MAY_CHANGE).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from minirlhf.base import Emit
-from minirlhf.components import Built
-from minirlhf.config import Config
+from minirlhf.config import Config, load_config
 from minirlhf.errors import CheckpointError, ConfigError, UsageError
 from minirlhf.ppo import PPOState
 from minirlhf.store import checkpoint
-from minirlhf.store.files import remove_left
-from minirlhf.store.metrics import cut
+from minirlhf.store.files import MANIFEST, discard, remove_left
+from minirlhf.store.metrics import cut, read_rows
 from minirlhf.store.model import read_json
-from minirlhf.text.tokenizer import Tokenizer
 
 MAY_CHANGE = {
     *("ppo.iterations", "plugins", "run.device", "run.threads", "run.bases", "run.observers", "run.log_every"),
     *("run.samples", "run.checkpoint_every", "run.keep_checkpoints", "run.on_reward_error", "run.reward_timeout_s"),
 }
+DATA = {"tokenizer": "tokenizer", "prompts": "prompts", "reward_models": "reward models"}  # hashes among the facts
+RESULTS = ("evaluation.json", "model")  # what a finished run has, and one that goes on no longer has
 FILES = ("metrics.jsonl", "samples.jsonl")  # of the run directory: cut to what they were at the checkpoint
 SAME = ("torch", "minirlhf", "device", "threads")  # facts that the last bits of the numbers depend on
+
+
+class Stateful(Protocol):
+    """A component with a state_dict and a load_state_dict, told by name (as `components.Built`)."""
+
+    def tell(self, method: str, *arguments: Any) -> Any: ...
 
 
 def check_run(directory: Path) -> None:
     """It is the directory of a run (UsageError)."""
     if not (directory / "config.toml").is_file():
-        raise UsageError(
-            "there is no run to resume", str(directory), "give the directory of one; without a config.toml it has none"
-        )
+        raise UsageError("there is no run to resume", str(directory), "give a directory that `minirlhf run` has made")
+    if (directory / MANIFEST).exists():
+        raise UsageError("this is no run but a saved model", str(directory), "give the directory of a run")
 
 
 def newest_checkpoint(directory: Path, config: Config, emit: Emit) -> Path | None:
     """The newest whole checkpoint; None where the run was killed before its first one and begins again.
 
-    Raises CheckpointError if there are some and none is whole, ConfigError for values that differ from the run's.
+    Raises CheckpointError if there are some and none is whole, or if the run is finished and they were removed;
+    ConfigError for values that differ from the run's. Changes nothing.
     """
     root = directory / "checkpoints"
-    remove_left(directory)
-    remove_left(root)
     path = checkpoint.newest(root, lambda fault: emit({"event": "warning", "message": f"passed over: {fault}"}))
     if path is None:
         if checkpoint.all_of(root):
             raise CheckpointError("no checkpoint is whole", str(root), "start the run again with another --out")
+        if any((directory / name).exists() for name in RESULTS):
+            raise CheckpointError("the run is finished, and its checkpoints are gone", str(root), "start a new run")
+        before = load_config(str(directory / "config.toml"))[0].model_dump(mode="json")
+        check_config(directory, before, config)
         return None
     saved = read_json(path / "state.json", CheckpointError)
     step = saved.get("step")
@@ -65,7 +74,7 @@ def check_config(directory: Path, before: Any, config: Config) -> None:
     was, wanted = (dict(leaves(x)) for x in (before, config.model_dump(mode="json")))
     changed = [key for key in sorted(was.keys() | wanted.keys()) if was.get(key) != wanted.get(key)]
     faults = [
-        f"{key} was {was.get(key)!r}, is {wanted.get(key)!r}: {directory}; a run goes on with what it began with"
+        f"{key} was {was.get(key)!r}, is {wanted.get(key)!r}: {directory}; leave it as it was, or begin another run"
         for key in changed
         if key not in MAY_CHANGE and not key.startswith("evaluation.")
     ]
@@ -86,43 +95,69 @@ def go_on(
     path: Path | None,
     directory: Path,
     state: PPOState,
-    stateful: dict[str, Built],
+    stateful: Mapping[str, Stateful],
     facts: dict[str, Any],
-    tokenizer: Tokenizer,
     emit: Emit,
 ) -> None:
-    """Put the checkpoint into state and components, and cut the files to it; `facts` are those of today.
+    """Put the checkpoint into state and components; then, and only then, let the directory be what it was at it.
 
-    Without a checkpoint the files are emptied: the run begins again.
+    facts: those of today, held against those of the checkpoint: data that differ are refused, what only the last bits
+    depend on is warned of. Without a checkpoint the run begins again.
     """
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
     if path is not None:
         components, saved = checkpoint.load(path, state)
-        if saved.get("tokenizer") != tokenizer.hash:
-            raise CheckpointError(
-                f"the tokenizer is {tokenizer.hash[:12]}, the checkpoint has {str(saved.get('tokenizer'))[:12]}",
-                str(path), "resume with the run's own base",
-            )  # fmt: skip
+        check_data(path, saved, facts)
+        try:
+            sizes = {name: checkpoint.whole(saved["files"][name]) for name in FILES}
+            was = checkpoint.whole(saved["config"]["ppo"]["iterations"])
+        except (KeyError, TypeError, ValueError) as fault:
+            what = f"not the state of a run ({type(fault).__name__}: {fault})"
+            raise CheckpointError(what, str(path / "state.json"), "use another checkpoint") from None
         restore_components(path, components, stateful)
-        sizes = saved.get("files") or {}
-        for name in SAME:
-            if saved.get(name) != facts[name]:
-                text = f"{name} was {saved.get(name)}, is {facts[name]}: the numbers may differ in their last bits"
-                emit({"event": "warning", "message": text})
-        if state.schedule.last_epoch and saved["config"]["ppo"]["iterations"] != facts["config"]["ppo"]["iterations"]:
-            was, now = (x["config"]["ppo"]["iterations"] for x in (saved, facts))
-            text = f"ppo.iterations was {was}, is {now}: a learning rate that falls now reaches 0 at {now}"
+        for text in differences(saved, facts, was):
             emit({"event": "warning", "message": text})
+        checkpoint.set_aside(path)
+    elif done := len(read_rows(directory / "metrics.jsonl")):
+        emit({"event": "warning", "message": f"there is no checkpoint: {done} iterations are done again"})
+    for name in RESULTS:
+        if (directory / name).is_dir():
+            discard(directory / name)
+        else:
+            (directory / name).unlink(missing_ok=True)
+    remove_left(directory)
+    remove_left(directory / "checkpoints")
     for name in FILES:
-        for message in cut(directory / name, sizes.get(name, 0)):
+        for message in cut(directory / name, sizes.get(name, 0), state.step):
             emit({"event": "warning", "message": message})
     emit({"event": "resumed", "step": state.step, "from": str(path) if path else None})
 
 
-def restore_components(path: Path, saved: dict[str, dict[str, Any]], stateful: dict[str, Built]) -> None:
+def check_data(path: Path, saved: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Tokenizer, prompts and reward models are those of the checkpoint (CheckpointError, with both hashes)."""
+    for name in DATA:
+        was, now = str(saved.get(name)), str(facts[name])
+        if was != now:
+            what = f"not the {DATA[name]} of the checkpoint: {now[:12]}, and it was {was[:12]}"
+            raise CheckpointError(what, str(path), "resume with the run's own files")
+
+
+def differences(saved: dict[str, Any], facts: dict[str, Any], was: int) -> Iterator[str]:
+    """What is not as it was, and may be."""
+    for name in SAME:
+        if saved.get(name) != facts[name]:
+            yield f"{name} was {saved.get(name)}, is {facts[name]}: the numbers may differ in their last bits"
+    if saved.get("code") != facts["code"]:
+        yield "the code of a plugin has changed since the checkpoint"
+    now = facts["config"]["ppo"]["iterations"]
+    if was != now:
+        yield f"ppo.iterations was {was}, is {now}: a learning rate that falls now reaches 0 at {now}"
+
+
+def restore_components(path: Path, saved: dict[str, dict[str, Any]], stateful: Mapping[str, Stateful]) -> None:
     """The state of every component that has one (CheckpointError if others were saved)."""
     if saved.keys() != stateful.keys():
         names = sorted(saved.keys() ^ stateful.keys())
         raise CheckpointError(f"components with a state differ by {names}", str(path), "resume with the run's plugins")
-    for name, built in stateful.items():
-        built.tell("load_state_dict", saved[name])
+    for name, component in stateful.items():
+        component.tell("load_state_dict", saved[name])

@@ -4,14 +4,16 @@ Everything that knows about everything stands here and only here: which device, 
 that a user can cause are found as early as possible, in this order: components, corpus and prompts, base, loop.
 """
 
+import hashlib
 import json
+import math
 import os
 import platform
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +30,7 @@ from minirlhf.components import INPUTS, Built
 from minirlhf.config import Config, doubts, dump_toml
 from minirlhf.controllers import KLController, Penalty
 from minirlhf.data import Prompts, PromptStream, batch, fit
-from minirlhf.errors import PluginError, UsageError, UserError
+from minirlhf.errors import CheckpointError, PluginError, UsageError, UserError
 from minirlhf.evaluate import ROWS, Evaluation, bootstrap_interval, evaluate, residual_spread
 from minirlhf.exact.lab import enumerable, optimality
 from minirlhf.experience import Experience, Rollout
@@ -44,9 +46,9 @@ from minirlhf.resume import check_run, go_on, newest_checkpoint
 from minirlhf.saved import heldout_prompts, open_run, read_sources
 from minirlhf.scoring import RewardModels, Scores, Shape, TrainerState
 from minirlhf.shaping import Scored, shape_scores
-from minirlhf.signals import Terminated, deferred, time_limit
+from minirlhf.signals import Terminated, TimeUp, deferred, time_limit
 from minirlhf.store import checkpoint
-from minirlhf.store.files import complete_directory, write_json, write_text
+from minirlhf.store.files import MANIFEST, complete_directory, sha256, write_json, write_text
 from minirlhf.store.lock import locked
 from minirlhf.store.metrics import JsonLines, read_rows
 from minirlhf.store.model import read_json, resolve_device, save_policy
@@ -57,6 +59,7 @@ from minirlhf.text.tokenizer import Tokenizer
 from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
 TRAINED = ("trained", f"{BUILTIN_OWNER}:trained")  # the reward that may wait for a reward model
+MEASURED = ("objective/", "policy/", "loss/", "value/", "val/", "response/", "reward/")  # of the responses scored
 PROBE_RESPONSES = 16  # on which the precision of PPO is held against float32
 MOST_PRECISION_ERROR = 0.1  # nats: beyond it, what a clip of 0.2 cuts is rounding
 MOST_SKIPS = 3  # iterations in a row whose reward may fail where they are skipped
@@ -119,8 +122,6 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
     """
     clock = Clock()
     device = set_up(config)
-    if resume and out is not None:
-        check_run(out)
     candidates = read_sources(config)
     read_shown(config)  # faults of a file are found before anything is trained
     filled, waiting = with_reward_model(config)
@@ -130,12 +131,13 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
     ready = {label: reward for label, reward in config.rewards.items() if label not in waiting}
     rewards = build_rewards(config.model_copy(update={"rewards": ready}), registry, device)
     rewards.check_columns(candidates.columns)
-    with run_directory(config, out, resume) as directory:
+    with run_directory(config, out, resume, emit) as directory:
         emit({"event": "run_started", "run_dir": str(directory), "seed": config.run.seed, **versions(config, device)})
         newest = newest_checkpoint(directory, config, emit) if resume else None
         if newest is not None and finished(directory, newest, config, emit):
             return directory
-        write_text(directory / "config.toml", dump_toml(config))
+        if not resume:
+            write_text(directory / "config.toml", dump_toml(config))
         for message in doubts(config):
             emit({"event": "warning", "message": message})
         base = prepare_base(config, device, emit)
@@ -150,17 +152,20 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
         prompts = fit(candidates, base.tokenizer, config.model.max_positions - config.sampler.max_new_tokens)
         for note in prompts.notes:
             emit({"event": "warning", "message": note})
-        state, parts = prepare_ppo(config, components, rewards, base, prompts, device, emit)
+        scoring = Scoring(rewards, config, base.tokenizer, emit)
+        state, parts = prepare_ppo(config, components, scoring, base, prompts, device)
         fit_rewards(config, rewards, state.reference, prompts.train, base.tokenizer, device, emit)
-        facts = versions(config, device) | {"config": config.model_dump(mode="json"), "tokenizer": base.tokenizer.hash}
+        remembering: dict[str, Built | Scoring] = {**stateful(components, rewards), "scoring": scoring}
+        facts = versions(config, device) | data_facts(filled, base, prompts, components, rewards)
         if resume:
-            go_on(newest, directory, state, stateful(components, rewards), facts, base.tokenizer, emit)
+            go_on(newest, directory, state, remembering, facts, emit)
+            write_text(directory / "config.toml", dump_toml(config))
         observers = Observers(components.observers, emit)
         with precision(config, state):
             error = precision_error(config, state, parts)
             emit(describe(config, state, parts, error))
             observers.start(config, directory)
-            run_ppo(config, state, parts, stateful(components, rewards), facts, observers, directory, emit)
+            run_ppo(config, state, parts, remembering, facts, observers, directory, emit)
         if not state.reference.unchanged():
             raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
         clock.lap("ppo")
@@ -184,7 +189,10 @@ def conclude(
     """Evaluate, save the models, and write the result last."""
     emit({"event": "stage", "stage": "evaluation", "prompts": min(config.evaluation.prompts, len(heldout))})
     side_by_side = (state.policy, state.reference, base.tokenizer)
-    result = evaluate_run(config, *side_by_side, rewards, heldout, state.controller.beta, device)
+    try:
+        result = evaluate_run(config, *side_by_side, rewards, heldout, state.controller.beta, device)
+    except PluginError as fault:
+        raise PluginError(f"evaluation, after all iterations: {fault}") from fault
     save_models(directory, state, base)
     clock.lap("evaluation")
     summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
@@ -195,14 +203,30 @@ def conclude(
 
 
 def finished(directory: Path, newest: Path, config: Config, emit: Emit) -> bool:
-    """Whether nothing is left to do; its result is shown again. What a longer run makes of it replaces its result."""
-    result = directory / "evaluation.json"
-    if result.exists() and newest == checkpoint.directory_of(newest.parent, config.ppo.iterations):
-        emit({"event": "warning", "message": "this run is finished; --set ppo.iterations=N goes on with it"})
-        emit({"event": "run_finished", "run_dir": str(directory), **read_json(result), "samples": []})
-        return True
-    result.unlink(missing_ok=True)
-    return False
+    """Whether nothing is left to do."""
+    if not (directory / "evaluation.json").exists():
+        return False
+    if newest != checkpoint.directory_of(newest.parent, config.ppo.iterations):
+        return False
+    emit({"event": "already_finished", "run_dir": str(directory)})
+    return True
+
+
+def data_facts(
+    config: Config, base: Base, prompts: Prompts, components: Components, rewards: RewardModels
+) -> dict[str, Any]:
+    """What a checkpoint is held against beside the versions: the config, hashes of the data, and of plugins' files."""
+    texts = [[[prompt.text, prompt.columns] for prompt in part] for part in (prompts.train, prompts.heldout)]
+    paths = [Path(str(reward.options.get("path"))) / MANIFEST for reward in config.rewards.values()]
+    used = [components.kl, components.advantage, components.loss, *(built for _, _, built in rewards.models)]
+    files = {Path(built.component.path) for built in used if built.component.owner != BUILTIN_OWNER}
+    return {
+        "config": config.model_dump(mode="json"),
+        "tokenizer": base.tokenizer.hash,
+        "prompts": hashlib.sha256(json.dumps(texts, sort_keys=True, default=str).encode()).hexdigest(),
+        "reward_models": ", ".join(sha256(path) for path in paths if path.is_file()),
+        "code": {path.name: sha256(path) for path in sorted(files) if path.is_file()},
+    }
 
 
 class Clock:
@@ -239,29 +263,37 @@ def with_reward_model(config: Config) -> tuple[Config, list[str]]:
 
 
 @contextmanager
-def run_directory(config: Config, out: Path | None, resume: bool) -> Iterator[Path]:
-    """Make the directory exclusively, or open that of a run; hold its lock; say how to go on to whoever stops it.
+def run_directory(config: Config, out: Path | None, resume: bool, emit: Emit) -> Iterator[Path]:
+    """Make the directory exclusively, or open that of a run; hold its lock; say how to go on with what does not end.
 
     A directory that was killed before its config.toml was written holds nothing and is taken again.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = out or Path("runs") / f"{config.run.preset}-{stamp}-s{config.run.seed}"
-    directory = directory.absolute()
-    if not resume:
+    directory = Path(os.path.abspath(directory))
+    if resume:
+        check_run(directory)
+    else:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with suppress(FileExistsError):
             directory.mkdir()
-        except FileExistsError:
-            if not directory.is_dir() or any(not path.name.startswith(".") for path in directory.iterdir()):
-                todo = "choose another --out, or remove it"
-                if (directory / "config.toml").is_file():
-                    todo = "go on with it by --resume, choose another --out, or remove it"
-                raise UsageError("the run directory exists and is not empty", str(directory), todo) from None
+        if not directory.is_dir():
+            raise UsageError("the run directory is a file", str(directory), "choose another --out")
     with locked(directory / ".lock"):
+        if not resume and any(not path.name.startswith(".") for path in directory.iterdir()):
+            todo = "choose another --out, or remove it"
+            if (directory / "config.toml").is_file():
+                todo = "go on with it by --resume, choose another --out, or remove it"
+            raise UsageError("the run directory exists and is not empty", str(directory), todo)
+        how = f"go on with: minirlhf run --resume {shlex.quote(str(directory))}"
         try:
             yield directory
         except (KeyboardInterrupt, Terminated) as told:
-            raise type(told)(f"go on with: minirlhf run --resume {shlex.quote(str(directory))}") from told
+            raise type(told)(how) from told
+        except UserError:
+            if not resume and checkpoint.all_of(directory / "checkpoints"):
+                emit({"event": "warning", "message": f"what was saved is kept; when it is mended {how}"})
+            raise
 
 
 def versions(config: Config, device: torch.device) -> dict[str, Any]:
@@ -277,13 +309,7 @@ def versions(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def prepare_ppo(
-    config: Config,
-    components: Components,
-    rewards: RewardModels,
-    base: Base,
-    prompts: Prompts,
-    device: torch.device,
-    emit: Emit,
+    config: Config, components: Components, scoring: "Scoring", base: Base, prompts: Prompts, device: torch.device
 ) -> tuple[PPOState, Parts]:
     """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
     tokenizer, ppo = base.tokenizer, config.ppo
@@ -307,7 +333,7 @@ def prepare_ppo(
     )
     parts = Parts(
         prompts=stream,
-        reward_models=Scoring(rewards, config, tokenizer, emit),
+        reward_models=scoring,
         kl=components.kl,
         advantage=components.advantage,
         loss=components.loss,
@@ -336,37 +362,67 @@ def call_rewards(models: RewardModels, rollout: Rollout, step: int, config: Conf
                     tokenizer_hash=tokenizer.hash,
                 ),
             )
-    except TimeoutError as fault:  # between two calls, or while several are awaited
+    except TimeUp as fault:  # between two calls, or while several are awaited
         labels = ", ".join(label for label, _, _ in models.models)
         raise PluginError(f"rewards took {fault}", labels, "raise it, or make them faster") from None
 
 
 @dataclass
 class Scoring:
-    """The rewards as the loop calls them, and what is to happen when one fails (`run.on_reward_error`)."""
+    """The rewards as the loop calls them, and what is to happen when one fails (`run.on_reward_error`).
+
+    What it remembers is part of a checkpoint: failures in a row, the iteration of the last one, and the scale of
+    rewards that are normalised (measured again, a reward that is not deterministic would have another one).
+    """
 
     models: RewardModels
     config: Config
     tokenizer: Tokenizer
     emit: Emit
-    failed: int = 0  # in a row
+    failed: int = 0  # iterations in a row
+    last: int = -1  # the last of them
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last scores that it gave
 
     def __call__(self, rollout: Rollout, step: int) -> Scored:
         try:
             scored = score(self.models, rollout, step, self.config, self.tokenizer)
         except PluginError as fault:
-            self.failed += 1
+            if step != self.last:  # an iteration may ask twice: for its responses and for the most likely ones
+                self.failed = self.failed + 1 if step == self.last + 1 else 1
+            self.last = step
             if self.config.run.on_reward_error == "abort" or self.failed > MOST_SKIPS:
                 raise
             self.emit({"event": "warning", "message": f"iteration {step + 1} teaches nothing: {fault}"})
+            self.metrics["count/reward_errors"] = 1.0
             nothing = torch.zeros(len(rollout), device=rollout.mask.device)
-            return Scored(
+            scored = Scored(
                 nothing, nothing.bool(), torch.zeros_like(rollout.mask, dtype=nothing.dtype),
-                {"count/unscored": float(len(rollout)), "count/reward_errors": 1.0},
+                {"count/unscored": float(len(rollout))},
             )  # fmt: skip
-        self.failed = 0
-        scored.metrics["count/reward_errors"] = 0.0
+        scored.metrics["count/reward_errors"] = float(step == self.last)
+        self.metrics = scored.metrics
         return scored
+
+    def state_dict(self) -> dict[str, Any]:
+        """Floats as hex: they come back to the bit."""
+        scales = {label: [shape.mean.hex(), shape.std.hex()] for label, shape in self.models.shapes.items()}
+        return {"failed": self.failed, "last": self.last, "scales": scales}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self.failed, self.last = int(state["failed"]), int(state["last"])
+            for label, shape in self.models.shapes.items():
+                mean, std = (float.fromhex(x) for x in state["scales"][label])
+                self.models.shapes[label] = replace(shape, mean=mean, std=std)
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise CheckpointError(f"not what the rewards remember ({fault})", "", "use another checkpoint") from None
+
+    def tell(self, method: str, *arguments: Any) -> Any:
+        """As of a component: what is remembered is saved and restored with theirs."""
+        return getattr(self, method)(*arguments)
+
+    def error(self, what: str, todo: str) -> PluginError:
+        return PluginError(f"the rewards {what}", "", todo)
 
 
 def fit_rewards(
@@ -480,7 +536,7 @@ def run_ppo(
     config: Config,
     state: PPOState,
     parts: Parts,
-    with_state: dict[str, Built],
+    with_state: Mapping[str, Built | Scoring],
     facts: dict[str, Any],
     observers: "Observers",
     directory: Path,
@@ -489,7 +545,9 @@ def run_ppo(
     """Drive the loop; write metrics, samples and checkpoints between its yields, where a signal is answered too."""
     problem, alarms, every = problem_of(config), Alarms(parts.learns_values), config.run.checkpoint_every
     for row in read_rows(directory / "metrics.jsonl"):  # of a run that goes on: what was said is not said again
-        alarms.look(int(row["step"]), row)
+        with suppress(KeyError, TypeError):  # a row that somebody changed
+            if row["count/updates"]:
+                alarms.look(row["step"], row)
     with (
         JsonLines(directory / "metrics.jsonl") as metrics_file,
         JsonLines(directory / "samples.jsonl") as samples,
@@ -506,26 +564,33 @@ def run_ppo(
             if problem is not None and enumerable(problem):  # an estimate costs more than an iteration
                 found = optimality(state.policy, problem, parts.tokenizer, config.kl.coef, seed=config.run.seed)
                 metrics |= {f"exact/{name}": value for name, value in found.items() if value is not None}
+            if metrics["count/reward_errors"]:  # nothing was measured: 0 would look as if something had been
+                metrics |= {name: math.nan for name in metrics if name.startswith(MEASURED)}
             metrics_file.write({"step": step, **metrics})
             emit({"event": "step", "step": step, "iterations": config.ppo.iterations, **metrics})
-            for message in alarms.look(step, metrics):
+            for message in alarms.look(step, metrics) if metrics["count/updates"] else ():
                 emit({"event": "warning", "message": f"iteration {step}: {message}"})
             if step % config.run.log_every == 0:
                 for row in sample_rows(experience, config.run.samples):
                     samples.write({"step": step, **row})
             observers.step(step, experience, metrics)
             if stop.asked or step == config.ppo.iterations or (every and step % every == 0):
-                sizes = {"metrics.jsonl": metrics_file.size, "samples.jsonl": samples.size}
+                sizes = {"metrics.jsonl": metrics_file.sync(), "samples.jsonl": samples.sync()}
                 save_state(directory / "checkpoints", config, state, with_state, facts | {"files": sizes}, emit)
             stop.leave()
 
 
 def save_state(
-    root: Path, config: Config, state: PPOState, with_state: dict[str, Built], facts: dict[str, Any], emit: Emit
+    root: Path,
+    config: Config,
+    state: PPOState,
+    with_state: Mapping[str, Built | Scoring],
+    facts: dict[str, Any],
+    emit: Emit,
 ) -> None:
     """A checkpoint of this iteration; then the oldest ones go."""
     path = checkpoint.save(root, state, component_states(with_state), facts)
-    checkpoint.prune(root, config.run.keep_checkpoints)
+    checkpoint.prune(path, config.run.keep_checkpoints)
     emit({"event": "checkpoint", "step": state.step, "path": str(path)})
 
 
@@ -536,7 +601,7 @@ def stateful(components: Components, rewards: RewardModels) -> dict[str, Built]:
     return {name: built for name, built in named.items() if built.stateful}
 
 
-def component_states(named: dict[str, Built]) -> dict[str, dict[str, Any]]:
+def component_states(named: Mapping[str, Built | Scoring]) -> dict[str, dict[str, Any]]:
     """state_dict of each of these; refused if it would come back from its files as something else."""
     states = {name: built.tell("state_dict") for name, built in named.items()}
     for name, state in states.items():

@@ -34,7 +34,8 @@ def config_file(directory: Path) -> str:
     if not os.path.isfile(directory / "config.toml"):  # False, too, for a name that the system refuses
         raise UsageError("not a run directory", str(directory), "give a directory that `minirlhf run` has made")
     if not (directory / "model").is_dir():
-        raise UsageError("this run has no model: it did not finish", str(directory), "run its config.toml again")
+        todo = f"go on with it: minirlhf run --resume {directory}"
+        raise UsageError("this run has no model: it is not finished", str(directory), todo)
     return str(directory / "config.toml")
 
 

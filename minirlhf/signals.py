@@ -7,11 +7,12 @@ back; a signal that the parent process had ignored (nohup) stays ignored.
 """
 
 import faulthandler
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -24,6 +25,10 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP, as KeyboardInterrupt is SIGINT. The text says how to go on, if that is known."""
 
 
+class TimeUp(BaseException):
+    """A time limit is over. No Exception, and no OSError as TimeoutError is: what is to be ended would catch it."""
+
+
 def raise_for(number: int, text: str = "") -> NoReturn:
     """The exception of a signal."""
     raise (KeyboardInterrupt if number == signal.SIGINT else Terminated)(text)
@@ -31,7 +36,7 @@ def raise_for(number: int, text: str = "") -> NoReturn:
 
 @contextmanager
 def time_limit(seconds: float | None, said: str) -> Iterator[None]:
-    """TimeoutError(said) in whatever runs longer within; None: no limit. Only in the main thread.
+    """TimeUp(said) in whatever runs longer within; None: no limit. Only in the main thread.
 
     What never returns to Python (it waits in C) cannot be interrupted: after GRACE seconds more the process writes to
     stderr where all its threads are, and ends.
@@ -41,10 +46,10 @@ def time_limit(seconds: float | None, said: str) -> Iterator[None]:
         return
 
     def expired(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(said)
+        raise TimeUp(said)
 
     with handled(expired, (signal.SIGALRM,)):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds, max(seconds, 1.0))  # again, if somebody swallows it
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__)
         try:
@@ -52,6 +57,19 @@ def time_limit(seconds: float | None, said: str) -> Iterator[None]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
+
+
+def act(number: int, frame: FrameType | None) -> None:
+    """The handler that acts at once; but not within an import, which would swallow the exception or be left half done:
+    there the signal comes again a little later."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        frame = frame.f_back
+    raise_for(number)
 
 
 class Stop:
@@ -63,8 +81,11 @@ class Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The handler: the first signal is remembered, the second acts."""
         if self.asked is not None:
-            raise_for(number)
+            act(number, frame)
+            return
         self.asked = number
+        with suppress(OSError):  # a print would not be safe here
+            os.write(2, b"\nstopping after this step, with a save; once more: at once\n")
 
     def leave(self, text: str = "") -> None:
         """Raise what was asked for, if anything was."""
@@ -72,22 +93,29 @@ class Stop:
             raise_for(self.asked, text)
 
 
+_waiting: list[Stop] = []  # that of the outermost `deferred` that is going on
+
+
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """Signals wait for the end of a step; in a thread other than the main one nothing changes."""
-    stop = Stop()
-    with handled(stop):
-        yield stop
+    """Signals wait for the end of a step, or at the latest of this; within another one they wait for that. In a thread
+    other than the main one nothing changes.
 
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A signal acts at the end: for calls of libraries in which the exception of a signal would become another one."""
-    if isinstance(signal.getsignal(signal.SIGINT), Stop):  # it waits longer anyway
-        yield
+    Also for calls of libraries in which the exception of a signal would become another one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield Stop()
         return
-    with deferred() as stop:
-        yield
+    if _waiting:
+        yield _waiting[0]
+        return
+    stop = Stop()
+    _waiting.append(stop)
+    try:
+        with handled(stop):
+            yield stop
+    finally:
+        _waiting.clear()
     stop.leave()
 
 

@@ -7,12 +7,13 @@ import shutil
 import signal
 import tomllib
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minirlhf.signals import deferred, handled, uninterrupted
+from minirlhf.signals import Terminated, act, deferred, handled
 from minirlhf.store.checkpoint import all_of, directory_of
 from minirlhf.store.files import MANIFEST, complete_directory
 from tests.cli.calling import call, done, refused
@@ -79,7 +80,7 @@ def copy(stopped, tmp_path):
 def left(directory):
     """All that a run leaves which is no time: name -> hash or content."""
     found = {}
-    for path in sorted([*directory.glob("model/*"), *directory.glob("checkpoints/*/*")]):
+    for path in sorted([*directory.glob("model/*"), *directory.glob("checkpoints/step_*/*")]):
         if path.suffix == ".safetensors":
             found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -203,9 +204,42 @@ def test_twice_is_once_and_what_is_finished_says_so(copy, whole):
     before = left(copy)
     again = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
     assert "this run is finished" in again.err
-    assert "score gain" in again.out
+    assert again.out == f"{copy}\n"
     assert left(copy) == before
     assert differences(before, left(whole)) == []
+
+
+def test_a_refused_extension_leaves_the_result_as_it_was(copy):
+    done("run", "--resume", copy)
+    (path,) = [p for p in all_of(copy / "checkpoints") if p.name == f"step_{LAST:08d}"]
+    forge(path, {"reference_sha256": "0" * 64})
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"}
+    refused(4, "run", "--resume", copy, "--set", "ppo.iterations=14", said=("the reference is",))
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_longer_run_that_is_stopped_shows_no_old_result(copy, monkeypatch):
+    done("run", "--resume", copy)
+    monkeypatch.setenv("STOP_AT", "13")
+    assert call("run", "--resume", copy, "--set", "ppo.iterations=14").code == 143
+    assert not (copy / "model").exists()
+    assert not (copy / "evaluation.json").exists()
+    refused(2, "evaluate", copy, said=("not finished", f"minirlhf run --resume {copy}"))
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(copy):
+    done("run", "--resume", copy)
+    shutil.rmtree(copy / "checkpoints")
+    refused(4, "run", "--resume", copy, said=("checkpoints are gone", str(copy)))
+    assert (copy / "evaluation.json").exists()
+
+
+def test_a_saved_model_is_no_run(tiny, tmp_path):
+    place = tmp_path / "rm"
+    with complete_directory(place) as temporary:
+        (temporary / "config.toml").write_text("")
+    refused(2, "run", "--resume", place, said=("no run but a saved model", str(place)))
+    assert not (place / ".lock").exists()
 
 
 def test_a_finished_run_goes_on_with_more_iterations(copy):
@@ -228,9 +262,14 @@ def test_other_values_are_refused_naming_both_and_all(copy):
     refused(2, "run", "--out", "x", "--resume", copy, said=("--resume", "--out"))
 
 
-def test_another_reference_or_tokenizer_is_refused_with_both_hashes(copy):
+def test_another_reference_tokenizer_or_prompts_are_refused_with_both_hashes(copy):
     (path,) = all_of(copy / "checkpoints")
-    for key, said in (("reference_sha256", "the reference is"), ("tokenizer", "the tokenizer is")):
+    parts = {
+        "reference_sha256": "the reference is",
+        "tokenizer": "not the tokenizer of",
+        "prompts": "not the prompts of",
+    }
+    for key, said in parts.items():
         content = (path / "state.json").read_bytes()
         forge(path, {key: "0" * 64})
         line = refused(4, "run", "--resume", copy, said=(said, "000000000000"))
@@ -244,6 +283,40 @@ def forge(path, values):
     with complete_directory(path) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"files": [1]}, {"files": {"metrics.jsonl": "9", "samples.jsonl": 0}}, {"files": {}}, {"config": {"ppo": 3}},
+        {"files": {"metrics.jsonl": -1, "samples.jsonl": 0}}, {"files": {"metrics.jsonl": 1.5, "samples.jsonl": 0}},
+        {"components": {"scoring": {"failed": "x"}}}, {"step": "6"}, {"beta": None},
+    ],
+)  # fmt: skip
+def test_a_forged_state_is_one_line(values, copy):
+    (path,) = all_of(copy / "checkpoints")
+    saved = json.loads((path / "state.json").read_text())
+    if "components" in values:
+        values = {"components": saved["components"] | values["components"]}
+    if "config" in values:
+        values = {"config": saved["config"] | {"ppo": {}}}
+    forge(path, values)
+    result = call("run", "--resume", copy)
+    assert result.code in (2, 4), result.err
+    assert "Traceback" not in result.err
+    assert result.errors
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_prompts_that_somebody_changed_are_refused(tiny, tmp_path, monkeypatch):
+    prompts, plugin = tmp_path / "prompts.jsonl", tmp_path / "stopper.py"
+    plugin.write_text(STOPPER)
+    prompts.write_text("\n".join(json.dumps({"prompt": f"the cat is {word}"}) for word in ["good", "bad", "fine"]))
+    monkeypatch.setenv("STOP_AT", "1")
+    sets = ("--set", f"corpus.prompts={prompts}", "--set", 'run.observers=["stopper"]', "--plugin", plugin)
+    assert call("run", *tiny, *sets, "--out", tmp_path / "run").code == 143
+    prompts.write_text(prompts.read_text().replace("good", "grey"))
+    refused(4, "run", "--resume", tmp_path / "run", said=("not the prompts of the checkpoint",))
 
 
 def test_another_number_of_threads_is_said(copy):
@@ -261,8 +334,23 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(copy, whole):
     (copy / "checkpoints" / ".tmp-step_00000006-1").mkdir()
     result = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
     assert "resumed     from the beginning" in result.err
+    assert "6 iterations are done again" in result.err
     assert differences(left(whole), left(copy)) == []
     assert not list(copy.rglob(".tmp-*"))
+
+
+def test_what_is_saved_behind_a_damaged_checkpoint_is_kept(arguments, copy, monkeypatch):
+    """A damaged step 9; a run that goes on from 6 and is stopped at 8 goes on from 8, and the damaged one is aside."""
+    shutil.copytree(copy / "checkpoints" / "step_00000006", copy / "checkpoints" / "step_00000009")
+    (copy / "checkpoints" / "step_00000009" / "state.json").write_text("{}")
+    monkeypatch.setenv("STOP_AT", "8")
+    more = ("--set", "run.checkpoint_every=1", "--set", "run.keep_checkpoints=1")
+    assert call("run", "--resume", copy, *more).code == 143
+    assert [p.name for p in all_of(copy / "checkpoints")] == ["step_00000008"]
+    (aside,) = (copy / "checkpoints").glob("damaged-*")
+    assert aside.name.startswith("damaged-step_00000009")
+    monkeypatch.delenv("STOP_AT")
+    assert "after step 8" in done("run", "--resume", copy).err
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_without_another_refused(copy, whole):
@@ -280,23 +368,28 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_without_another_
     refused(4, "run", "--resume", broken, said=("no checkpoint is whole", str(broken)))
 
 
-@pytest.mark.parametrize("what", ["torn", "deleted", "shorter"])
-def test_files_that_somebody_changed_are_mended_or_explained(what, copy, whole):
+CHANGES = {
+    "a torn line behind": (lambda c: c + b'{"step": 7, "objec', range(1, 7)),
+    "the end is gone": (lambda c: c[:-20], range(1, 6)),
+    "a line is longer": (lambda c: c.replace(b'{"step": 3,', b'{"step": 3, "note": "by hand",'), range(1, 7)),
+    "a line is none": (lambda c: c.replace(b'{"step": 3,', b"{step 3"), (1, 2, 4, 5, 6)),
+    "a row is a list": (lambda c: b"[1]\n" + c, range(1, 7)),
+    "a step is text": (lambda c: c.replace(b'{"step": 3,', b'{"step": "3x",'), (1, 2, 4, 5, 6)),
+    "deleted": (None, ()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_files_that_somebody_changed_are_mended_and_explained(what, copy, whole):
     metrics = copy / "metrics.jsonl"
-    content = metrics.read_bytes()
-    if what == "torn":
-        metrics.write_bytes(content + b'{"step": 7, "objec')
-    elif what == "deleted":
-        metrics.unlink()
-    else:
-        metrics.write_bytes(content[:-20])
+    edit, kept = CHANGES[what]
+    metrics.unlink() if edit is None else metrics.write_bytes(edit(metrics.read_bytes()))
     result = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
     rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    if what == "torn":
+    assert rows == [*kept, *range(7, LAST + 1)]
+    if what == "a torn line behind":
         assert differences(left(whole), left(copy)) == []
     else:
-        kept = [] if what == "deleted" else [1, 2, 3, 4, 5]
-        assert rows == [*kept, *range(7, LAST + 1)]
         assert str(metrics) in result.err
 
 
@@ -330,13 +423,14 @@ def test_a_signal_is_answered_after_the_iteration_and_handlers_are_put_back(
 
 
 def test_the_second_signal_acts_at_once_and_an_ignored_one_stays_ignored():
-    with deferred() as stop:
+    with pytest.raises(KeyboardInterrupt, match=r"^at the end$"), deferred() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        stop.leave("later")
+        stop.leave("at the end")
+    with pytest.raises(KeyboardInterrupt), deferred():
+        os.kill(os.getpid(), signal.SIGINT)  # nobody looked: it acts when the step is over
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with deferred() as stop, handled(lambda *_: None, (signal.SIGHUP,)):
@@ -348,11 +442,46 @@ def test_the_second_signal_acts_at_once_and_an_ignored_one_stays_ignored():
 
 def test_a_signal_within_a_call_of_a_library_acts_when_it_is_over():
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
+    with pytest.raises(KeyboardInterrupt), deferred():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("the call")
-    with deferred() as stop:
-        with uninterrupted():
+    with pytest.raises(KeyboardInterrupt), deferred() as stop:
+        with deferred():
             os.kill(os.getpid(), signal.SIGINT)
         done.append("the step")
     assert (done, stop.asked) == (["the call", "the step"], signal.SIGINT)
+
+
+def test_a_signal_within_an_import_waits_until_it_is_over(tmp_path, monkeypatch):
+    """An import that catches everything would swallow it, one that does not would be left half done."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imports_slowly.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.01)\n"
+        "except BaseException:\n    swallowed = True\n"
+    )
+    with pytest.raises(Terminated), handled(act):
+        import imports_slowly
+
+        assert not hasattr(imports_slowly, "swallowed")
+        sleep(5)
+
+
+def test_sigterm_within_a_save_waits_where_ctrl_c_is_ignored(copy, monkeypatch):
+    """A background job of a shell ignores SIGINT."""
+    from minirlhf.store import model
+
+    sound, told = model.save_file, []
+
+    def save_file(*arguments, **options):
+        if not told:
+            told.append(os.kill(os.getpid(), signal.SIGTERM))
+        sound(*arguments, **options)
+
+    monkeypatch.setattr(model, "save_file", save_file)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert call("run", "--resume", copy, "--set", "run.checkpoint_every=1").code == 143
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert all_of(copy / "checkpoints")[-1].name == "step_00000007"

@@ -14,7 +14,7 @@ import click
 
 import minirlhf
 from minirlhf.errors import ConfigError, DiskError, UserError
-from minirlhf.signals import Terminated, handled, raise_for
+from minirlhf.signals import Terminated, act, handled
 
 # name -> (module, help): the help is here so that listing the commands imports none of them.
 COMMANDS = {
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # takes a core (a 2-thread step was measured 75 times slower beside one busy process); a short spin costs little.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
-        with handled(lambda number, _: raise_for(number), (signal.SIGTERM, signal.SIGHUP)):
+        with handled(act):
             group.main(args=arguments, prog_name="minirlhf", standalone_mode=False)
             sys.stdout.flush()
     except BaseException as fault:
@@ -109,7 +109,7 @@ def report(fault: BaseException) -> int:
         return 143 if terminated else 130
     if isinstance(fault, (ReaderGone, BrokenPipeError)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE  # as a program has that does not look
     if isinstance(fault, OSError) and fault.errno in DISK:
         fault = DiskError(
             f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk, or choose another place"

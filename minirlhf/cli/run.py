@@ -18,7 +18,7 @@ from minirlhf.cli.options import config_options, resolve
 def command(out: Path | None, resume: Path | None, as_json: bool, **options: Any) -> None:
     """Pretrain a small language model (or reuse it), improve it by PPO, and evaluate before against after.
 
-    PRESET is reviews (the default), notes or tiny; a name that ends in .toml is a file.
+    PRESET is reviews by default, and FILE.toml a configuration of your own; the README lists the others.
     """
     if resume is not None:
         options["preset"] = config_of(resume, out, options["preset"])

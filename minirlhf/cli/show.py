@@ -53,6 +53,12 @@ class Printer:
             f"resumed     after step {e['step']}: {e['from']}" if e["from"] else "resumed     from the beginning"
         )
 
+    def _already_finished(self, e: dict[str, Any]) -> None:
+        self._line(
+            "this run is finished: --set ppo.iterations=N goes on with it, `minirlhf evaluate` evaluates it again"
+        )
+        print(e["run_dir"])
+
     def _warning(self, e: dict[str, Any]) -> None:
         self._line(f"warning: {printable(e['message'])}")
 

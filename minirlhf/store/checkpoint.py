@@ -3,11 +3,12 @@
     checkpoints/step_00000120/  policy.safetensors  optimizer.safetensors  components.safetensors
                                 state.json  MANIFEST.json
 
-Floats of the state (beta, reward moments) are written as `float.hex()`, so that they come back to the bit. What is not
-finite is never written. Nothing in these files is trusted when they are read: see SECURITY.md.
+Floats of the state (beta, reward moments) are written as `float.hex()`, so that they come back to the bit. Weights that
+are not finite are never written. Nothing in these files is trusted when they are read: see SECURITY.md.
 """
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def save(root: Path, state: PPOState, components: dict[str, dict[str, Any]], fac
     tensors, plain = split_state(components)
     policy = {name: t.detach().cpu().contiguous() for name, t in state.policy.state_dict().items()}
     optimizer = optimizer_tensors(state.optimizer)
-    check_finite(policy | optimizer, state.step)
+    check_finite(policy | optimizer, f"iteration {state.step}", "try a lower ppo.lr or a higher kl.coef")
     root.mkdir(exist_ok=True)  # not its parents: a run directory that somebody removed is not made again
     with complete_directory(path) as temporary:
         save_tensors(policy, temporary / "policy.safetensors")
@@ -107,11 +108,11 @@ def whole(value: Any) -> int:
     return value
 
 
-def check_finite(tensors: dict[str, Tensor], step: int) -> None:
+def check_finite(tensors: dict[str, Tensor], where: str, todo: str) -> None:
     """Weights that are no longer numbers are not written over those that are (DivergedError)."""
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
-            raise DivergedError(f"{name} is not finite", f"iteration {step}", "try a lower ppo.lr or a higher kl.coef")
+            raise DivergedError(f"{name} is not finite", where, todo)
 
 
 def all_of(root: Path) -> list[Path]:
@@ -131,10 +132,19 @@ def newest(root: Path, damaged: Callable[[CheckpointError], None] = lambda _: No
     return None
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; called after a new one is committed."""
-    for path in all_of(root)[:-keep]:
+def prune(committed: Path, keep: int) -> None:
+    """Of the checkpoints up to the one that was just committed, delete all but the newest `keep`."""
+    older = [path for path in all_of(committed.parent) if path.name < committed.name]
+    for path in older[: max(0, len(older) - keep + 1)]:
         discard(path)
+
+
+def set_aside(newest: Path) -> None:
+    """What stands behind the newest whole checkpoint is damaged: it loses its name, so that a run that goes on from
+    there cannot take it for its own."""
+    for path in all_of(newest.parent):
+        if path.name > newest.name:
+            path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -93,15 +93,16 @@ def remove_left(root: Path, name: str = "*") -> None:
 
 def verify(path: Path) -> None:
     """Hold a directory against its manifest: every file there, of its size and hash, and no other (CheckpointError)."""
-    todo = "delete this directory; an older one is used if there is any"
+    todo = "it cannot be used; remove it"
     try:
-        if not (path / MANIFEST).is_file() or (path / MANIFEST).stat().st_size > LARGEST_MANIFEST:
-            raise ValueError("a pipe would wait for a writer")
+        manifest = (path / MANIFEST).lstat()
+        if not stat.S_ISREG(manifest.st_mode) or manifest.st_size > LARGEST_MANIFEST:
+            raise ValueError("a link leads elsewhere, a pipe would wait for a writer")
         listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {str(name): (str(e["sha256"]), int(e["size"])) for name, e in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise CheckpointError("no readable manifest", str(path / MANIFEST), todo) from None
-    present = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
+    present = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_symlink() or not p.is_dir()} - {MANIFEST}
     if present != set(expected):
         raise CheckpointError(f"files differ from the manifest by {sorted(present ^ set(expected))}", str(path), todo)
     for name, (digest, size) in expected.items():

@@ -20,7 +20,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             owner = os.pread(handle, 100, 0).decode(errors="replace").strip() or "unknown"
             raise UsageError(
-                f"another process works here ({owner})", str(path.parent), "wait for it, or choose another --out"
+                f"another process works here ({owner})", str(path.parent), "wait for it, or choose another directory"
             ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)

@@ -24,26 +24,39 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def cut(path: Path, size: int) -> list[str]:
-    """Cut a file of JSON lines to the bytes that it had, for a run that goes on from there; what to say of one that has
-    fewer (somebody changed it): its whole lines are kept."""
+def cut(path: Path, size: int, step: int) -> list[str]:
+    """Cut a file of JSON lines to the bytes that it had after `step`, for a run that goes on from there.
+
+    A file that somebody changed no longer ends there: of it the whole lines up to that step are kept, and that is said
+    (0 or 1 sentences).
+    """
     if not path.exists():
         return [f"{path} is gone: it begins anew"] if size else []
-    if path.stat().st_size >= size:
+    content = path.read_bytes()
+    if len(content) >= size and (not size or content[size - 1 : size] == b"\n"):
         os.truncate(path, size)
         return []
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
-    return [f"{path} is shorter than it was: lines are missing from it"]
+    kept = b"".join(line + b"\n" for line in content.splitlines() if _step_of(line) <= step)
+    path.write_bytes(kept)
+    return [f"{path} was changed: its whole lines up to step {step} are kept, others may be missing"]
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a row; infinite for what is none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return math.inf
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file that `JsonLines` wrote, none if there is no file; a torn line is left out, null is NaN."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            rows.append({key: math.nan if value is None else value for key, value in row.items()})
+            if isinstance(row, dict):
+                rows.append({key: math.nan if value is None else value for key, value in row.items()})
     return rows
 
 
@@ -57,9 +70,9 @@ class JsonLines:
         self._file.write(json_line(row) + "\n")
         self._file.flush()
 
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
+    def sync(self) -> int:
+        """Have all of it on the disk; how many bytes that are."""
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def __enter__(self) -> Self:

@@ -21,7 +21,7 @@ from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.sampler import Sampler
-from minirlhf.signals import uninterrupted
+from minirlhf.signals import deferred
 from minirlhf.store.files import write_json
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -115,7 +115,7 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file; OSError, and not the library's own error, if the disk does not take it."""
     try:
-        with uninterrupted():
+        with deferred():
             save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as fault:
         code = re.search(r"os error (\d+)", str(fault))
@@ -126,7 +126,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file (CheckpointError if it is none)."""
     try:
-        with uninterrupted():
+        with deferred():
             return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as fault:
         raise CheckpointError(f"not a readable safetensors file ({fault})", str(path), "save it again") from None

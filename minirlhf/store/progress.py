@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,7 +20,7 @@ from minirlhf.errors import CheckpointError
 from minirlhf.optimizer import AdamW
 from minirlhf.signals import deferred
 from minirlhf.store import checkpoint
-from minirlhf.store.files import complete_directory, write_json
+from minirlhf.store.files import complete_directory, discard, write_json
 from minirlhf.store.model import read_json, read_tensors, restore, save_tensors
 
 SAVES = 10  # of a stage
@@ -44,7 +45,7 @@ def drive(
     steps: the stage's generator over `state`, not started. key: what decides the stage's result; progress of another
     key is not used. A signal is answered after the step that is going on, and a save.
     """
-    found = load(place, key, state)
+    found = load(place, key, state, emit)
     if found:
         emit({"event": "resumed", "step": found, "from": str(checkpoint.directory_of(place, found))})
     every = max(1, total // SAVES)
@@ -64,22 +65,32 @@ def done(place: Path) -> None:
 def save(place: Path, key: str, state: Any) -> None:
     """Write the state as place/step_NNNNNNNN, and then remove what was there before."""
     tensors, numbers = taken(state)
-    checkpoint.check_finite(tensors, state.step)
+    checkpoint.check_finite(tensors, f"step {state.step}", "try a lower learning rate")
     place.mkdir(parents=True, exist_ok=True)
-    with complete_directory(checkpoint.directory_of(place, state.step)) as temporary:
+    path = checkpoint.directory_of(place, state.step)
+    with complete_directory(path) as temporary:
         save_tensors(tensors, temporary / "state.safetensors")
-        write_json(temporary / "state.json", {"key": key, **numbers})
-    checkpoint.prune(place, 1)
+        write_json(temporary / "state.json", {"key": key, "threads": torch.get_num_threads(), **numbers})
+    checkpoint.prune(path, 1)
 
 
-def load(place: Path, key: str, state: Any) -> int:
-    """Put the newest whole progress of this key into `state`; the step it is of, 0 if there is none."""
-    path = checkpoint.newest(place)
-    if path is None:
+def load(place: Path, key: str, state: Any, emit: Callable[[dict[str, Any]], None]) -> int:
+    """Put the newest whole progress of this key into `state`; the step it is of, 0 if there is none. What is of no use
+    goes: it would be taken for newer than what is saved next."""
+
+    def warn(message: str) -> None:
+        emit({"event": "warning", "message": message})
+
+    path = checkpoint.newest(place, lambda fault: warn(f"passed over: {fault}"))
+    saved = {} if path is None else read_json(path / "state.json", CheckpointError)
+    if path is None or saved.get("key") != key:
+        done(place)
         return 0
-    saved = read_json(path / "state.json", CheckpointError)
-    if saved.get("key") != key:
-        return 0
+    for other in checkpoint.all_of(place):
+        if other != path:
+            discard(other)
+    if saved.get("threads") != torch.get_num_threads():
+        warn(f"threads were {saved.get('threads')}, are {torch.get_num_threads()}: the last bits may differ")
     put(state, read_tensors(path / "state.safetensors"), saved, path)
     return int(state.step)
 

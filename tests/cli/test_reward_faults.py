@@ -58,12 +58,18 @@ def test_by_default_it_ends_the_run_and_what_was_saved_goes_on_once_it_is_mended
 def test_an_iteration_may_be_left_out(how, arguments, tmp_path, monkeypatch):
     """Nothing is learned in it: weights and optimiser are those of the checkpoint before."""
     monkeypatch.setenv("FAIL_AT", "3,4")
-    skip = ("--set", "run.on_reward_error=skip", "--set", "run.keep_checkpoints=9")
+    steered = ("--set", "kl.controller=adaptive", "--set", "kl.target=0.5", "--set", "kl.horizon=20")
+    skip = ("--set", "run.on_reward_error=skip", "--set", "run.keep_checkpoints=9", *steered)
     result = done("run", *arguments, *skip, *reward(tmp_path, how))
     assert "warning: iteration 3 teaches nothing: reward" in result.err
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["count/reward_errors"] for row in metrics] == [0, 0, 1, 1, 0, 0]
     assert [row["count/updates"] for row in metrics] == [1, 1, 0, 0, 1, 1]
+    assert [row["kl/coef"] for row in metrics[1:5]] == pytest.approx(
+        [metrics[1]["kl/coef"], *[metrics[2]["kl/coef"]] * 3]
+    )
+    assert metrics[2]["objective/kl"] is metrics[2]["policy/entropy_avg"] is metrics[2]["objective/scores"] is None
+    assert "the entropy fell" not in result.err
     two, three, four, five = (
         (tmp_path / "run" / "checkpoints" / f"step_0000000{n}" / "policy.safetensors").read_bytes()
         for n in (2, 3, 4, 5)
@@ -104,3 +110,55 @@ def test_one_that_is_stuck_in_c_ends_the_process_and_leaves_the_checkpoint(argum
     (path,) = all_of(tmp_path / "run" / "checkpoints")
     verify(path)
     done("run", "--resume", tmp_path / "run")
+
+
+def test_one_that_swallows_every_exception_is_told_again(arguments, tmp_path, monkeypatch):
+    """A request that is tried again after any error."""
+    monkeypatch.setenv("FAIL_AT", "2")
+    again = "try: time.sleep(1000)\n    except Exception: fail()"
+    result = call("run", *arguments, "--set", "run.reward_timeout_s=0.2", *reward(tmp_path, again))
+    assert (result.code, len(result.errors)) == (5, 1)
+    assert "longer than run.reward_timeout_s" in result.errors[0]
+
+
+GREEDY = """
+def advantage(rewards, mask, greedy_scores):
+    return (rewards.sum(dim=1) - greedy_scores).unsqueeze(1) * mask
+"""
+
+
+def test_a_baseline_that_fails_leaves_the_iteration_out_as_well(arguments, tmp_path):
+    """The second call of an iteration scores the most likely responses: without them there is no baseline."""
+    (tmp_path / "advantage.py").write_text(GREEDY)
+    more = ("--advantage", f"{tmp_path}/advantage.py:advantage", "--set", "run.on_reward_error=skip")
+    fails = "calls.append(1)\n    if len(calls) == 4: raise ValueError"
+    source = (
+        "calls = []\ndef failing(completions):\n    " + fails + "\n    return [float(len(t)) for t in completions]\n"
+    )
+    (tmp_path / "rewards.py").write_text(source)
+    done("run", *arguments, *more, "--reward", f"{tmp_path}/rewards.py:failing")
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["count/reward_errors"] for row in metrics] == [0, 1, 0, 0, 0, 0]
+    assert [row["count/updates"] for row in metrics] == [1, 0, 1, 1, 1, 1]
+
+
+def test_failures_in_a_row_are_counted_across_a_stop(arguments, tmp_path, monkeypatch):
+    """Failing in iterations 2 to 5, stopped after 3 or not at all: the fifth one ends the run."""
+    monkeypatch.setenv("FAIL_AT", "2,3,4,5")
+    skip = ("--set", "run.on_reward_error=skip")
+    failing = reward(tmp_path, "raise ValueError('no answer')")
+    first = call("run", *arguments, *skip, *failing, "--set", "ppo.iterations=3")
+    assert "evaluation, after all iterations" in first.errors[0]  # it fails there, too: the loop has ended
+    result = call("run", "--resume", tmp_path / "run", "--set", "ppo.iterations=6")
+    assert (result.code, len(result.errors)) == (5, 1), result.err
+    assert "step 5" in result.errors[0]
+
+
+def test_an_evaluation_that_fails_says_so_and_how_to_go_on(arguments, tmp_path):
+    line = "return [1.0 / (6 - trainer_state.global_step)] * len(completions)"
+    source = f"def failing(completions, trainer_state):\n    {line}\n"
+    (tmp_path / "rewards.py").write_text(source)
+    result = call("run", *arguments, "--reward", f"{tmp_path}/rewards.py:failing")
+    assert (result.code, len(result.errors)) == (5, 1)
+    assert "evaluation, after all iterations" in result.errors[0]
+    assert f"go on with: minirlhf run --resume {tmp_path / 'run'}" in result.err

@@ -223,7 +223,7 @@ def test_a_reader_that_goes_away(arguments, tmp_path):
     command = " ".join(f"'{a}'" for a in arguments)
     piped = shell(f"({PYTHON} {command} --json --out {tmp_path}/a; echo code $? >&2) | head -1")
     assert json.loads(piped.stdout)["event"] == "run_started"
-    assert piped.stderr.splitlines()[-1] == "code 0"
+    assert piped.stderr.splitlines()[-1] == "code 141"
     assert "Traceback" not in piped.stderr
 
 

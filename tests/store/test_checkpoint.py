@@ -261,5 +261,8 @@ def test_pruning_keeps_the_newest_and_touches_nothing_else(tmp_path):
         state.step = step
         checkpoint.save(tmp_path, state, {}, {})
     (tmp_path / "step_of_mine").mkdir()
-    checkpoint.prune(tmp_path, 2)
+    damaged = checkpoint.directory_of(tmp_path, 200)
+    damaged.mkdir()
+    checkpoint.prune(checkpoint.directory_of(tmp_path, 100), 2)
+    damaged.rmdir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000100", "step_of_mine"]

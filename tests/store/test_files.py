@@ -157,7 +157,12 @@ DAMAGE = {
     "bytes as a manifest": (lambda p: (p / MANIFEST).write_bytes(b"\xff"), "no readable manifest"),
     "a directory that is a link": (
         lambda p: (p / "b").unlink() or (p / "b").symlink_to(p.parent, target_is_directory=True),
-        "['b']",
+        "content differs",
+    ),
+    "a link to a directory beside them": (lambda p: (p / "c").symlink_to("/etc"), "['c']"),
+    "a manifest that is a link": (
+        lambda p: (p / MANIFEST).rename(p.parent / "away") and (p / MANIFEST).symlink_to(p.parent / "away"),
+        "no readable manifest",
     ),
     "an absolute path": (manifest({"files": {"/etc/passwd": {"sha256": "", "size": 1}}}), "differ from the manifest"),
     "a name with a NUL": (manifest({"files": {"a\0b": {"sha256": "", "size": 1}}}), "differ from the manifest"),
