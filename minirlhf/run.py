@@ -277,14 +277,10 @@ def run_directory(config: Config, out: Path | None, resume: bool, emit: Emit) ->
         directory.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             directory.mkdir()
-        if not directory.is_dir():
-            raise UsageError("the run directory is a file", str(directory), "choose another --out")
+        check_unused(directory)  # before a lock file is put there, and once more under the lock
     with locked(directory / ".lock"):
-        if not resume and any(not path.name.startswith(".") for path in directory.iterdir()):
-            todo = "choose another --out, or remove it"
-            if (directory / "config.toml").is_file():
-                todo = "go on with it by --resume, choose another --out, or remove it"
-            raise UsageError("the run directory exists and is not empty", str(directory), todo)
+        if not resume:
+            check_unused(directory)
         how = f"go on with: minirlhf run --resume {shlex.quote(str(directory))}"
         try:
             yield directory
@@ -294,6 +290,15 @@ def run_directory(config: Config, out: Path | None, resume: bool, emit: Emit) ->
             if not resume and checkpoint.all_of(directory / "checkpoints"):
                 emit({"event": "warning", "message": f"what was saved is kept; when it is mended {how}"})
             raise
+
+
+def check_unused(directory: Path) -> None:
+    """Nothing is in a new run's directory, but for what one that was killed before it began may have left."""
+    if not directory.is_dir() or any(not path.name.startswith(".") for path in directory.iterdir()):
+        todo = "choose another --out, or remove it"
+        if (directory / "config.toml").is_file():
+            todo = "go on with it by --resume, choose another --out, or remove it"
+        raise UsageError("the run directory exists and is not empty", str(directory), todo)
 
 
 def versions(config: Config, device: torch.device) -> dict[str, Any]:
