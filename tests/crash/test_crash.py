@@ -247,3 +247,20 @@ def test_stopped_and_continued(arguments, whole, tmp_path):
             sleep(0.01)
         assert ended(process, pipe)[0].code == 0
     assert weights(run) == whole
+
+
+@pytest.mark.crash
+def test_told_to_stop_while_it_starts(arguments, whole, tmp_path):
+    """SIGTERM in the first seconds of a whole process, mostly imports: gone in five seconds, no traceback."""
+    random = Random(7)
+    for index in range(16):
+        run = tmp_path / str(index)
+        command = [sys.executable, "-m", "minirlhf", *(str(a) for a in arguments), "--out", str(run)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        sleep(random.uniform(0.1, 3.0))
+        process.terminate()
+        _, err = process.communicate(timeout=5)
+        assert process.returncode in (0, 143, -signal.SIGTERM), err  # the last: before any of our code
+        assert "Traceback" not in err
+        finished_again(run, arguments)
+        assert weights(run) == whole
