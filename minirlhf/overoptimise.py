@@ -30,7 +30,8 @@ from minirlhf.experience import Rollout
 from minirlhf.generate import generate
 from minirlhf.preferences import FILE as REPORT
 from minirlhf.preferences import read_pairs, reward_model_place
-from minirlhf.run import TRAINED, build_rewards, call_rewards, fit_rewards, run, set_up, with_reward_model
+from minirlhf.rewarding import call_rewards, fit_rewards
+from minirlhf.run import TRAINED, build_rewards, run, set_up, with_reward_model
 from minirlhf.saved import heldout_prompts, open_run
 from minirlhf.store.files import write_json
 from minirlhf.store.model import read_json

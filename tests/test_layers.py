@@ -52,6 +52,8 @@ ROOMS = (
     "preferences",
     "pictures",
     "resume",
+    "precision",
+    "rewarding",
     "run",
     "compare",
     "overoptimise",

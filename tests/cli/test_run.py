@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from minirlhf import precision
 from minirlhf import run as composition
 from tests.cli.calling import call, done, refused
 
@@ -271,6 +272,6 @@ def test_bfloat16_is_probed_recorded_and_leaves_the_evaluation_in_float32(tiny, 
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] != weights[1]
     assert "precision_error" not in (tmp_path / "b" / "evaluation.json").read_text()
-    monkeypatch.setattr(composition, "MOST_PRECISION_ERROR", 1e-9)
+    monkeypatch.setattr(precision, "MOST_PRECISION_ERROR", 1e-9)
     line = refused(2, "run", *lower, "--out", tmp_path / "c", said=("bfloat16 moves log-probs by", "ppo.precision"))
     assert "use float32" in line
