@@ -18,6 +18,7 @@ def gspo(logprobs, old_logprobs, advantages, mask, *, clip: float = 3e-4):
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
     mean = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     s = mean.clamp(-20, 20).exp().expand(mask.shape)
+    advantages = torch.where(mask, advantages, 0.0)  # s is one number a row: NaN behind the mask would reach all of it
     plain, clipped = advantages * s, advantages * s.clamp(1 - clip, 1 + clip)
     return -torch.minimum(plain, clipped), {"clipfrac": (clipped < plain).to(s.dtype)}
 

@@ -58,6 +58,7 @@ ROOMS = (
     "compare",
     "overoptimise",
     "audit",
+    "testing",
     "bench",
     "cli",
     "__main__",

@@ -1,5 +1,6 @@
 """The manual is true: its tree, hooks, metrics, fields, exit codes and commands are those of the program."""
 
+import importlib.util
 import inspect
 import json
 import re
@@ -212,6 +213,22 @@ def test_the_plugin_of_the_manual_runs_both_ways(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "a" / "evaluation.json").exists()
     first, second = ((tmp_path / n / "model" / "model.safetensors").read_bytes() for n in "ab")
     assert first == second
+
+
+def test_the_plugin_of_the_manual_is_checked_as_it_shows(tmp_path, monkeypatch):
+    for name in ("brevity", "test_brevity"):
+        (source,) = [b for b in blocks(README, "python") if b.startswith(f"# {name}.py")]
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (shown,) = [b for b in blocks(README, "text") if b.startswith("reward brevity of")]
+    printed = done("plugins", "check", "brevity.py").out
+    for line, real in zip(shown.splitlines()[1:-1], printed.splitlines()[1:-1], strict=True):  # not the place, the time
+        assert line == real
+    spec = importlib.util.spec_from_file_location("test_brevity", tmp_path / "test_brevity.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.test_brevity()
 
 
 def test_the_exit_codes_are_those_of_the_errors_and_their_examples_hold(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""minirlhf plugins list | show"""
+"""minirlhf plugins list | show | check"""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group("plugins")
 def command() -> None:
-    """List components, show one."""
+    """List components, show one, check one."""
 
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
@@ -71,6 +71,59 @@ def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -
             click.echo(f"  option   {option}")
         for line in (inspect.getdoc(component.fn) or "").splitlines():
             click.echo(f"  {printable(line)}".rstrip())
+
+
+@command.command("check")
+@click.argument("name", metavar="NAME|FILE.py|FILE.py:FUNCTION")
+@plugin_option
+@click.option("--kind", type=click.Choice(["reward", "kl", "advantage", "loss"]), help="If several have the name.")
+@click.option("--prompts", metavar="FILE", help="Prompts with the columns that a reward asks for.")
+@click.option("--set", "sets", multiple=True, metavar="OPTION=VALUE", help="An option of the component, repeatable.")
+def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str | None, sets: tuple[str, ...]) -> None:
+    """Does a component keep its contract, on batches that find out what usually goes wrong?
+
+    Of a FILE.py all components are checked. Whether an estimator estimates what it should is `minirlhf audit`.
+    """
+    from minirlhf.cli.show import printable
+    from minirlhf.config import toml_value
+    from minirlhf.errors import PluginError
+    from minirlhf.testing import check
+    from minirlhf.text.corpus import read_prompts
+
+    whole_file = name.endswith(".py")
+    registry = loaded((*plugins, name) if whole_file else plugins)
+    components = of_file(registry, name, kind) if whole_file else checkable(found(registry, name, kind))
+    options = {key: toml_value(value) for key, _, value in (text.partition("=") for text in sets)}
+    rows = read_prompts(prompts) if prompts else []
+    failed = 0
+    for component in components:
+        click.echo(f"{component.kind} {component.name} of {component.owner}, {component.where}")
+        for finding in check(component.build(options, device="cpu"), rows):
+            failed += not finding.holds
+            line = f"  {'ok  ' if finding.holds else 'FAIL'}  {finding.name:<20}  {finding.found}"
+            click.echo(printable(line.rstrip()) + ("" if finding.holds else f"\n        {'':<20}  -> {finding.todo}"))
+    if failed:
+        raise PluginError(f"{failed} checks failed", name, "mend what is marked FAIL above")
+
+
+def of_file(registry: "Registry", file: str, kind: str | None) -> "list[Component]":
+    """The components that a plugin file registers, but for observers."""
+    from pathlib import Path
+
+    path = Path(file).resolve()
+    return checkable([c for c in registry.listing() if kind in (None, c.kind) and Path(c.path).resolve() == path])
+
+
+def checkable(components: "list[Component]") -> "list[Component]":
+    """All but observers, which have no contract but their three methods."""
+    from minirlhf.errors import UsageError
+
+    rows = [c for c in components if c.kind != "observer"]
+    if not rows:
+        raise UsageError(
+            "there is no component to check", todo="name a reward, kl, advantage or loss, or FILE.py:FUNCTION"
+        )
+    return rows
 
 
 def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]":
