@@ -59,6 +59,7 @@ ROOMS = (
     "overoptimise",
     "audit",
     "testing",
+    "scaffold",
     "bench",
     "cli",
     "__main__",

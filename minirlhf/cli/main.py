@@ -29,7 +29,7 @@ COMMANDS = {
     "overoptimise": ("minirlhf.cli.overoptimise", "Where a reward model's score and the true score part."),
     "audit": ("minirlhf.cli.audit", "Bias, variance and gradient of an estimator against exact enumeration."),
     "bench": ("minirlhf.cli.bench", "Seconds of an iteration, against peers on the same work."),
-    "plugins": ("minirlhf.cli.plugins", "List components, show one, check one."),
+    "plugins": ("minirlhf.cli.plugins", "List components, show, check or begin one."),
     "config": ("minirlhf.cli.config", "Show a resolved configuration, or the schema."),
 }
 # A disk that is full or cannot be written, and names at which no file can be.

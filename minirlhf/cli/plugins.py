@@ -1,4 +1,4 @@
-"""minirlhf plugins list | show | check"""
+"""minirlhf plugins list | show | check | new"""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group("plugins")
 def command() -> None:
-    """List components, show one, check one."""
+    """List components, show, check or begin one."""
 
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
@@ -71,6 +71,28 @@ def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -
             click.echo(f"  option   {option}")
         for line in (inspect.getdoc(component.fn) or "").splitlines():
             click.echo(f"  {printable(line)}".rstrip())
+
+
+@command.command("new")
+@click.argument("name")
+@click.option(
+    "--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), required=True, help="What it is."
+)
+@click.option("--package", is_flag=True, help="A package to install, not a file.")
+def new(name: str, kind: str, package: bool) -> None:
+    """Begin a plugin here: a file with its test, or a package, that runs as it is written."""
+    from pathlib import Path
+
+    from minirlhf.scaffold import USES, write_plugin
+
+    for path in write_plugin(Path(), name, kind, package=package):
+        click.echo(path)
+    if package:
+        click.echo(f"next: pip install -e {path.parent}", err=True)
+    elif kind != "observer":
+        click.echo(f"next: minirlhf plugins check {name}.py", err=True)
+    how = "" if package else f"--plugin {name}.py "
+    click.echo(f"then: minirlhf run {how}{USES[kind].replace('NAME', name)}", err=True)
 
 
 @command.command("check")
