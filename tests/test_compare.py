@@ -6,7 +6,17 @@ from functools import cache
 
 import pytest
 
-from minirlhf.compare import Once, compare, default_directory, grid, resolve, split_values, variations
+from minirlhf.compare import (
+    Once,
+    compare,
+    default_directory,
+    grid,
+    improvement,
+    over_seeds,
+    resolve,
+    split_values,
+    variations,
+)
 from minirlhf.config import dump_toml, load_config
 from minirlhf.errors import ConfigError, DivergedError, InputError, PluginError, UsageError
 from minirlhf.registry import Registry
@@ -198,8 +208,8 @@ def test_means_and_intervals_over_two_seeds(tmp_path):
     assert low["variant"] == {"preset": "tiny", "kl.coef": 0.25}
     assert (high["seeds"], high["failed"]) == ([0, 1], {})
     assert high["measures"] == {
-        "score_mean": {"mean": 11.0, "ci95": [10.5, 11.5], "values": [10.5, 11.5]},
-        "score_gain": {"mean": 1.0, "ci95": [0.5, 1.5], "values": [0.5, 1.5]},
+        "score_mean": {"mean": 11.0, "ci95": [10.5, 11.5], "values": [10.5, 11.5], "better_than_first": 0.75},
+        "score_gain": {"mean": 1.0, "ci95": [0.5, 1.5], "values": [0.5, 1.5], "better_than_first": 0.75},
         "kl_nats_per_sequence": {"mean": 2.0, "ci95": [1.0, 3.0], "values": [1.0, 3.0]},
         "seconds_ppo": {"mean": 1.5, "ci95": [1.5, 1.5], "values": [1.5, 1.5]},
     }
@@ -211,7 +221,31 @@ def test_the_interval_is_that_of_95_percent(tmp_path):
     """Of 0, 0, 0, 4 a resample holds k fours with C(4,k) 3^(4-k) / 256: k = 4 in 0.4 %, k >= 3 in 5.1 %."""
     stub = Stub({(0.25, 0): 0, (0.25, 1): 0, (0.25, 2): 0, (0.25, 3): 4})
     events, _ = events_of(stub, tmp_path, 4, "0.25")
-    assert events[-2]["measures"]["score_gain"] == {"mean": 1.0, "ci95": [0.0, 3.0], "values": [0, 0, 0, 4]}
+    assert events[-2]["measures"]["score_gain"] == {
+        "mean": 1.0,
+        "ci95": [0.0, 3.0],
+        "iqm": 0.0,
+        "values": [0, 0, 0, 4],
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "middle"),
+    [([1, 2, 3, 100], 2.5), ([5, 1, 2, 3, 100], 10 / 3), ([0, 1, 2, 3, 4, 5, 6, 900], 3.5), ([1, None, 2, 9, 3], 2.5)],
+)
+def test_the_middle_half_by_hand(values, middle):
+    """A quarter of the seeds leaves at each end, rounded down: of four and five one, of eight two."""
+    assert dict(over_seeds(values))["iqm"] == pytest.approx(middle)
+    assert "iqm" not in dict(over_seeds([1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "chance"),
+    [([2, 3], [0, 1], 1.0), ([0, 1], [2, 3], 0.0), ([1], [1], 0.5), ([0, 2], [1, 2, None], 0.375), ([None], [1], None)],
+)
+def test_the_probability_of_improvement_by_hand(values, others, chance):
+    """0.375: of the pairs 0-1, 0-2, 2-1, 2-2 one is larger and one equal: 1.5 of 4."""
+    assert improvement(values, others) == chance
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -242,7 +276,7 @@ def test_a_cell_that_fails_is_noted_and_the_others_go_on(tmp_path):
     low, high = json.loads((tmp_path / "compare.json").read_text())["variants"]
     assert (low["seeds"], low["failed"]) == ([0], {"1": "the loss is not finite"})
     assert (high["seeds"], high["failed"]) == ([1], {"0": "raised"})
-    assert high["measures"]["score_gain"] == {"mean": 1.5, "values": [1.5]}
+    assert high["measures"]["score_gain"] == {"mean": 1.5, "values": [1.5], "better_than_first": 1.0}
     again = Stub({(0.25, 1): first})
     assert events_of(again, tmp_path)[1] is first
     assert again.ran == [(0.25, 1), (0.5, 0)]

@@ -19,6 +19,9 @@ COLUMNS = (
 )
 
 
+JUDGED = ("optimality", "true_score_mean", "score_gain")  # by the first of these that is known is one better
+
+
 @click.command("compare")
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
 @click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
@@ -108,13 +111,18 @@ def table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
     """A line a variant; only the columns that something stands in."""
     columns = [column for column in COLUMNS if any(column[1] in row["measures"] for row in rows)]
     failures = ["failed"] if any(row["failed"] for row in rows) else []
-    lines = [["variant", "seeds", *failures, *(name for name, _, _ in columns)]]
+    judged = next((key for key in JUDGED if any(key in row["measures"] for row in rows)), JUDGED[-1])
+    beside = ["beats first"] if len(rows) > 1 else []
+    lines = [["variant", "seeds", *failures, *(name for name, _, _ in columns), *beside]]
     for label, row in zip(labels, rows, strict=True):
         failed = [str(len(row["failed"]))] if failures else []
         cells = [number(row["measures"].get(key), form) for _, key, form in columns]
-        lines.append([printable(label), str(len(row["seeds"])), *failed, *cells])
+        chance = row["measures"].get(judged, {}).get("better_than_first")
+        chances = ["" if chance is None else f"{chance:.0%}"] if beside else []
+        lines.append([printable(label), str(len(row["seeds"])), *failed, *cells, *chances])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
+    aligned = ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
+    return [line.rstrip() for line in aligned]
 
 
 def number(measure: dict[str, Any] | None, form: str) -> str:
