@@ -22,8 +22,12 @@ class Alarms:
 
     def look(self, step: int, metrics: Metrics) -> list[str]:
         """What is new to say after this iteration."""
-        self.first = self.first or metrics
-        found = [(name, text) for name, text in self._alarms(step, metrics) if name not in self.said]
+        before, self.first = self.first, self.first or metrics
+        try:
+            found = [(name, text) for name, text in self._alarms(step, metrics) if name not in self.said]
+        except Exception:  # a row that somebody changed is not what later ones are held against
+            self.first = before
+            raise
         self.said |= {name for name, _ in found}
         return [text for _, text in found]
 

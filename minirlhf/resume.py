@@ -120,13 +120,10 @@ def go_on(
         checkpoint.set_aside(path)
     elif done := len(read_rows(directory / "metrics.jsonl")):
         emit({"event": "warning", "message": f"there is no checkpoint: {done} iterations are done again"})
-    for name in RESULTS:
-        if (directory / name).is_dir():
-            discard(directory / name)
-        else:
-            (directory / name).unlink(missing_ok=True)
     remove_left(directory)
     remove_left(directory / "checkpoints")
+    for name in RESULTS:
+        discard(directory / name)
     for name in FILES:
         for message in cut(directory / name, sizes.get(name, 0), state.step):
             emit({"event": "warning", "message": message})

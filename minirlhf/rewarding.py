@@ -98,7 +98,7 @@ class Scoring:
             for label, shape in self.models.shapes.items():
                 mean, std = (float.fromhex(x) for x in state["scales"][label])
                 self.models.shapes[label] = replace(shape, mean=mean, std=std)
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             raise CheckpointError(f"not what the rewards remember ({fault})", "", "use another checkpoint") from None
 
     def tell(self, method: str, *arguments: Any) -> Any:

@@ -221,7 +221,7 @@ def data_facts(
         "tokenizer": base.tokenizer.hash,
         "prompts": hashlib.sha256(json.dumps(texts, sort_keys=True, default=str).encode()).hexdigest(),
         "reward_models": ", ".join(sha256(path) for path in paths if path.is_file()),
-        "code": {path.name: sha256(path) for path in sorted(files) if path.is_file()},
+        "code": {str(path): sha256(path) for path in sorted(files) if path.is_file()},
     }
 
 

@@ -1,8 +1,9 @@
 """The beginning of a plugin: a file with its test, or a package that can be installed. It runs as it is written."""
 
+import builtins
+import importlib.util
 import keyword
 import re
-import sys
 from pathlib import Path
 
 from minirlhf.errors import UsageError
@@ -117,8 +118,8 @@ def check_name(name: str) -> None:
         raise UsageError(
             f"{name!r} cannot be the name of a plugin", todo="use small letters, digits and _, a letter first"
         )
-    if name in sys.stdlib_module_names or name in ("minirlhf", "torch", "test"):
-        raise UsageError(f"a module {name!r} exists already", todo="choose another name")
+    if hasattr(builtins, name) or name in ("hookimpl", "assert_sound") or importlib.util.find_spec(name) is not None:
+        raise UsageError(f"{name!r} means something else already", todo="choose another name")
 
 
 def files_of(name: str, kind: str, *, package: bool) -> dict[str, str]:

@@ -27,6 +27,7 @@ from minirlhf.components import (
     isolated,
     nearest,
 )
+from minirlhf.errors import PluginError
 
 MODULE_ROWS = 16  # an nn.Module gets so many responses at a time
 
@@ -199,8 +200,14 @@ class _Call:
             self.result = self.built(inputs)
 
     async def finish(self) -> None:
-        with self.built.guarded():
-            self.result = await self.result
+        try:
+            with self.built.guarded():
+                self.result = await self.result
+        except PluginError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the loop is being ended: no fault of the function
+                raise asyncio.CancelledError from None
+            raise
 
     def scores(self) -> list[RowScore]:
         ids = self.batch.completion_ids

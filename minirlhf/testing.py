@@ -49,7 +49,7 @@ def assert_sound(kind: str, function: Callable[..., Any], *, prompts: Sequence[P
 
     prompts: with the columns that a reward asks for. options: as the configuration would give them.
     """
-    path = inspect.getsourcefile(function) or "a test"
+    path = getattr(inspect.getmodule(function), "__file__", None) or "a test"
     component = read_component(kind, getattr(function, "__name__", "it"), "the plugin under test", path, function)
     bad = [f for f in check(component.build(options, device="cpu"), prompts) if not f.holds]
     assert not bad, "\n".join(f"{f.name}: {f.found}; {f.todo}" for f in bad)
@@ -208,14 +208,18 @@ def _gradient(built: Built, known: dict[str, Any]) -> Finding:
         total = _call(built, known | {"logprobs": leaf, "log_dist": dist}, grad=True).sum()
     except UserError as fault:
         return Finding("gradient", False, f"NaN where the mask is False: {fault}", "use torch.where(mask, ...)")
-    found = torch.autograd.grad(total, [leaf, dist], allow_unused=True)
+    todo = "compute from logprobs or log_dist, and change no tensor in place"
+    try:
+        found = torch.autograd.grad(total, [leaf, dist], allow_unused=True)
+    except RuntimeError as fault:  # torch's word for a result without a gradient, or one whose inputs were changed
+        return Finding("gradient", False, str(fault).partition("\n")[0], todo)
     mask = known["mask"]
     kept = [g[mask] for g in found if g is not None]
     finite = bool(kept) and all(bool(g.isfinite().all()) for g in kept)
     reached = any(bool((g != 0).any()) for g in kept)
     if not finite:
         return Finding("gradient", False, "not finite on the mask", "use torch.where before exp, log and divisions")
-    return Finding("gradient", reached, "finite" if reached else "0 everywhere", "compute from logprobs or log_dist")
+    return Finding("gradient", reached, "finite" if reached else "0 everywhere", todo)
 
 
 def _call(built: Built, known: dict[str, Any], *, grad: bool = False) -> Tensor:

@@ -234,6 +234,23 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_again(copy):
     assert (copy / "evaluation.json").exists()
 
 
+def test_a_link_loses_itself_and_not_what_it_leads_to(copy, tmp_path):
+    """A model/ that was moved to a larger disk, a checkpoint likewise."""
+    done("run", "--resume", copy)
+    for path in (copy / "model", all_of(copy / "checkpoints")[0]):
+        away = path.rename(tmp_path / f"moved-{path.name}")
+        path.symlink_to(away, target_is_directory=True)
+    done("run", "--resume", copy, "--set", "ppo.iterations=13", "--set", "run.keep_checkpoints=1")
+    assert (tmp_path / "moved-model" / "model.safetensors").exists()
+    assert not (copy / "model").is_symlink()
+    assert [p.name for p in all_of(copy / "checkpoints")] == ["step_00000013"]
+
+
+def test_a_row_without_its_metrics_is_not_what_later_ones_are_held_against(copy):
+    (copy / "metrics.jsonl").write_text('{"count/updates": 1, "step": 1}\n')
+    done("run", "--resume", copy)
+
+
 def test_a_saved_model_is_no_run(tiny, tmp_path):
     place = tmp_path / "rm"
     with complete_directory(place) as temporary:
@@ -290,7 +307,8 @@ def forge(path, values):
     [
         {"files": [1]}, {"files": {"metrics.jsonl": "9", "samples.jsonl": 0}}, {"files": {}}, {"config": {"ppo": 3}},
         {"files": {"metrics.jsonl": -1, "samples.jsonl": 0}}, {"files": {"metrics.jsonl": 1.5, "samples.jsonl": 0}},
-        {"components": {"scoring": {"failed": "x"}}}, {"step": "6"}, {"beta": None},
+        {"components": {"scoring": {"failed": "x"}}}, {"components": {"scoring": {"failed": 1e999}}}, {"step": "6"},
+        {"beta": None},
     ],
 )  # fmt: skip
 def test_a_forged_state_is_one_line(values, copy):
@@ -348,7 +366,7 @@ def test_what_is_saved_behind_a_damaged_checkpoint_is_kept(arguments, copy, monk
     assert call("run", "--resume", copy, *more).code == 143
     assert [p.name for p in all_of(copy / "checkpoints")] == ["step_00000008"]
     (aside,) = (copy / "checkpoints").glob("damaged-*")
-    assert aside.name.startswith("damaged-step_00000009")
+    assert aside.name == "damaged-step_00000009-1"
     monkeypatch.delenv("STOP_AT")
     assert "after step 8" in done("run", "--resume", copy).err
 

@@ -68,7 +68,27 @@ def test_a_new_package_is_found_once_it_is_installed(folder, monkeypatch):
     run_test(place / "test_near_words.py")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "~", "C:", "", "-x", "Big", "1st", "x" * 300, "class", "json", "é"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "a/b",
+        "~",
+        "C:",
+        "",
+        "-x",
+        "Big",
+        "1st",
+        "x" * 300,
+        "class",
+        "json",
+        "é",
+        "abs",
+        "numpy",
+        "hookimpl",
+        "gae",
+    ],
+)
 def test_a_name_that_is_none_is_refused(name, folder):
     result = call("plugins", "new", "--kind", "kl", "--", name)
     assert (result.code, len(result.errors)) == (2, 1), result.err

@@ -95,6 +95,12 @@ def rooted(logprobs, ref_logprobs, mask):
     return (d - d.detach()).abs().sqrt()
 
 
+def in_place(logprobs, ref_logprobs):
+    ratio = (logprobs - ref_logprobs).exp()
+    ratio -= 1
+    return ratio
+
+
 def integer(logprobs, ref_logprobs):
     return (logprobs > ref_logprobs).long()
 
@@ -105,6 +111,7 @@ ESTIMATORS = {
     first: {"order"},
     rooted: {"gradient"},
     integer: {"contract"},
+    in_place: {"gradient"},
 }
 
 
@@ -114,6 +121,14 @@ def test_an_estimator_that_fails(function):
         assert_sound("kl", function)
     failed = {line.partition(":")[0] for line in str(error.value).splitlines()}
     assert failed == ESTIMATORS[function]
+
+
+def test_a_loss_that_has_no_gradient():
+    def loss(advantages):
+        return -advantages
+
+    with pytest.raises(AssertionError, match="compute from logprobs"):
+        assert_sound("loss", loss)
 
 
 # ---- the command ------------------------------------------------------------------------------------------

@@ -83,8 +83,11 @@ def new(name: str, kind: str, package: bool) -> None:
     """Begin a plugin here: a file with its test, or a package, that runs as it is written."""
     from pathlib import Path
 
+    from minirlhf.errors import UsageError
     from minirlhf.scaffold import USES, write_plugin
 
+    if any(c.name == name for c in loaded(()).listing()):
+        raise UsageError(f"a component is called {name!r} already", todo="choose another name")
     for path in write_plugin(Path(), name, kind, package=package):
         click.echo(path)
     if package:

@@ -7,6 +7,7 @@ Floats of the state (beta, reward moments) are written as `float.hex()`, so that
 are not finite are never written. Nothing in these files is trusted when they are read: see SECURITY.md.
 """
 
+import itertools
 import math
 import os
 import re
@@ -144,7 +145,8 @@ def set_aside(newest: Path) -> None:
     there cannot take it for its own."""
     for path in all_of(newest.parent):
         if path.name > newest.name:
-            path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
+            names = (path.with_name(f"damaged-{path.name}-{number}") for number in itertools.count(1))
+            path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -79,8 +79,11 @@ def complete_directory(path: Path) -> Iterator[Path]:
 
 def discard(path: Path) -> None:
     """Remove a directory, if it is there: first its name, so that nobody finds half of it under it."""
-    away = path.with_name(f"{LEFT}{path.name}-{os.getpid()}-old")
-    if path.exists():
+    if path.is_symlink() or path.is_file():  # of a link, the link goes and not what it leads to
+        path.unlink()
+    elif path.exists():
+        away = path.with_name(f"{LEFT}{path.name}-{os.getpid()}-old")
+        shutil.rmtree(away, ignore_errors=True)  # of a killed process of the same number
         path.rename(away)
         shutil.rmtree(away)
 

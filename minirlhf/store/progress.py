@@ -138,5 +138,5 @@ def put(state: Any, tensors: dict[str, Tensor], numbers: dict[str, Any], where: 
                 setattr(state, field.name, checkpoint.whole(numbers[field.name]))
             else:
                 setattr(state, field.name, {name: t.to(like.device) for name, t in own.items()})
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             raise CheckpointError(f"{field.name} is not as it was ({fault})", str(where), "remove it") from None

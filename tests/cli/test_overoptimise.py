@@ -37,6 +37,7 @@ def arguments(tmp_path_factory):
     return ["--pairs", "60,90", "--coefs", "0.5,0.1", "--seeds", 1, "--best-of", 4, *plain, "--out", folder / "out"]
 
 
+@pytest.mark.slow
 def test_two_sizes_two_coefficients_and_the_picture(arguments, tmp_path):
     drawn = tmp_path / "curves.svg"
     shown = done("overoptimise", *arguments, "--svg", drawn)

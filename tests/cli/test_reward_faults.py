@@ -96,10 +96,12 @@ def test_one_that_never_returns_is_ended_and_named(function, arguments, tmp_path
     assert (result.code, len(result.errors)) == (5, 1), result.err
     assert "longer than run.reward_timeout_s = 0.2 s" in result.errors[0]
     assert function in result.errors[0]
+    assert "Traceback" not in result.err
     (path,) = all_of(tmp_path / "run" / "checkpoints")
     verify(path)
 
 
+@pytest.mark.crash
 def test_one_that_is_stuck_in_c_ends_the_process_and_leaves_the_checkpoint(arguments, tmp_path):
     limit = ("--set", "run.reward_timeout_s=0.2")
     command = ["run", *arguments, *limit, *reward(tmp_path, "sum(range(10**13))")]

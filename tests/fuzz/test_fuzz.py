@@ -68,7 +68,7 @@ def saved(tmp_path):
     return tmp_path
 
 
-@shares(500, 10_000)
+@shares(250, 10_000)
 def test_a_changed_checkpoint_is_noticed_before_anything_of_it_is_read(saved, count):
     random, target = Random(0), fresh()
     older, path = checkpoint.all_of(saved)
@@ -101,7 +101,7 @@ def whitespace(name, before, changed):
         return False
 
 
-@shares(80, 3_000)
+@shares(40, 3_000)
 def test_a_forged_checkpoint_is_refused_or_fits(saved, count):
     """With a manifest that fits, as whoever can write the files can make it: no exception but ours."""
     random = Random(1)
@@ -191,7 +191,7 @@ def as_toml(table, random):
     return bytes_of(content, random) if random.random() < 0.3 else content
 
 
-@shares(150, 5_000)
+@shares(80, 5_000)
 def test_a_random_configuration_is_refused_in_full_or_means_what_it_says(tmp_path, count):
     random, file, accepted = Random(3), tmp_path / "c.toml", 0
     for _ in range(count):
