@@ -22,34 +22,31 @@ class Alarms:
 
     def look(self, step: int, metrics: Metrics) -> list[str]:
         """What is new to say after this iteration."""
-        before, self.first = self.first, self.first or metrics
-        try:
-            found = [(name, text) for name, text in self._alarms(step, metrics) if name not in self.said]
-        except Exception:  # a row that somebody changed is not what later ones are held against
-            self.first = before
-            raise
+        first = self.first or metrics
+        found = [(name, text) for name, text in self._alarms(first, step, metrics) if name not in self.said]
+        self.first = first
         self.said |= {name for name, _ in found}
         return [text for _, text in found]
 
-    def _alarms(self, step: int, m: Metrics) -> Iterator[tuple[str, str]]:
+    def _alarms(self, first: Metrics, step: int, m: Metrics) -> Iterator[tuple[str, str]]:
         together, ends = m["objective/score_length_correlation"], m["response/eos_rate"]
-        grown = m["response/length"] / max(self.first["response/length"], 1e-9)
+        grown = m["response/length"] / max(first["response/length"], 1e-9)
         repeated, entropy = m["response/repetition"], m["policy/entropy_avg"]
         flat, explained = m.get("count/flat_groups", 0.0), m["value/explained_variance"]
-        before = self.first["policy/entropy_avg"]
+        before = first["policy/entropy_avg"]
         if abs(together) > 0.7 and not 0.7 < grown < 1.4:
             yield (
                 "length",
                 f"the score goes with the length (correlation {together:+.2f}) and responses are {grown:.1f} times as "
                 "long as at first: the reward may pay for length alone; look at samples.jsonl, or raise kl.coef",
             )
-        if repeated > max(0.2, 2 * self.first["response/repetition"]):
+        if repeated > max(0.2, 2 * first["response/repetition"]):
             yield (
                 "repetition",
                 f"{repeated:.0%} of the token triples in a response were there before: the policy repeats itself; add "
                 "the reward repetition, or raise kl.coef",
             )
-        if ends < 0.5 < self.first["response/eos_rate"]:
+        if ends < 0.5 < first["response/eos_rate"]:
             yield (
                 "eos",
                 f"only {ends:.0%} of the responses still end by themselves: set truncation.rule to penalty, or raise "

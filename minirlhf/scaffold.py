@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from minirlhf.errors import UsageError
+from minirlhf.registry import HOOKS
 from minirlhf.store.files import write_text
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -47,13 +48,6 @@ BODIES = {
     def finish(self, summary):
         pass
 ''',
-}
-HOOKS = {
-    "reward": "register_reward_models",
-    "kl": "register_kl_estimators",
-    "advantage": "register_advantage_functions",
-    "loss": "register_policy_losses",
-    "observer": "register_observers",
 }
 USES = {
     "reward": "--reward NAME",

@@ -129,7 +129,11 @@ def check_reward(built: Built, prompts: Sequence[Prompt]) -> Iterator[Finding]:
             yield _same(name, whole, call, what, todo)
     if built.component.columns:
         empty = _Texts(texts.prompts, texts.completions, {name: (None,) * len(COMPLETIONS) for name in names})
-        yield _survives("row without columns", lambda: empty.score(built), "return None where a column is None")
+        try:
+            empty.score(built)
+            yield Finding("row without columns", True)
+        except UserError as fault:
+            yield Finding("row without columns", False, str(fault), "return None where a column is None")
     yield Finding("time", True, f"{1000 * seconds / len(COMPLETIONS):.2f} ms a completion")
 
 
@@ -158,14 +162,6 @@ def _close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=SAME, abs_tol=SAME)
 
 
-def _survives(name: str, call: Callable[[], Any], todo: str) -> Finding:
-    try:
-        call()
-    except UserError as fault:
-        return Finding(name, False, str(fault), todo)
-    return Finding(name, True)
-
-
 # ---- estimators -------------------------------------------------------------------------------------------
 
 
@@ -182,7 +178,7 @@ def check_estimator(built: Built) -> Iterator[Finding]:
     yield Finding("contract", True, f"a finite number a token of {tuple(mask.shape)}")
     junk = {name: _junked(value, mask) for name, value in known.items()}
     wide = {name: _padded(value, mask.shape[1]) for name, value in known.items()}
-    back = {name: value.flip(0) if _by_row(value) else value for name, value in known.items()}
+    back = {name: value.flip(0) if isinstance(value, Tensor) else value for name, value in known.items()}
     alike: dict[str, tuple[dict[str, Any], Callable[[Tensor], Tensor], str, str]] = {
         "padding": (junk, lambda x: x, "NaN where the mask is False", "use torch.where(mask, ...), not * mask"),
         "width": (wide, lambda x: x[:, : mask.shape[1]], "two more masked tokens", "take sums and means over the mask"),
@@ -256,10 +252,6 @@ def _batch() -> dict[str, Any]:
         "greedy_scores": numbers(rows), "group": torch.tensor([0, 0, 1, 1, 2, 2]), "bootstrap_values": numbers(rows),
         "terminated": torch.tensor([True, True, False, True, True, False]), "beta": 0.5,
     }  # fmt: skip
-
-
-def _by_row(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _junked(value: Any, mask: Tensor) -> Any:

@@ -65,9 +65,7 @@ def test_an_iteration_may_be_left_out(how, arguments, tmp_path, monkeypatch):
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["count/reward_errors"] for row in metrics] == [0, 0, 1, 1, 0, 0]
     assert [row["count/updates"] for row in metrics] == [1, 1, 0, 0, 1, 1]
-    assert [row["kl/coef"] for row in metrics[1:5]] == pytest.approx(
-        [metrics[1]["kl/coef"], *[metrics[2]["kl/coef"]] * 3]
-    )
+    assert metrics[1]["kl/coef"] != metrics[2]["kl/coef"] == metrics[3]["kl/coef"] == metrics[4]["kl/coef"]
     assert metrics[2]["objective/kl"] is metrics[2]["policy/entropy_avg"] is metrics[2]["objective/scores"] is None
     assert "the entropy fell" not in result.err
     two, three, four, five = (
