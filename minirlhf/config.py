@@ -44,8 +44,9 @@ class RunConfig(Section):
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; sums depend on it, so it is part of the config")
     bases: str = Field("runs/bases", min_length=1, description="where pretrained bases are kept and found again")
     observers: tuple[str, ...] = Field((), description="observers that watch the run")
-    log_every: int = Field(1, ge=1, description="iterations between two entries of samples.jsonl")
+    log_every: int = Field(1, ge=1, description="iterations between two entries of samples.jsonl and tokens.jsonl")
     samples: int = Field(4, ge=0, description="responses of an iteration that samples.jsonl keeps")
+    token_log: int = Field(8, ge=0, le=64, description="of them that tokens.jsonl keeps, token by token")
     checkpoint_every: int = Field(5, ge=0, description="iterations between checkpoints; 0 = only the last")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     on_reward_error: Literal["abort", "skip"] = Field(
@@ -217,6 +218,9 @@ class EvaluationConfig(Section):
     prompts: int = Field(256, ge=1, description="held-out prompts")
     residual_prompts: int = Field(32, ge=0, description="of them for residual_std, which needs several responses each")
     residual_responses: int = Field(4, ge=2, le=1 << 16, description="responses to each of those")
+    best_of: int = Field(
+        16, ge=0, le=1 << 16, description="the reference's responses to each of those for best-of-n; 0: none"
+    )
     samples: int = Field(8, ge=0, description="of them shown side by side")
     bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of the interval")
 

@@ -5,6 +5,7 @@ the vocabulary and then over the tokens of the policy's own responses, nats per 
 temperature), whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -131,6 +132,44 @@ def residual_spread(
         groups.append(rollout.group)
         counts.append(rows)
     return residual_std(torch.cat(residuals), torch.cat(groups), torch.cat(counts))
+
+
+def best_of_n(
+    reference: Reference,
+    prompts: PromptBatch,
+    samples: int,
+    reward_models: Callable[[Rollout], Scored],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[dict[str, float]]:
+    """What choosing buys without any training: `n`, `kl` (at most, nats) and `score` of the best of n responses of the
+    reference, for n = 1, 2, 4, ... up to `samples`; prompts holds each prompt so many times. None without scores."""
+    found = []
+    for index, part in enumerate(prompts.parts(ROWS)):
+        random = generator(seed, "best_of_n", index)
+        rollout = generate(reference.policy, part, tokenizer, max_new_tokens=max_new_tokens, generator=random)
+        found.append(score_or_nan(reward_models(rollout)))
+    scores = torch.cat(found).view(-1, samples)
+    scores = scores[~scores.isnan().any(dim=1)].sort(dim=1).values
+    sizes = [2**i for i in range(samples.bit_length())] if len(scores) else []
+    return [
+        {"n": n, "kl": best_of_n_kl(n), "score": (scores @ chances_of_best(samples, n)).mean().item()} for n in sizes
+    ]
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n: what best-of-n spends at most, nats per sequence."""
+    return math.log(n) - (n - 1) / n
+
+
+def chances_of_best(samples: int, n: int) -> Tensor:
+    """P(the i-th smallest of `samples` is the largest of n drawn without replacement) = C(i-1, n-1) / C(samples, n)."""
+    i = torch.arange(1, samples + 1, dtype=torch.float64)
+    below = torch.lgamma(i) - torch.lgamma((i - n + 1).clamp(min=1))
+    log = below - math.lgamma(n) - (math.lgamma(samples + 1) - math.lgamma(n + 1) - math.lgamma(samples - n + 1))
+    return torch.where(i >= n, log.exp(), 0.0)
 
 
 def score_or_nan(scored: Scored) -> Tensor:

@@ -25,7 +25,7 @@ from minirlhf.compare import Cell, Outcome, Runner, compare, grid, measures_of, 
 from minirlhf.config import Config
 from minirlhf.data import batch
 from minirlhf.errors import UsageError, UserError
-from minirlhf.evaluate import ROWS
+from minirlhf.evaluate import ROWS, best_of_n_kl, chances_of_best
 from minirlhf.experience import Rollout
 from minirlhf.generate import generate
 from minirlhf.preferences import FILE as REPORT
@@ -243,18 +243,10 @@ def best_of_n(runs: Sequence[tuple[Cell, Path, Sequence[Rollout]]], samples: int
         pairs = zip(chosen, truth, strict=True)
         found = [expected_best(p.view(-1, samples), t.view(-1, samples), weights) for p, t in pairs]
         proxy, true = (torch.tensor(values, dtype=torch.float64) for values in zip(*found, strict=True))
-        spent = torch.full_like(proxy, math.log(n) - (n - 1) / n)  # what best-of-n spends at most, nats
+        spent = torch.full_like(proxy, best_of_n_kl(n))
         points.append(point(n, spent, proxy, true))
         n *= 2
     return points
-
-
-def chances_of_best(samples: int, n: int) -> Tensor:
-    """P(the i-th smallest of `samples` is the largest of n drawn without replacement) = C(i-1, n-1) / C(samples, n)."""
-    i = torch.arange(1, samples + 1, dtype=torch.float64)
-    below = torch.lgamma(i) - torch.lgamma((i - n + 1).clamp(min=1))
-    log = below - math.lgamma(n) - (math.lgamma(samples + 1) - math.lgamma(n + 1) - math.lgamma(samples - n + 1))
-    return torch.where(i >= n, log.exp(), 0.0)
 
 
 def expected_best(proxy: Tensor, truth: Tensor, weights: Tensor) -> tuple[float, float]:

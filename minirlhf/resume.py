@@ -21,11 +21,22 @@ from minirlhf.store.model import read_json
 
 MAY_CHANGE = {
     *("ppo.iterations", "plugins", "run.device", "run.threads", "run.bases", "run.observers", "run.log_every"),
-    *("run.samples", "run.checkpoint_every", "run.keep_checkpoints", "run.on_reward_error", "run.reward_timeout_s"),
+    *(
+        "run.samples",
+        "run.token_log",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.on_reward_error",
+        "run.reward_timeout_s",
+    ),
 }
 DATA = {"tokenizer": "tokenizer", "prompts": "prompts", "reward_models": "reward models"}  # hashes among the facts
 RESULTS = ("evaluation.json", "model")  # what a finished run has, and one that goes on no longer has
-FILES = ("metrics.jsonl", "samples.jsonl")  # of the run directory: cut to what they were at the checkpoint
+FILES = (
+    "metrics.jsonl",
+    "samples.jsonl",
+    "tokens.jsonl",
+)  # of the run directory: cut to what they were at the checkpoint
 SAME = ("torch", "minirlhf", "device", "threads")  # facts that the last bits of the numbers depend on
 
 

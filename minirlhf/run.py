@@ -31,7 +31,7 @@ from minirlhf.config import Config, doubts, dump_toml
 from minirlhf.controllers import KLController, Penalty
 from minirlhf.data import Prompts, PromptStream, batch, fit
 from minirlhf.errors import PluginError, UsageError, UserError
-from minirlhf.evaluate import Evaluation, bootstrap_interval, evaluate, residual_spread
+from minirlhf.evaluate import Evaluation, best_of_n, bootstrap_interval, evaluate, residual_spread
 from minirlhf.exact.lab import enumerable, optimality
 from minirlhf.experience import Experience, Rollout
 from minirlhf.measures import Metrics
@@ -41,6 +41,7 @@ from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.precision import precision, precision_error
 from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
 from minirlhf.registry import BUILTIN_OWNER, Registry
+from minirlhf.report.of_run import write_report
 from minirlhf.resume import check_run, go_on, newest_checkpoint
 from minirlhf.rewarding import Scoring, fit_rewards, score
 from minirlhf.saved import heldout_prompts, open_run, read_sources
@@ -56,6 +57,7 @@ from minirlhf.streams import generator
 from minirlhf.tensors import Moments, Whitening
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.token_log import token_log
 from minirlhf.true_score import TRUE_SCORE_CORPUS, true_scores
 
 TRAINED = ("trained", f"{BUILTIN_OWNER}:trained")  # the reward that may wait for a reward model
@@ -193,9 +195,10 @@ def conclude(
     clock.lap("evaluation")
     summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
     write_results(directory, result, summary)
+    report = write_report(directory)
     observers.finish(summary)  # before the last event, because it may warn
     shown = result.rows[: config.evaluation.samples]
-    emit({"event": "run_finished", "run_dir": str(directory), **summary, "samples": shown})
+    emit({"event": "run_finished", "run_dir": str(directory), "report": str(report), **summary, "samples": shown})
 
 
 def finished(directory: Path, newest: Path, config: Config, emit: Emit) -> bool:
@@ -383,6 +386,7 @@ def run_ppo(
     with (
         JsonLines(directory / "metrics.jsonl") as metrics_file,
         JsonLines(directory / "samples.jsonl") as samples,
+        JsonLines(directory / "tokens.jsonl") as tokens,
         deferred() as stop,
     ):
         loop = train(state, parts, config)
@@ -405,9 +409,10 @@ def run_ppo(
             if step % config.run.log_every == 0:
                 for row in sample_rows(experience, config.run.samples):
                     samples.write({"step": step, **row})
+                log_tokens(state, parts, experience, config.run.token_log, tokens, emit)
             observers.step(step, experience, metrics)
             if stop.asked or step == config.ppo.iterations or (every and step % every == 0):
-                sizes = {"metrics.jsonl": metrics_file.sync(), "samples.jsonl": samples.sync()}
+                sizes = {file.name: file.sync() for file in (metrics_file, samples, tokens)}
                 save_state(directory / "checkpoints", config, state, with_state, facts | {"files": sizes}, emit)
             stop.leave()
 
@@ -459,6 +464,20 @@ def sample_rows(experience: Experience, count: int) -> Iterator[dict[str, Any]]:
             "kl": experience.kl[row][rollout.mask[row]].sum().item(),
             "terminated": bool(rollout.terminated[row]),
         }
+
+
+def log_tokens(
+    state: PPOState, parts: Parts, experience: Experience, count: int, file: JsonLines, emit: Emit
+) -> None:  # fmt: skip
+    """The token log of this iteration's first responses, and the first of them for whoever watches."""
+    rows = token_log(
+        experience, state.policy, state.reference, parts.loss, state.penalty.beta, parts.tokenizer, count
+    )  # fmt: skip
+    for index, row in enumerate(rows):
+        file.write({"step": state.step, **row})
+        if index == 0:
+            first = {name: row[name] for name in ("prompt", "score", "tokens")}
+            emit({"event": "sample", "step": state.step, **first, "advantages": row["advantage"]})
 
 
 class Observers:
@@ -525,6 +544,10 @@ def evaluate_run(
         for name, model in {"reference": reference.policy, "policy": policy}.items():
             spread = residual_spread(model, reference, several, shaped, tokenizer, beta=beta, **sizes)
             result.summary[name]["residual_std"] = spread
+    if few and config.evaluation.best_of and problem is None:  # of a problem the best is known
+        several = batch(few, tokenizer, device, config.evaluation.best_of)
+        samples = config.evaluation.best_of
+        result.summary["best_of_n"] = best_of_n(reference, several, samples, models, tokenizer, **sizes)
     if config.corpus.text == TRUE_SCORE_CORPUS and problem is None:
         add_true_scores(result, config)
     if problem is not None:

@@ -10,6 +10,7 @@ import torch
 
 from minirlhf import overoptimise as o
 from minirlhf.errors import ConfigError, DivergedError, UsageError
+from minirlhf.evaluate import chances_of_best
 from minirlhf.pictures import overoptimisation
 from tests.helpers import random_rollout
 
@@ -28,7 +29,7 @@ def test_best_of_n_is_the_mean_over_all_subsets(n):
     """Five responses to each of two prompts: the response that the proxy likes best, over every subset of n."""
     draw = torch.Generator().manual_seed(n)
     proxy, truth = (torch.randn(2, 5, generator=draw, dtype=torch.float64) for _ in range(2))
-    weights = o.chances_of_best(5, n)
+    weights = chances_of_best(5, n)
     assert float(weights.sum()) == pytest.approx(1)
     expected = {"proxy": 0.0, "truth": 0.0}
     for row in range(2):
@@ -42,7 +43,7 @@ def test_best_of_n_is_the_mean_over_all_subsets(n):
 
 def test_the_weights_are_finite_for_many_samples():
     for n in (1, 2, 1024, 4096):
-        weights = o.chances_of_best(4096, n)
+        weights = chances_of_best(4096, n)
         assert float(weights.sum()) == pytest.approx(1, abs=1e-9)
 
 

@@ -46,6 +46,9 @@ def test_nothing_is_left_to_fill_in():
     assert "TODO" not in README
 
 
+FILES = (".py", ".toml", ".txt", ".typed", ".j2", ".css", ".js", ".LICENSE")
+
+
 def test_the_tree_is_the_disk():
     (tree,) = blocks(section("## Reading the code"), "")
     folder, named = "", set()
@@ -56,7 +59,7 @@ def test_the_tree_is_the_disk():
             assert (ROOT / top).is_dir()
         elif depth == 2:
             folder = top
-        entries = [w for w in words if w.endswith((".py", ".toml", ".txt", ".typed"))] if top == "minirlhf/" else []
+        entries = [w for w in words if w.endswith(FILES)] if top == "minirlhf/" else []
         if words[0].endswith("/") and depth == 2:
             folder = top + words[0]
         named |= {folder + entry for entry in entries[: len(words)]}

@@ -24,6 +24,8 @@ COMMANDS = {
     "label": ("minirlhf.cli.label", "Judge pairs of completions: comparisons of your own."),
     "reward-model": ("minirlhf.cli.reward_model", "Train a reward model from a file of comparisons."),
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),
+    "report": ("minirlhf.cli.report", "One page of a run: curves, before and after, token by token."),
+    "inspect": ("minirlhf.cli.inspect", "The tokens of one response, on the terminal."),
     "sample": ("minirlhf.cli.sample", "Let a run's policy or reference continue a prompt."),
     "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
     "overoptimise": ("minirlhf.cli.overoptimise", "Where a reward model's score and the true score part."),

@@ -146,7 +146,7 @@ class Printer:
         print_evaluation(e, e["samples"])
         seconds = e["seconds"]
         stages = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items())
-        print(f"\n{stages}\n{e['run_dir']}")
+        print(f"\n{stages}\n{e['report']}\n{e['run_dir']}")
 
 
 def sft_line(e: dict[str, Any]) -> str:

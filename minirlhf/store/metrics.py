@@ -64,6 +64,7 @@ class JsonLines:
     """Append rows to a file; `with JsonLines(path) as rows: rows.write({...})`."""
 
     def __init__(self, path: Path) -> None:
+        self.name = path.name
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:

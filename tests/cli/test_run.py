@@ -42,8 +42,8 @@ def without_times(metrics):
 def test_the_run_directory_holds_what_the_readme_says(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "config.toml", "metrics.jsonl", "samples.jsonl", "evaluation.json",
-        "model", "reference", "checkpoints",
+        ".lock", "config.toml", "metrics.jsonl", "samples.jsonl", "tokens.jsonl", "evaluation.json",
+        "report.html", "model", "reference", "checkpoints",
     }  # fmt: skip
     assert {path.name for path in (run / "checkpoints").iterdir()} == {f"step_{n:08d}" for n in (1, 2, 3, 4)}
     assert [row["step"] for row in rows(run / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -59,9 +59,12 @@ def test_every_line_of_json_output_is_an_event_and_the_last_carries_the_evaluati
     kinds = [event["event"] for event in events]
     assert kinds[0] == "run_started"
     assert kinds[-1] == "run_finished"
-    assert set(kinds) - {"pretrain"} == {"run_started", "warning", "stage", "step", "checkpoint", "run_finished"}
+    assert set(kinds) - {"pretrain"} == {
+        *("run_started", "warning", "stage", "step", "sample", "checkpoint", "run_finished")
+    }
     last = dict(events[-1])
     assert last.pop("run_dir") == str(run)
+    assert last.pop("report") == str(run / "report.html")
     del last["event"], last["samples"]
     assert last == json.loads((run / "evaluation.json").read_text())
 

@@ -1,0 +1,137 @@
+"""minirlhf inspect"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minirlhf.cli.show import printable
+from minirlhf.store.metrics import json_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+SHOWN = ("logprob", "ref_logprob", "k1", "k3", "exact", "value", "reward", "advantage", "ratio")
+WIDE = 160  # columns where no terminal says how many there are
+
+
+@click.command("inspect")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(1), metavar="N", help="Iteration; left out: the last one logged.")
+@click.option("--response", type=click.IntRange(1), default=1, show_default=True, metavar="K", help="Which of them.")
+@click.option("--by", metavar="QUANTITY", default="advantage", show_default=True, help="What colours the tokens.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: the response with every quantity a token.")
+def command(run: Path, step: int | None, response: int, by: str, as_json: bool) -> None:
+    """What the models thought of one response, token by token: the token view of the report, on a terminal.
+
+    RUN may be going on still. Log-probs, ratio and KL are of the policy after the iteration's update; value, reward and
+    advantage are what the update used. Five likely alternatives stand behind each token, with their probabilities.
+    """
+    row = chosen(run, step, response)
+    check_quantity(by, row)
+    if as_json:
+        click.echo(json_line(row))
+        return
+
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDE)
+    score = "no score" if row["score"] is None or row["score"] != row["score"] else f"score {row['score']:+.3f}"
+    console.print(f"iteration {row['step']}, response {response}, {score}", markup=False)
+    console.print(printable(row["prompt"]), style="dim", markup=False)
+    console.print(coloured(row, by))
+    console.print(table(row))
+
+
+def chosen(run: Path, step: int | None, response: int) -> dict[str, Any]:
+    """The row of the token log that is asked for."""
+    from minirlhf.errors import UsageError
+    from minirlhf.report.tokens import read_token_log
+    from minirlhf.resume import check_run
+
+    check_run(run)
+    file = run / "tokens.jsonl"
+    rows = read_token_log(file)
+    if not rows:
+        raise UsageError("no responses are logged", str(file), "run.token_log is how many a run keeps of an iteration")
+    steps = sorted({row["step"] for row in rows})
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        near = ", ".join(str(s) for s in sorted(steps, key=lambda s: abs(s - step))[:5])
+        raise UsageError(f"iteration {step} is not logged", str(file), f"--step: the nearest are {near}")
+    rows = [row for row in rows if row["step"] == step]
+    if response > len(rows):
+        raise UsageError(f"there is no response {response}", str(file), f"--response: 1 to {len(rows)}")
+    return rows[response - 1]
+
+
+def check_quantity(by: str, row: dict[str, Any]) -> None:
+    """It is one that the token view knows."""
+    from minirlhf.errors import UsageError
+    from minirlhf.report.tokens import QUANTITIES
+
+    if by not in QUANTITIES:
+        raise UsageError("there is no such quantity", f"--by {by}", f"one of {', '.join(QUANTITIES)}")
+
+
+def piece(text: str) -> str:
+    """A token as a table shows it: the last one, the EOS, has no text."""
+    return repr(printable(text)) if text else "<eos>"
+
+
+def coloured(row: dict[str, Any], by: str) -> "Text":
+    """The completion, blue below and orange above 0 (1 for a ratio), as strong as the largest of this response."""
+    from rich.text import Text
+
+    middle = 1.0 if by == "ratio" else 0.0
+    values = [None if x is None else x - middle for x in row[by]]
+    most = max((abs(x) for x in values if x is not None), default=0.0) or 1.0
+    text = Text()
+    for token, value in zip(row["tokens"], values, strict=True):
+        share = 0.0 if value is None else value / most
+        style = "" if abs(share) < 0.1 else f"on {shade(share)}"
+        text.append(printable(token), style=style)
+    text.append(f"\n{by}: blue down to {middle - most:.3g}, orange up to {middle + most:.3g}", style="dim")
+    return text
+
+
+def shade(share: float) -> str:
+    """Blue for -1, orange for 1, dark between: the background of light letters."""
+    strength = abs(share)
+    red, green, blue = (0, 70, 190) if share < 0 else (190, 90, 0)
+    return f"rgb({int(red * strength)},{int(green * strength)},{int(blue * strength)})"
+
+
+def table(row: dict[str, Any]) -> Any:
+    """A line a token."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from minirlhf.report.tokens import QUANTITIES
+
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    found.add_column("token", no_wrap=True)
+    for name in SHOWN:
+        found.add_column(QUANTITIES[name][0], justify="right", no_wrap=True)
+    found.add_column("clip", no_wrap=True)
+    found.add_column("most likely (policy, reference)")  # the one that gives way where there is little room
+    last = len(row["tokens"]) - 1
+    for i, token in enumerate(row["tokens"]):
+        name = piece(token) if token or (i == last and row.get("terminated")) else "(half a character)"
+        cells = ["n/a" if row[key][i] is None else f"{row[key][i]:.3f}" for key in SHOWN]
+        held = "held" if isinstance(row["clipped"], list) and row["clipped"][i] else ""
+        likely = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
+        found.add_row(Text(name), *cells, held, likely)
+    return found
+
+
+def alternatives(choices: list[list[Any]]) -> str:
+    """' a' 41 % (38 %), ..."""
+    from math import exp
+
+    def share(x: float | None) -> str:
+        return "0" if x is None else f"{exp(min(x, 0.0)):.0%}"
+
+    return "  ".join(f"{printable(text)!r} {share(p)} ({share(q)})" for text, p, q in choices[:3])

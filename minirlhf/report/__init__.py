@@ -1,0 +1,1 @@
+"""Pages that show a run, or several, in one file that opens anywhere without a network."""

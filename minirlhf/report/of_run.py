@@ -1,0 +1,327 @@
+"""report.html of a run: what its directory says, finished or not.
+
+Nothing in the directory is trusted: rows that are not what a run writes are left out, and no plugin is loaded.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from minirlhf.alarms import Alarms
+from minirlhf.errors import UserError
+from minirlhf.report.page import number, render
+from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, read_token_log, whole
+from minirlhf.resume import check_run
+from minirlhf.store import checkpoint
+from minirlhf.store.files import write_text
+from minirlhf.store.metrics import read_rows
+from minirlhf.store.model import read_json
+
+REPORT = "report.html"
+TOKENS = 4_500  # as many as are shown at most: some 0.9 MB of page
+CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it is, metrics
+    ("score", "mean over the responses of an iteration, after the rules", ("objective/scores",)),
+    ("KL to the reference", "nats per sequence, by the run's estimator", ("objective/kl",)),
+    ("KL coefficient", "beta, score per nat", ("kl/coef",)),
+    ("optimality", "share of what can be gained that is gained", ("exact/optimality",)),
+    ("entropy", "nats per token", ("policy/entropy_avg",)),
+    ("response length", "tokens, EOS included", ("response/length",)),
+    ("ended by itself", "share of the responses", ("response/eos_rate",)),
+    ("clipped", "share of tokens: held back by the clip, and outside its range",
+     ("policy/clipfrac_avg", "policy/outside_avg")),
+    ("old and new policy", "mean of (log ratio)^2 / 2, nats per token", ("policy/approxkl_avg",)),
+    ("value function", "explained variance: 1 is perfect, 0 a constant", ("value/explained_variance",)),
+    ("losses", "means over the updates", ("loss/policy_avg", "loss/value_avg")),
+    ("speed", "response tokens per second", ("tokens_per_s",)),
+)  # fmt: skip
+SIDES = (  # what is measured on both sides, its key, its form
+    ("score, mean", "score_mean", "+.3f"),
+    ("score, 90th percentile", "score_p90", "+.3f"),
+    ("true score, mean", "true_score_mean", "+.3f"),
+    ("tokens a response", "length_mean", ".1f"),
+    ("ended by itself", "eos_rate", ".1%"),
+    ("distinct completions", "distinct_share", ".1%"),
+    ("distinct bigrams", "distinct_2", ".1%"),
+    ("residual, standard deviation", "residual_std", ".3f"),
+)
+
+
+def write_report(directory: Path) -> Path:
+    """Make RUN/report.html anew; returns its path. Errors: UsageError where there is no run."""
+    check_run(directory)
+    path = directory / REPORT
+    write_text(path, run_page(directory))
+    return path
+
+
+def run_page(directory: Path) -> str:
+    """The page of a run."""
+    metrics = [row for row in read_rows(directory / "metrics.jsonl") if whole(row.get("step"))]
+    tokens = thinned(read_token_log(directory / "tokens.jsonl"))
+    config = read_config(directory)
+    evaluation = known(directory / "evaluation.json")
+    beside = [row for row in read_rows(directory / "samples.jsonl") if is_evaluated(row)]
+    best = frontier(evaluation)
+    data = {
+        "curves": curves(metrics, config),
+        "steps": [row["step"] for row in metrics],
+        "metrics": {name: column(metrics, name) for name in names(metrics)},
+        "frontier": best,
+        "tokens": packed(tokens),
+        "quantities": [[key, *QUANTITIES[key]] for key in QUANTITIES],
+    }
+    return render(
+        "run.html.j2",
+        "run.js",
+        data,
+        title=title(config, directory),
+        directory=str(directory),
+        config=read_text(directory / "config.toml"),
+        chosen=list(chosen(config)),
+        facts=list(facts(directory)),
+        progress=(metrics[-1]["step"] if metrics else 0, inner(config, "ppo", "iterations")),
+        cards=list(cards(evaluation)),
+        best_of_n=bool(best["best_of_n"]),
+        prompts=evaluation.get("prompts"),
+        sides=list(sides(evaluation)),
+        checks=list(checks(metrics)),
+        alarms=list(alarms(metrics)),
+        beside=sorted(beside, key=gain, reverse=True),
+        logged=len(tokens),
+    )
+
+
+# ---- reading ------------------------------------------------------------------------------------------------
+
+
+def known(path: Path) -> dict[str, Any]:
+    """The object in a file, or an empty one where there is none to be read."""
+    with suppress(UserError):
+        if path.is_file():
+            return read_json(path)
+    return {}
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.toml as it stands; no plugin is loaded for it."""
+    with suppress(tomllib.TOMLDecodeError, RecursionError):
+        return tomllib.loads(read_text(directory / "config.toml"))
+    return {}
+
+
+def inner(config: dict[str, Any], section: str, key: str) -> Any:
+    """A value of a section, None where there is none."""
+    found = config.get(section)
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def title(config: dict[str, Any], directory: Path) -> str:
+    """preset, seed N"""
+    return f"{inner(config, 'run', 'preset') or directory.name}, seed {inner(config, 'run', 'seed')}"
+
+
+def is_evaluated(row: dict[str, Any]) -> bool:
+    """A row of the evaluation in samples.jsonl: both sides of one prompt."""
+    texts = all(isinstance(row.get(name), str) for name in ("prompt", "reference", "policy"))
+    return texts and all(is_number(row.get(f"{side}_score")) for side in ("reference", "policy"))
+
+
+def gain(row: dict[str, Any]) -> float:
+    """What the policy's completion scores more than the reference's; 0 where one has no score."""
+    found = [row[f"{side}_score"] for side in ("policy", "reference")]
+    return 0.0 if any(x is None or x != x for x in found) else float(found[0] - found[1])
+
+
+# ---- what is shown ------------------------------------------------------------------------------------------
+
+
+def names(metrics: list[dict[str, Any]]) -> list[str]:
+    """Every metric, in the order in which it appeared."""
+    return [name for name in dict.fromkeys(name for row in metrics for name in row) if name != "step"]
+
+
+def column(metrics: list[dict[str, Any]], name: str) -> list[float | None]:
+    """A metric over the iterations, None where it was not measured."""
+    return [plain(row.get(name)) for row in metrics]
+
+
+def plain(value: Any) -> float | None:
+    """A finite number to six digits, None for anything else."""
+    fine = type(value) in (int, float) and abs(value) < 1e300
+    return float(f"{value:.6g}") if fine else None
+
+
+def curves(metrics: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The charts for which there is something to draw; beta where it moves, rewards where there are several."""
+    there, found = set(names(metrics)), list[dict[str, Any]]()
+    rewards = [name for name in names(metrics) if name.startswith("reward/") and name.count("/") == 1]
+    for heading, what, wanted in CURVES:
+        drawn = [name for name in wanted if name in there]
+        if wanted == ("objective/scores",) and len(rewards) > 1:
+            drawn += rewards
+        if drawn and (wanted != ("kl/coef",) or len(set(column(metrics, "kl/coef"))) > 1):
+            found.append({"title": heading, "what": what, "names": drawn})
+    target = inner(config, "kl", "target")
+    if inner(config, "kl", "controller") == "adaptive" and type(target) in (int, float):
+        for chart in found:
+            if chart["names"] == ["objective/kl"]:
+                chart["target"] = plain(target)
+    return found
+
+
+def frontier(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Score against KL: where the policy ended, and best-of-n of the reference."""
+    points = evaluation.get("best_of_n")
+    best = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
+    policy = evaluation.get("policy")
+    return {
+        "best_of_n": [[p.get("n"), plain(p.get("kl")), plain(p.get("score"))] for p in best],
+        "policy": [
+            plain(evaluation.get("kl_nats_per_sequence")),
+            plain(policy.get("score_mean") if isinstance(policy, dict) else None),
+        ],
+    }
+
+
+def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The numbers that a reader wants first."""
+    wanted = (
+        ("score_gain", "+.3f", "score gain"),
+        ("true_score_gain", "+.3f", "true score gain, which no reward saw"),
+        ("win_rate", ".0%", "of the held-out prompts better than before"),
+        ("kl_nats_per_sequence", ".2f", "KL to the reference, nats per sequence"),
+        ("optimality", ".4f", "optimality F"),
+    )
+    for key, form, what in wanted:
+        if plain(evaluation.get(key)) is not None:
+            ends = evaluation.get(f"{key}_ci95")
+            interval = ""
+            if isinstance(ends, list) and len(ends) == 2:
+                interval = f", 95 % interval {number(ends[0], form)} to {number(ends[1], form)}"
+            yield number(evaluation[key], form), what + interval
+    seconds = evaluation.get("seconds")
+    if isinstance(seconds, dict):
+        yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {number(seconds.get('ppo'), '.0f')} of them PPO"
+
+
+def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Before against after, a line a measure."""
+    before, after = evaluation.get("reference"), evaluation.get("policy")
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name, key, form in SIDES:
+            if before.get(key) is not None:
+                yield name, before.get(key), after.get(key), form
+
+
+def checks(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any, str, str]]:
+    """What shows a reward that is being hacked: first and last iteration, and how to read it."""
+    wanted = (
+        ("score and length, correlation", "objective/score_length_correlation", "+.2f",
+         "far from 0 while responses grow or shrink: the reward may pay for length alone"),
+        ("tokens a response", "response/length", ".1f",
+         "a reward that does not mention it should leave it about as it was"),
+        ("repeated token triples", "response/repetition", ".1%", "the policy found a phrase that pays, and repeats it"),
+        ("ended by itself", "response/eos_rate", ".1%", "falls when going on pays more than coming to an end"),
+        ("entropy, nats per token", "policy/entropy_avg", ".2f", "near 0 the policy writes one thing"),
+        ("groups that score the same", "count/flat_groups", ".0%", "nothing is learned from those"),
+        ("explained variance of V", "value/explained_variance", "+.2f", "below 0 V is worse than a constant"),
+    )  # fmt: skip
+    for name, key, form, how in wanted:
+        seen = [x for x in column(metrics, key) if x is not None]
+        if seen:
+            yield name, seen[0], seen[-1], form, how
+
+
+def alarms(metrics: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """The alarms of a run, found again in its metrics. An untrained V stays at 0 and explains 0: no alarm."""
+    alarm = Alarms(learns_values=True)
+    for row in metrics:
+        with suppress(KeyError, TypeError):  # a row that somebody changed
+            if row["count/updates"]:
+                for text in alarm.look(row["step"], row):
+                    yield row["step"], text
+
+
+def chosen(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The components of a run with their options."""
+    for kind, key in (("kl", "estimator"), ("advantage", "function"), ("loss", "policy")):
+        section = config.get(kind)
+        if isinstance(section, dict):
+            yield kind, options(str(section.get(key)), {k: v for k, v in section.items() if k != key})
+    rewards = config.get("rewards")
+    for label, reward in rewards.items() if isinstance(rewards, dict) else ():
+        if isinstance(reward, dict):
+            yield (
+                f"reward {label}",
+                options(str(reward.get("use", label)), {k: v for k, v in reward.items() if k != "use"}),
+            )
+
+
+def options(name: str, values: dict[str, Any]) -> str:
+    """name (key = value, ...)"""
+    listed = ", ".join(f"{key} = {value}" for key, value in values.items())
+    return f"{name} ({listed})" if listed else name
+
+
+def facts(directory: Path) -> Iterator[tuple[str, str]]:
+    """Versions and hashes, as the newest checkpoint holds them."""
+    newest = checkpoint.all_of(directory / "checkpoints")
+    state = known(newest[-1] / "state.json") if newest else {}
+    for name in ("minirlhf", "torch", "python", "device", "threads", "tokenizer", "prompts", "reward_models"):
+        if state.get(name):
+            yield name.replace("_", " "), str(state[name])
+    reference = known(directory / "reference" / "reference.json")
+    if reference:
+        yield "reference", str(reference.get("weights_sha256"))
+    code = state.get("code")
+    for path, digest in code.items() if isinstance(code, dict) else ():
+        yield f"plugin {path}", str(digest)
+
+
+# ---- tokens -------------------------------------------------------------------------------------------------
+
+
+def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole steps, evenly spread with the first and the last, until no more than TOKENS tokens are left."""
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    total = sum(len(row["tokens"]) for row in rows)
+    room = max(2, math.floor(len(steps) * TOKENS / total)) if total > TOKENS else len(steps)
+    if room >= len(steps):
+        return rows
+    kept = {steps[round(i * (len(steps) - 1) / (room - 1))] for i in range(room)}
+    return [row for row in rows if row["step"] in kept]
+
+
+def packed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The token log without its repetitions: every text once, alternatives by its number."""
+    table: dict[str, int] = {}
+
+    def numbered(text: str) -> int:
+        return table.setdefault(text, len(table))
+
+    found = [
+        {
+            "step": row["step"], "prompt": row["prompt"],
+            "score": plain(row["score"]), "ended": row.get("terminated") is True,
+            "tokens": [numbered(text) for text in row["tokens"]],
+            **{name: [plain(x) for x in row[name]] for name in COLUMNS},
+            **{name: [brief(x) for x in row[name]] for name in ("ratio", "k1", "k2", "k3", "abs")},
+            "clipped": [i for i, x in enumerate(row["clipped"]) if x] if isinstance(row["clipped"], list) else None,
+            "likeliest": [[[numbered(text), brief(p), brief(q)] for text, p, q in some] for some in row["likeliest"]],
+        }
+        for row in rows
+    ]  # fmt: skip
+    return {"texts": list(table), "rows": found}
+
+
+def brief(value: float | None) -> float | None:
+    """To three digits: for what is looked at and not computed with."""
+    found = plain(value)
+    return None if found is None else float(f"{found:.3g}")
