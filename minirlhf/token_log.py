@@ -36,6 +36,8 @@ def token_log(
     [text, log-prob of the policy, of the reference] of the five that the policy finds most likely now.
     beta: that of the loss (N10).
     """
+    if not count:
+        return
     some = experience.rows(torch.arange(min(count, len(experience))))
     now, ref = policy.score(some.rollout), reference.score(some.rollout)
     columns = {

@@ -60,6 +60,7 @@ def write_report(directory: Path) -> Path:
 def run_page(directory: Path) -> str:
     """The page of a run."""
     metrics = [row for row in read_rows(directory / "metrics.jsonl") if whole(row.get("step"))]
+    metrics.sort(key=lambda row: row["step"])  # as it is, unless somebody changed the file
     tokens = thinned(read_token_log(directory / "tokens.jsonl"))
     config = read_config(directory)
     evaluation = known(directory / "evaluation.json")

@@ -107,6 +107,7 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
     byId("prompt").textContent = row.prompt;
     byId("score").textContent = `score ${short(row.score)}${row.ended ? "" : ", cut off at the longest length"}`;
     byId("meaning").textContent = data.quantities.find((q) => q[0] === key)[2];
+    byId("jump").textContent = `tokens of iteration ${row.step}`;
     byId("low").textContent = short(centre(key) - scale);
     byId("high").textContent = short(centre(key) + scale);
     const spans = row.tokens.map((number, i) => {
@@ -179,7 +180,6 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
     const near = steps.reduce((a, b) => Math.abs(b - wanted) < Math.abs(a - wanted) ? b : a);
     byId("step").value = String(near);
     listResponses();
-    byId("tokens-heading").scrollIntoView();
   };
   listResponses();
 })();

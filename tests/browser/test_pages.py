@@ -1,0 +1,184 @@
+"""The pages in a real browser, headless: drawn, steered by mouse and keyboard, silent, and alone with their file.
+
+pip install -e '.[test,browser]' && apt install chromium && pytest -m browser
+"""
+
+import json
+import shutil
+
+import pytest
+
+from minirlhf.report.of_run import write_report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = "<script>document.title = 'taken'</script><img src=http://127.0.0.1:9/x onerror=\"document.title='taken'\">"
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(finished, tmp_path_factory):
+    """The report of a run in whose files somebody wrote markup."""
+    run = shutil.copytree(finished[0], tmp_path_factory.mktemp("hostile") / "run")
+    for name in ("tokens.jsonl", "samples.jsonl"):
+        rows = [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for row in rows:
+            row["prompt"] = HOSTILE
+            if name == "tokens.jsonl":
+                row["tokens"][0] = row["likeliest"][0][0][0] = HOSTILE
+            elif "policy" in row:
+                row["policy"] = HOSTILE
+        (run / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write_report(run)
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request, chromium, report):
+    """The report, open; whatever it says to the console or asks for is collected and must be nothing."""
+    page = chromium.new_page(color_scheme=request.param, viewport={"width": 1200, "height": 900})
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda wanted: page.asked.append(wanted.url))
+    page.goto(report.as_uri())
+    page.wait_for_selector(".token")
+    yield page
+    assert page.said == []
+    assert page.asked == [report.as_uri()]
+    page.close()
+
+
+def ink(page, canvas):
+    """How many different colours there are on a canvas."""
+    script = "c => new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"
+    return canvas.evaluate(script)
+
+
+def test_curves_are_drawn_and_say_their_last_value(page, report):
+    canvases = page.locator("#curves canvas")
+    assert canvases.count() >= 9
+    assert all(ink(page, canvases.nth(i)) > 10 for i in range(canvases.count()))
+    assert ink(page, page.locator("#frontier canvas")) > 10
+    rows = [json.loads(line) for line in (report.parent / "metrics.jsonl").read_text().splitlines()]
+    legend = page.locator("figure", has_text="nats per sequence, by the run's estimator").locator(".u-legend")
+    shown = legend.locator(".u-value").nth(1).inner_text()
+    assert float(shown) == pytest.approx(rows[-1]["objective/kl"], rel=1e-3)
+
+
+def test_one_cursor_for_all_curves_by_keyboard_and_mouse(page):
+    page.locator("#curves").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    iterations = page.locator("#curves .u-legend .u-series:first-child .u-value").all_inner_texts()
+    assert set(iterations) == {"2"}
+    first = page.locator("#curves .u-over").first
+    box = first.bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 20)
+    iterations = page.locator("#curves .u-legend .u-series:first-child .u-value").all_inner_texts()
+    assert set(iterations) == {"1"}
+
+
+def test_dragging_over_one_curve_zooms_all_of_them_and_a_double_click_shows_everything(page):
+    scales = "charts.filter(c => c.root.closest('#curves')).map(c => [c.scales.x.min, c.scales.x.max].join())"
+    before = page.evaluate(scales)
+    box = page.locator("#curves .u-over").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 30, steps=4)
+    page.mouse.up()
+    zoomed = page.evaluate(scales)
+    assert len(set(zoomed)) == 1
+    assert zoomed[0] != before[0]
+    page.mouse.dblclick(box["x"] + box["width"] * 0.5, box["y"] + 30)
+    assert page.evaluate(scales) == before
+
+
+def test_a_click_on_an_iteration_shows_its_tokens(page):
+    over = page.locator("#curves .u-over").first
+    box = over.bounding_box()
+    over.click(position={"x": 1, "y": box["height"] / 2})
+    assert page.locator("#step").input_value() == "1"
+    over.click(position={"x": box["width"] - 1, "y": box["height"] / 2})
+    assert page.locator("#step").input_value() == "4"
+
+
+def test_another_quantity_colours_the_tokens(page, report):
+    colours = "[...document.querySelectorAll('.token')].map(t => t.style.backgroundColor).join()"
+    seen = set()
+    for quantity in ("advantage", "logprob", "value", "exact"):
+        page.locator("#quantity").select_option(quantity)
+        seen.add(page.evaluate(colours))
+    assert len(seen) == 4
+    assert all("rgba" in found for found in seen)
+
+
+def test_another_iteration_and_response_show_other_numbers(page, report):
+    rows = [json.loads(line) for line in (report.parent / "tokens.jsonl").read_text().splitlines()]
+    page.locator("#step").select_option("2")
+    page.locator("#response").select_option(index=3)
+    wanted = [row for row in rows if row["step"] == 2][3]
+    assert page.locator(".token").count() == len(wanted["tokens"])
+    cells = page.locator("#numbers td").all_inner_texts()
+    assert float(cells[0]) == pytest.approx(wanted["advantage"][0], rel=1e-3, abs=1e-3)
+    assert page.locator("#alternatives tbody tr").count() == 5
+
+
+def test_the_token_view_obeys_the_keyboard(page):
+    chosen = "[...document.querySelectorAll('.token')].findIndex(t => t.getAttribute('aria-selected') === 'true')"
+    page.locator(".token").first.click()
+    for key, where in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0), ("ArrowLeft", 0)):
+        page.keyboard.press(key)
+        assert page.evaluate(chosen) == where
+        assert page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
+    page.keyboard.press("[")
+    assert page.locator("#step").input_value() == "3"
+    page.keyboard.press("]")
+    page.keyboard.press("]")  # there is none after the last
+    assert page.locator("#step").input_value() == "4"
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#response").evaluate("list => list.selectedIndex") == 1
+    page.keyboard.press("q")
+    assert page.locator("#quantity").input_value() == "reward"
+
+
+def test_prompts_are_sorted_and_all_of_them_shown(page):
+    rows = page.locator("#beside tbody tr")
+    gains = [float(a) - float(b) for a, b in zip(*(rows.locator(f"td:nth-child({i})").all_inner_texts() for i in (5, 3)), strict=True)]  # fmt: skip  # noqa: E501
+    assert gains == sorted(gains, reverse=True)
+    page.locator("#order").select_option("loss")
+    losses = [float(a) - float(b) for a, b in zip(*(rows.locator(f"td:nth-child({i})").all_inner_texts() for i in (3, 5)), strict=True)]  # fmt: skip  # noqa: E501
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_markup_of_a_model_stays_text(page):
+    assert page.title() != "taken"
+    assert page.locator(".token").first.inner_text() == HOSTILE
+    assert page.locator("#prompt").inner_text() == HOSTILE
+    assert HOSTILE in page.locator("#beside tbody td").all_inner_texts()
+    assert page.locator("img").count() == 0
+    assert json.dumps(HOSTILE) in page.locator("#alternatives tbody th").first.inner_text()
+
+
+def test_both_themes_can_be_chosen(page):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    page.locator("#theme").select_option("dark")
+    dark = page.evaluate(paper)
+    page.locator("#theme").select_option("light")
+    light = page.evaluate(paper)
+    assert (dark, light) == ("rgb(20, 24, 29)", "rgb(255, 255, 255)")
+    page.locator("#theme").select_option("auto")
+    assert page.evaluate(paper) in (dark, light)
+
+
+def test_a_narrow_window_has_no_sideways_scrolling(page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
