@@ -1,4 +1,4 @@
-"""A finished run, opened again: its config, models, prompts and rewards, for `evaluate` and `sample`."""
+"""A finished run, opened again: its config, models, stages and prompts, for `evaluate` and `sample`."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from minirlhf.base import base_place, problem_of, reference_of, sampler_of
 from minirlhf.components import INPUTS
 from minirlhf.config import Config
 from minirlhf.data import Candidates, Prompts, fit, lab_candidates, load_documents, read_candidates
-from minirlhf.errors import UsageError
+from minirlhf.errors import InputError, UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.store.files import verify
 from minirlhf.store.model import load_policy, load_transformer
@@ -48,6 +48,30 @@ def open_run(directory: Path, config: Config, device: torch.device) -> SavedRun:
     policy = load_policy(directory / "model", sampler).to(device).eval()
     base = Policy(load_transformer(directory / "reference"), sampler).to(device)
     return SavedRun(policy, reference_of(config, base, tokenizer), tokenizer, device)
+
+
+def side_of(saved: SavedRun, config: Config, side: str) -> Policy:
+    """The model of a stage of the run: base, sft, reference or policy.
+
+    The reference is what PPO started from: what SFT made of the base where there were demonstrations, else the base.
+    """
+    fine_tuned = config.corpus.demonstrations is not None
+    if side == "sft" and not fine_tuned:
+        raise UsageError("this run had no demonstrations, so there is no sft", "--from sft", "leave it out")
+    if side == "base" and fine_tuned:
+        return kept_base(saved, config)
+    return saved.policy if side == "policy" else saved.reference.policy
+
+
+def kept_base(saved: SavedRun, config: Config) -> Policy:
+    """The base that SFT began with, which is not kept beside the run (InputError if it is not under run.bases)."""
+    directory = base_place(config)
+    if directory.is_dir():
+        verify(directory)
+        if Tokenizer.load(directory).hash == saved.tokenizer.hash:  # else it was made of another text since then
+            return Policy(load_transformer(directory), saved.policy.sampler).to(saved.device).eval()
+    todo = "make it again by `minirlhf pretrain RUN/config.toml`, or say where bases are by --set run.bases=DIR"
+    raise InputError("the base of this run is not there any more", str(directory), todo)
 
 
 def read_sources(config: Config) -> Candidates:

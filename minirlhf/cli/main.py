@@ -26,7 +26,7 @@ COMMANDS = {
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),
     "report": ("minirlhf.cli.report", "One page of a run: curves, before and after, token by token."),
     "inspect": ("minirlhf.cli.inspect", "The tokens of one response, on the terminal."),
-    "sample": ("minirlhf.cli.sample", "Let a run's policy or reference continue a prompt."),
+    "sample": ("minirlhf.cli.sample", "Let the stages of a run continue a prompt, side by side."),
     "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
     "overoptimise": ("minirlhf.cli.overoptimise", "Where a reward model's score and the true score part."),
     "audit": ("minirlhf.cli.audit", "Bias, variance and gradient of an estimator against exact enumeration."),

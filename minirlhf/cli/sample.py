@@ -1,20 +1,40 @@
 """minirlhf sample"""
 
 import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.options import FiniteRange
+from minirlhf.cli.options import FiniteRange, plugin_option
+
+if TYPE_CHECKING:
+    from minirlhf.config import Config
+    from minirlhf.experience import Rollout
+    from minirlhf.registry import Registry
 
 COLDEST = 1e-3  # logits over less would overflow; 0 means greedy
+NARROWEST = 24  # columns of a terminal that a side needs to stand beside another
+SIDES = ("base", "sft", "reference", "policy")
+
+Given = Mapping[str, Sequence[float | None]]  # label of a reward -> what it gave each completion
 
 
 @click.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False, metavar="[PROMPT|-]")
 @click.option("-n", "count", type=click.IntRange(1, 10000), default=1, show_default=True, help="Completions.")
-@click.option("--from", "side", type=click.Choice(["policy", "reference"]), default="policy", show_default=True)
+@click.option(
+    "--from", "sides", type=click.Choice(SIDES), multiple=True, default=["policy"], show_default=True,
+    help="Stage of the run, repeatable: side by side.",
+)  # fmt: skip
+@click.option(
+    "--reward", "rewards", multiple=True, metavar="NAME", help="Show what a reward gives, unweighted; repeatable."
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help='Such as rewards.keywords.words=["tea"]')
+@plugin_option
 @click.option("--temperature", type=FiniteRange(0), help="0 = greedy; left out: the run's own.")
 @click.option("--top-k", type=click.IntRange(0), default=0, help="Only the K most likely tokens; 0 = all.")
 @click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, help="Only the nucleus of mass P.")
@@ -26,61 +46,171 @@ COLDEST = 1e-3  # logits over less would overflow; 0 means greedy
 def command(
     run: Path,
     prompt: str | None,
+    sides: tuple[str, ...],
+    rewards: tuple[str, ...],
+    sets: tuple[str, ...],
+    plugins: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Let the policy of a finished RUN continue PROMPT, or several stages of it with the same random numbers.
+
+    base is what pretraining made, sft what demonstrations made of it, reference what KL is measured against (one of
+    these two). Without PROMPT it starts from nothing; - reads it from standard input. The cuts (top-k, top-p, min-p)
+    exist only here: a run never uses them.
+    """
+    from minirlhf.cli.options import resolve
+    from minirlhf.saved import config_file
+
+    if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
+        raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
+    text = read_stdin() if prompt == "-" else prompt or ""
+    config, registry = resolve(preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device)
+    rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
+
+    if as_json:
+        show_json(text, rollouts, scores)
+    elif len(rollouts) == 1:
+        ((side, rollout),) = rollouts.items()
+        show_lines(text, rollout, scores[side])
+    else:
+        show_sides(text, rollouts, scores)
+    if not as_json and how["count"] > 1:
+        show_means(scores)
+
+
+def sampled(
+    run: Path,
+    config: "Config",
+    registry: "Registry",
+    text: str,
+    sides: tuple[str, ...],
+    *,
+    scored: bool,
     count: int,
-    side: str,
     temperature: float | None,
     top_k: int,
     top_p: float,
     min_p: float,
     max_new_tokens: int | None,
     seed: int,
-    device: str | None,
-    as_json: bool,
-) -> None:
-    """Let the policy (or the reference) of a finished RUN continue PROMPT; - reads it from standard input.
-
-    Without PROMPT it starts from nothing. The cuts (top-k, top-p, min-p) exist only here: a run never uses them.
-    """
-    from minirlhf.cli.options import resolve
-    from minirlhf.saved import config_file
-
-    if temperature is not None and 0 < temperature < COLDEST:
-        raise click.BadParameter(f"{temperature} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
-    text = read_stdin() if prompt == "-" else prompt or ""
-    config, _ = resolve(preset=config_file(run), rewards=(), sets=(), plugins=(), device=device)
-
+) -> tuple[dict[str, "Rollout"], dict[str, Given]]:
+    """What each side of a run makes of the prompt, from the same random numbers, and what the rewards give that."""
     from dataclasses import replace
 
-    from minirlhf.cli.show import printable
     from minirlhf.errors import InputError
     from minirlhf.generate import PromptBatch, generate
-    from minirlhf.run import set_up
-    from minirlhf.saved import open_run
-    from minirlhf.store.metrics import json_line
+    from minirlhf.rewarding import call_rewards
+    from minirlhf.run import build_rewards, set_up, with_reward_model
+    from minirlhf.saved import open_run, side_of
     from minirlhf.streams import generator
 
-    saved = open_run(run, config, set_up(config))
-    policy = saved.policy if side == "policy" else saved.reference.policy
-    sampler = replace(policy.sampler, top_k=top_k, top_p=top_p, min_p=min_p)
+    device = set_up(config)
+    models = build_rewards(with_reward_model(config)[0], registry, device) if scored else None
+    if models is not None:
+        models.check_columns(())
+    saved = open_run(run, config, device)
+    policies = {side: side_of(saved, config, side) for side in sides}
+    sampler = replace(saved.policy.sampler, top_k=top_k, top_p=top_p, min_p=min_p)
     if temperature is not None:
         sampler = replace(sampler, temperature=temperature)
-    batch = PromptBatch.build([text], [{}], saved.tokenizer, responses=count, device=saved.device)
+    batch = PromptBatch.build([text], [{}], saved.tokenizer, responses=count, device=device)
     room = config.model.max_positions - batch.ids.shape[1]
     if room < 1:
         raise InputError(f"the prompt has {batch.ids.shape[1]} tokens, the model reads {config.model.max_positions}")
-    rollout = generate(
-        policy,
-        batch,
-        saved.tokenizer,
-        max_new_tokens=min(room, max_new_tokens or config.sampler.max_new_tokens),
-        generator=generator(seed, "sample", 0),
-        sampler=sampler,
-    )
-    for completion, ended in zip(rollout.completions, rollout.terminated.tolist(), strict=True):
-        if as_json:
-            click.echo(json_line({"prompt": text, "completion": completion, "from": side, "terminated": ended}))
-        else:
-            click.echo(printable(text + completion))
+    longest = min(room, max_new_tokens or config.sampler.max_new_tokens)
+    rollouts, scores = dict[str, "Rollout"](), dict[str, Given]()
+    for side, policy in policies.items():
+        random = generator(seed, "sample", 0)
+        rollouts[side] = rollout = generate(
+            policy, batch, saved.tokenizer, max_new_tokens=longest, generator=random, sampler=sampler
+        )
+        step = config.ppo.iterations
+        scores[side] = call_rewards(models, rollout, step, config, saved.tokenizer).by_label if models else {}
+    return rollouts, scores
+
+
+def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, Given]) -> None:
+    """An object a completion, the n-th of every side together."""
+    from minirlhf.store.metrics import json_line
+
+    ended = {side: rollout.terminated.tolist() for side, rollout in rollouts.items()}
+    for i in range(len(next(iter(ended.values())))):
+        for side, rollout in rollouts.items():
+            about = {"prompt": text, "completion": rollout.completions[i], "from": side, "terminated": ended[side][i]}
+            given = {label: values[i] for label, values in scores[side].items()}
+            click.echo(json_line({**about, "scores": given} if given else about))
+
+
+def show_lines(text: str, rollout: "Rollout", given: Given) -> None:
+    """A line a completion, its prompt before it, what the rewards gave before that."""
+    from minirlhf.cli.show import printable
+
+    for i, completion in enumerate(rollout.completions):
+        click.echo(marks(given, i) + printable(text + completion))
+
+
+def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, Given]) -> None:
+    """The prompt, then the n-th completion of each side beside each other: a table, or lines where it has no room."""
+    from minirlhf.cli.show import printable
+
+    if text:
+        click.echo(f"{printable(text)} ...")
+    width = terminal_width()
+    shown = {
+        side: [(marks(scores[side], i), printable(c.strip()) or "(nothing)") for i, c in enumerate(rollout.completions)]
+        for side, rollout in rollouts.items()
+    }
+    if width is not None and width >= NARROWEST * len(shown):
+        show_table(shown, width)
+        return
+    for row in zip(*shown.values(), strict=True):
+        click.echo()
+        for side, (mark, completion) in zip(shown, row, strict=True):
+            start = f"{side:>9}  "
+            line = start + mark + completion
+            click.echo(line if width is None else textwrap.fill(line, width, subsequent_indent=" " * len(start)))
+
+
+def show_table(shown: Mapping[str, list[tuple[str, str]]], width: int) -> None:
+    """A column a side, a row a completion. A Text is never read as markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, leading=1, expand=True)
+    for side in shown:
+        table.add_column(side, ratio=1)
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*(Text(f"{mark.rstrip()}\n{completion}".lstrip()) for mark, completion in row))
+    Console(width=width).print(table)
+
+
+def show_means(scores: Mapping[str, Given]) -> None:
+    """A line a side: the mean of what each reward gave, where it gave something."""
+    if any(scores.values()):
+        click.echo()
+    for side, given in ((side, given) for side, given in scores.items() if given):
+        known = {label: [value for value in values if value is not None] for label, values in given.items()}
+        means = {label: [sum(values) / len(values) if values else None] for label, values in known.items()}
+        click.echo(f"{side:>9}  {marks(means, 0)}mean of {len(next(iter(given.values())))}")
+
+
+def marks(given: Given, i: int) -> str:
+    """What the rewards gave a completion, with space behind it; nothing where none was asked."""
+    from minirlhf.cli.show import printable
+
+    values = {printable(label): values[i] for label, values in given.items()}
+    return "".join(f"{label} {'n/a' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is; None if it is none."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def read_stdin() -> str:
