@@ -1,4 +1,4 @@
-"""Presets and values side by side: every variant over several seeds, one run after another.
+"""Presets and values side by side: every variant over several seeds, one run after another or several at once.
 
     OUT/compare.json
     OUT/VARIANT/sSEED/  what `minirlhf run` leaves
@@ -16,6 +16,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import product
@@ -29,12 +30,13 @@ from minirlhf.base import Emit
 from minirlhf.config import Config, dump_toml, load_config, toml_value
 from minirlhf.errors import ConfigError, InputError, UsageError, UserError
 from minirlhf.evaluate import bootstrap_interval
+from minirlhf.jobs import Children, at_once, cores
 from minirlhf.registry import Registry
 from minirlhf.run import run
 from minirlhf.signals import Terminated
 from minirlhf.store.files import write_json
 from minirlhf.store.lock import locked
-from minirlhf.store.model import read_json
+from minirlhf.store.model import read_json, resolve_device
 from minirlhf.streams import generator
 
 RESAMPLES = 10_000
@@ -43,6 +45,7 @@ MORE_IS_BETTER = ("score_mean", "score_gain", "true_score_mean", "optimality")
 LONGEST = 100  # characters of a variant's directory: a file system takes 255 bytes
 
 Runner = Callable[[Config, Registry, Path, Emit], Path]
+Measures = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Cell:
 class Outcome:
     """What the cells of a variant gave, by seed: measures, or why there are none."""
 
-    measures: dict[int, dict[str, float | None]] = field(default_factory=dict)
+    measures: dict[int, Measures] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
 
 
@@ -202,42 +205,84 @@ def resolve(
 # ---- running -----------------------------------------------------------------------------------------------
 
 
-def compare(cells: Sequence[Cell], directory: Path, emit: Emit, runner: Runner = run) -> UserError | None:
+def compare(
+    cells: Sequence[Cell], directory: Path, emit: Emit, runner: Runner = run, *, jobs: int | None = None
+) -> UserError | None:
     """Run what is not done, measure, write compare.json; returns the first failure of a run, if there is one.
 
-    Events: compare_started, cell_started, cell_finished, cell_failed, warning (each once), variant, compare_finished.
+    jobs: runs at once, each in a process of its own if there are several; None: as many as the cores have room for.
+    Events, in the order of the cells: compare_started, cell_started, cell_finished, cell_failed, warning (each once),
+    variant, compare_finished.
     """
     directory = directory.absolute()
     warn, first = Once(emit), None
-    with locked(directory / ".lock"):
-        done = [finished_before(cell, place(directory, cell)) for cell in cells]
-        emit({"event": "compare_started", "out_dir": str(directory), "cells": len(cells)})
-        outcomes: dict[Variant, Outcome] = {}
-        for number, (cell, measures) in enumerate(zip(cells, done, strict=True), start=1):
-            outcome = outcomes.setdefault(cell.variant, Outcome())
-            about = {"cell": number, "cells": len(cells), "label": cell.variant.label, "seed": cell.seed}
-            kept, started = measures is not None, perf_counter()
-            try:
-                if measures is None:
-                    emit({"event": "cell_started", **about})
-                    measures = run_cell(cell, place(directory, cell), warn, runner)
-            except UserError as fault:
-                first, outcome.failed[cell.seed] = first or fault, str(fault)
-                emit({"event": "cell_failed", **about, "message": str(fault)})
-                continue
-            except (KeyboardInterrupt, Terminated) as told:
-                how = f"the same command with --out {shlex.quote(str(directory))} goes on"
-                raise type(told)(how) from told
-            outcome.measures[cell.seed] = measures
-            wall = {} if kept else {"seconds": perf_counter() - started}
-            emit({"event": "cell_finished", **about, "kept": kept, **wall, "measures": measures})
-        first_one = next(iter(outcomes.values()))
-        found = [summary(variant, outcome, first_one) for variant, outcome in outcomes.items()]
-        write_json(directory / RESULT, {"variants": found})
-        for row in found:
-            emit({"event": "variant", **row})
-        emit({"event": "compare_finished", "out_dir": str(directory)})
+    try:
+        with locked(directory / ".lock"):
+            done = [finished_before(cell, place(directory, cell)) for cell in cells]
+            left = [cell for cell, measures in zip(cells, done, strict=True) if measures is None]
+            jobs = max(1, min(jobs or room(cells), len(left)))
+            emit({"event": "compare_started", "out_dir": str(directory), "cells": len(cells), "jobs": jobs})
+            outcomes: dict[Variant, Outcome] = {}
+            with started(left, directory, warn, runner, jobs) as wait:
+                for number, (cell, measures) in enumerate(zip(cells, done, strict=True), start=1):
+                    outcome = outcomes.setdefault(cell.variant, Outcome())
+                    about = {"cell": number, "cells": len(cells), "label": cell.variant.label, "seed": cell.seed}
+                    wall = {}
+                    try:
+                        if measures is None:
+                            emit({"event": "cell_started", **about})
+                            measures, wall["seconds"] = wait(cell)
+                    except UserError as fault:
+                        first, outcome.failed[cell.seed] = first or fault, str(fault)
+                        emit({"event": "cell_failed", **about, "message": str(fault)})
+                        continue
+                    outcome.measures[cell.seed] = measures
+                    emit({"event": "cell_finished", **about, "kept": not wall, **wall, "measures": measures})
+            first_one = next(iter(outcomes.values()))
+            found = [summary(variant, outcome, first_one) for variant, outcome in outcomes.items()]
+            write_json(directory / RESULT, {"variants": found})
+            for row in found:
+                emit({"event": "variant", **row})
+            emit({"event": "compare_finished", "out_dir": str(directory)})
+    except (KeyboardInterrupt, Terminated) as told:
+        raise type(told)(f"the same command with --out {shlex.quote(str(directory))} goes on") from told
     return first
+
+
+def room(cells: Sequence[Cell]) -> int:
+    """How many runs the cores have room for; a GPU is not shared unless that is asked for."""
+    if any(resolve_device(cell.config.run.device).type != "cpu" for cell in cells):
+        return 1
+    return cores() // max(cell.config.run.threads for cell in cells)
+
+
+@contextmanager
+def started(
+    cells: Sequence[Cell], directory: Path, warn: Emit, runner: Runner, jobs: int
+) -> Iterator[Callable[[Cell], tuple[Measures, float]]]:
+    """What gives the measures and seconds of a cell when it is called; with one job that is when the cell is run. With
+    several they are run in their order before that, and the warnings of each wait until it is asked for."""
+    if jobs == 1:
+        yield lambda cell: run_cell(cell, place(directory, cell), warn, runner)
+        return
+    children = Children()
+    with at_once(jobs, children, warn) as pool:
+        said: dict[Path, list[dict[str, Any]]] = {place(directory, cell): [] for cell in cells}
+        elsewhere = children if runner is run else runner
+        futures = {
+            own: pool.submit(run_cell, cell, own, said[own].append, elsewhere)
+            for cell, own in zip(cells, said, strict=True)
+        }
+
+        def wait(cell: Cell) -> tuple[Measures, float]:
+            own = place(directory, cell)
+            try:
+                return futures[own].result()
+            finally:
+                for event in said[own]:
+                    warn(event)
+
+        yield wait
 
 
 class Once:
@@ -257,17 +302,18 @@ def place(directory: Path, cell: Cell) -> Path:
     return directory / cell.variant.directory / f"s{cell.seed}"
 
 
-def run_cell(cell: Cell, directory: Path, warn: Emit, runner: Runner) -> dict[str, float | None]:
-    """A run in a directory of its own; what was left by one that was stopped is removed first."""
+def run_cell(cell: Cell, directory: Path, warn: Emit, runner: Runner) -> tuple[Measures, float]:
+    """A run in a directory of its own, and its seconds; what was left by one that was stopped is removed first."""
+    began = perf_counter()
     for message in cell.registry.warnings:
         warn({"event": "warning", "message": message})
     if directory.exists():
         with locked(directory / ".lock"):  # nobody is at work in it
             shutil.rmtree(directory)
-    return measures_of(runner(cell.config, cell.registry, directory, warn))
+    return measures_of(runner(cell.config, cell.registry, directory, warn)), perf_counter() - began
 
 
-def finished_before(cell: Cell, directory: Path) -> dict[str, float | None] | None:
+def finished_before(cell: Cell, directory: Path) -> Measures | None:
     """The measures of a cell that is done; None for one that is to be run. What belongs to neither is refused."""
     if not os.path.lexists(directory):
         return None
@@ -286,12 +332,12 @@ def finished_before(cell: Cell, directory: Path) -> dict[str, float | None] | No
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
-def measures_of(directory: Path) -> dict[str, float | None]:
+def measures_of(directory: Path) -> Measures:
     """What is compared, out of a run's evaluation.json; true score and optimality only where there is one to know."""
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
-        measures: dict[str, float | None] = {"score_mean": float(found["policy"]["score_mean"])}
+        measures: Measures = {"score_mean": float(found["policy"]["score_mean"])}
         measures |= {name: float(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
         if "true_score_gain" in found:
             measures["true_score_mean"] = float(found["policy"]["true_score_mean"])

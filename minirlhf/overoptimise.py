@@ -113,10 +113,10 @@ def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: i
 
 
 def overoptimise(
-    cells: Sequence[Cell], directory: Path, samples: int, emit: Emit, runner: Runner = run
+    cells: Sequence[Cell], directory: Path, samples: int, emit: Emit, runner: Runner = run, *, jobs: int | None = None
 ) -> tuple[list[Curve], UserError | None]:
     """Run what is not done, then best-of-n of up to `samples` responses; returns the curves, and the first failure."""
-    failure = compare(cells, directory, emit, runner)
+    failure = compare(cells, directory, emit, runner, jobs=jobs)
     if failure is not None:
         return [], failure
     curves = curves_of(cells, directory.absolute(), samples, emit)

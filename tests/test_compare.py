@@ -1,11 +1,15 @@
 """Comparisons with a stub in place of `run`: what is run and what is kept, and every number by hand."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
+from threading import Event
 
 import pytest
+import torch
 
+from minirlhf import compare as module
 from minirlhf.compare import (
     Once,
     compare,
@@ -54,10 +58,10 @@ def cells(seeds=2, values="0.25,0.5", *sets):
     return resolve(grid(["tiny"], variations([f"kl.coef={values}"])), seeds, options={}, sets=sets)
 
 
-def events_of(stub, directory, *more):
+def events_of(stub, directory, *more, jobs=1):
     """What is emitted, and the first failure."""
     events = []
-    failure = compare(cells(*more), directory, events.append, stub)
+    failure = compare(cells(*more), directory, events.append, stub, jobs=jobs)
     return events, failure
 
 
@@ -192,7 +196,7 @@ def test_the_cells_run_one_after_another_each_in_its_directory(tmp_path):
     assert {p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.glob("*/*/*/evaluation.json")} == {
         f"out/{name}/s{seed}" for name in (LOW, HIGH) for seed in (0, 1)
     }
-    assert events[0] == {"event": "compare_started", "out_dir": str(tmp_path / "out"), "cells": 4}
+    assert events[0] == {"event": "compare_started", "out_dir": str(tmp_path / "out"), "cells": 4, "jobs": 1}
     assert kinds(events[1:6]) == ["cell_started", "warning", "cell_finished", "cell_started", "cell_finished"]
     assert events[4] == {"event": "cell_started", "cell": 2, "cells": 4, "label": "kl.coef=0.25", "seed": 1}
     assert events[5]["seconds"] < 5
@@ -287,6 +291,69 @@ def test_a_variant_of_which_nothing_ran_has_no_measures(tmp_path):
     assert (events[-2]["seeds"], events[-2]["measures"]) == ([], {})
 
 
+# ---- several at once ---------------------------------------------------------------------------------------
+
+
+class Backwards(Stub):
+    """The first two runs end in the other order."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.second = Event()
+
+    def __call__(self, config, registry, directory, emit):
+        if (config.kl.coef, config.run.seed) == (0.25, 0):
+            assert self.second.wait(60)
+        try:
+            return super().__call__(config, registry, directory, emit)
+        finally:
+            if (config.kl.coef, config.run.seed) == (0.25, 1):
+                self.second.set()
+
+
+def without_seconds(events):
+    return [{key: value for key, value in e.items() if key not in ("seconds", "jobs", "out_dir")} for e in events]
+
+
+def test_two_at_once_say_and_find_what_one_after_another_does(tmp_path):
+    fault = {(0.25, 1): DivergedError("first"), (0.5, 0): PluginError("second")}
+    one, failed = events_of(Stub(fault), tmp_path / "one")
+    stub = Backwards(fault)
+    two, failure = events_of(stub, tmp_path / "two", jobs=2)
+    assert (one[0]["jobs"], two[0]["jobs"]) == (1, 2)
+    assert stub.ran[1] != (0.25, 1) == stub.ran[0]
+    assert without_seconds(two) == without_seconds(one)
+    assert failure is failed is fault[0.25, 1]
+    assert (tmp_path / "one" / "compare.json").read_bytes() == (tmp_path / "two" / "compare.json").read_bytes()
+
+
+def test_so_many_at_once_as_the_cores_have_room_for(tmp_path, monkeypatch):
+    """`tiny` has two threads a run."""
+    for cores, jobs in ((1, 1), (5, 2), (64, 4)):
+        monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
+        assert events_of(Stub(), tmp_path / str(cores), jobs=None)[0][0]["jobs"] == jobs
+    shutil.rmtree(tmp_path / "64" / LOW / "s0")
+    assert events_of(Stub(), tmp_path / "64", jobs=None)[0][0]["jobs"] == 1
+    assert events_of(Stub(), tmp_path / "64", jobs=3)[0][0]["jobs"] == 1
+    threads = resolve(grid(["tiny"], {"run.threads": ["1", "4"]}), 2, options={}, sets=())
+    monkeypatch.setattr(module, "cores", lambda: 9)
+    assert module.room(threads) == 2
+
+
+def test_a_gpu_is_not_shared_unless_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 64)
+    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device("cuda"))
+    assert module.room(cells()) == 1
+
+
+def test_what_stops_one_of_several_stops_the_comparison(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match=f"the same command with --out {tmp_path} goes on"):
+        events_of(Stub({(0.25, 0): KeyboardInterrupt()}), tmp_path, jobs=2)
+    with pytest.raises(ZeroDivisionError):
+        events_of(Stub({(0.25, 0): ZeroDivisionError()}), tmp_path, jobs=2)
+    assert events_of(Stub(), tmp_path, jobs=2)[1] is None
+
+
 # ---- going on ----------------------------------------------------------------------------------------------
 
 
@@ -364,9 +431,9 @@ def test_an_evaluation_that_is_none_is_refused_before_the_first_run(tmp_path):
 
 def test_two_comparisons_do_not_work_in_one_directory(tmp_path):
     def second(*_):
-        compare(cells(), tmp_path, lambda event: None, Stub())
+        compare(cells(), tmp_path, lambda event: None, Stub(), jobs=1)
 
-    failure = compare(cells(), tmp_path, lambda event: None, second)
+    failure = compare(cells(), tmp_path, lambda event: None, second, jobs=1)
     assert "another process works here" in str(failure)
     assert str(tmp_path) in str(failure)
 
@@ -382,7 +449,7 @@ def test_a_run_that_is_at_work_in_a_cell_is_left_alone(tmp_path):
 
 def test_a_plugin_that_is_left_out_is_said_once(tmp_path):
     events, registry = [], Registry(warnings=["plugin 'broken' is left out"])
-    compare([replace(cell, registry=registry) for cell in cells()], tmp_path, events.append, Stub())
+    compare([replace(cell, registry=registry) for cell in cells()], tmp_path, events.append, Stub(), jobs=1)
     said = [e["message"] for e in events if e["event"] == "warning"]
     assert said == ["plugin 'broken' is left out", "coefficient 0.25", "coefficient 0.5"]
 

@@ -57,6 +57,7 @@ ROOMS = (
     "precision",
     "rewarding",
     "run",
+    "jobs",
     "compare",
     "overoptimise",
     "audit",

@@ -171,8 +171,9 @@ def test_runs_are_gathered_by_size_and_coefficient(tmp_path, monkeypatch):
     monkeypatch.setattr(o, "reference_responses", lambda *_: [])
     monkeypatch.setattr(o, "best_of_n", lambda own, *_: [o.point(len(own), *[tensor(0.0, 0.0)] * 3)])
     events = []
-    curves, failure = o.overoptimise(cells(), tmp_path / "out", 4, events.append, stub)
+    curves, failure = o.overoptimise(cells(), tmp_path / "out", 4, events.append, stub, jobs=2)
     assert failure is None
+    assert events[0]["jobs"] == 2
     assert [curve.pairs for curve in curves] == [100, 200]
     assert [curve.accuracy for curve in curves] == pytest.approx([0.15, 0.25])
     assert [p.setting for p in curves[0].points] == [0.1, 0.02]

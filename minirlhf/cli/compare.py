@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from minirlhf.cli.options import FLAGS, some_options
+from minirlhf.cli.options import FLAGS, jobs_option, some_options
 from minirlhf.cli.show import printable
 from minirlhf.store.metrics import json_line
 
@@ -27,6 +27,7 @@ JUDGED = ("optimality", "true_score_mean", "score_gain")  # by the first of thes
 @click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
 @some_options("rewards", "kl", "advantage", "loss", "sets", "plugins", "device")  # of `run`; the seed is ours
+@jobs_option
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
 )
@@ -39,6 +40,7 @@ def command(
     sets: tuple[str, ...],
     plugins: tuple[str, ...],
     device: str | None,
+    jobs: int | None,
     out: Path | None,
     as_json: bool,
     **flags: str | None,
@@ -56,7 +58,7 @@ def command(
     variants = grid(presets, variations(varied))
     cells = resolve(variants, seeds, options=options, sets=sets, rewards=rewards, plugins=plugins)
     labels = [variant.label for variant in variants]
-    failure = compare(cells, out or default_directory(presets), Progress(labels, as_json=as_json))
+    failure = compare(cells, out or default_directory(presets), Progress(labels, as_json=as_json), jobs=jobs)
     if failure is not None:
         raise failure
 
@@ -74,7 +76,8 @@ class Progress:
             print(json_line(event), flush=True)
 
     def _compare_started(self, e: dict[str, Any]) -> None:
-        click.echo(f"{e['cells']} runs in {e['out_dir']}", err=True)
+        several = f", {e['jobs']} at once" if e["jobs"] > 1 else ""
+        click.echo(f"{e['cells']} runs in {e['out_dir']}{several}", err=True)
 
     def _warning(self, e: dict[str, Any]) -> None:
         click.echo(f"warning: {printable(e['message'])}", err=True)

@@ -84,6 +84,13 @@ def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
     return some_options("plugins")(command)
 
 
+def jobs_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--jobs, for commands that make many runs."""
+    return click.option(
+        "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at once; left out: cores / run.threads, a GPU 1."
+    )(command)
+
+
 def resolve(
     *,
     preset: str | None,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from minirlhf.cli.compare import Progress
-from minirlhf.cli.options import check_picture, some_options
+from minirlhf.cli.options import check_picture, jobs_option, some_options
 from minirlhf.store.metrics import json_line
 
 
@@ -54,6 +54,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     help="Best-of-n for n up to N.",
 )
 @some_options("sets", "plugins", "device")
+@jobs_option
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
 )
@@ -68,6 +69,7 @@ def command(
     sets: tuple[str, ...],
     plugins: tuple[str, ...],
     device: str | None,
+    jobs: int | None,
     out: Path | None,
     svg: Path | None,
     as_json: bool,
@@ -87,7 +89,7 @@ def command(
     cells = cells_of(preset, pairs, coefs, seeds, options=options, sets=sets, plugins=plugins)
     directory = (out or default_directory([preset])).absolute()
     progress = Curves(as_json=as_json)
-    curves, failure = overoptimise(cells, directory, samples, progress)
+    curves, failure = overoptimise(cells, directory, samples, progress, jobs=jobs)
     if failure is not None:
         raise failure
     if svg is not None:

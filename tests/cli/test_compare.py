@@ -1,6 +1,7 @@
 """`minirlhf compare` from the outside: real runs that are those of `run`, the table, exit codes, what it refuses."""
 
 import json
+import os
 from functools import partial
 
 import pytest
@@ -9,9 +10,15 @@ from minirlhf import compare as module
 from minirlhf.compare import compare
 from minirlhf.errors import DivergedError
 from tests.cli.calling import call, done, refused
+from tests.plugins.files import write
 from tests.test_compare import Stub
 
-VARY = ("compare", "tiny", "--vary", "kl.coef=0.25,0.5", "--seeds", "2")
+REWARD = """
+@hookimpl
+def register_reward_models():
+    return {"vowels": lambda completions: [sum(c in "aeiou" for c in text) / 9 for text in completions]}
+"""
+VARY = ("compare", "tiny", "--vary", "kl.coef=0.25,0.5", "--seeds", "2", "--jobs", "1")
 
 
 @pytest.fixture
@@ -22,6 +29,7 @@ def stubbed(monkeypatch):
 
 def test_two_values_over_two_seeds_are_four_runs_and_the_second_time_none(tiny, tmp_path):
     arguments = ("compare", *tiny, "--vary", "kl.place=loss,reward", "--kl", "k2", "--seeds", 2, "--out", tmp_path)
+    arguments += ("--jobs", 1)
     result = done(*arguments, "--json")
     first, second, last = result.events
     assert last == {"event": "compare_finished", "out_dir": str(tmp_path)}
@@ -49,6 +57,46 @@ def test_two_values_over_two_seeds_are_four_runs_and_the_second_time_none(tiny, 
         for number, (place, seed) in enumerate([("loss", 0), ("loss", 1), ("reward", 0), ("reward", 1)], start=1)
     ]
     assert (cell / "evaluation.json").stat().st_mtime_ns == before
+
+
+def test_two_in_processes_of_their_own_are_the_same_runs_and_one_that_fails_leaves_the_other(
+    tiny, tmp_path, monkeypatch
+):
+    """The plugin is a module that only this process would find by itself."""
+    (tmp_path / "found").mkdir()
+    write(tmp_path / "found", "reward_of_mine", REWARD)
+    monkeypatch.syspath_prepend(tmp_path / "found")
+    sets = (
+        "--plugin",
+        "reward_of_mine",
+        "--reward",
+        "vowels",
+        "--kl",
+        "k2",
+        "--set",
+        "ppo.epochs=2",
+        "--set",
+        f"run.bases={tmp_path / 'bases'}",
+        "--seeds",
+        1,
+    )
+    arguments = ("compare", *tiny, "--vary", "ppo.lr=1e-3,1e18", *sets)
+    several = call(*arguments, "--jobs", 2, "--out", tmp_path / "two")  # which have to make the base first
+    alone = call(*arguments, "--jobs", 1, "--out", tmp_path / "one")
+    assert several.code == alone.code == 3
+    assert several.errors == alone.errors != []
+    assert f"2 runs in {tmp_path / 'two'}, 2 at once\n" in several.err
+    warned = [[line for line in result.err.splitlines() if line.startswith("warning: ")] for result in (several, alone)]
+    assert warned[0] == warned[1] != []
+    found = []
+    for name in ("two", "one"):
+        place = tmp_path / name / "tiny.ppo.lr=1e-3" / "s0"
+        variants = json.loads((tmp_path / name / "compare.json").read_text())["variants"]
+        variants[0]["measures"].pop("seconds_ppo")
+        found.append([variants, *((place / file).read_bytes() for file in ("config.toml", "model/model.safetensors"))])
+        assert [path.name for path in place.parent.iterdir()] == ["s0"]
+        assert (name == "one") == (f"pid {os.getpid()} " in (place / ".lock").read_text())
+    assert found[0] == found[1]
 
 
 def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
@@ -122,6 +170,7 @@ def test_an_interrupt_stops_it_and_the_same_command_goes_on(stubbed, tmp_path):
         (["tiny", "tiny"], "tiny is given twice"),
         (["tinny"], "did you mean 'tiny'"),
         (["tiny", "--seeds", "0"], "--seeds"),
+        (["tiny", "--jobs", "0"], "--jobs"),
         (["tiny", "--seed", "1"], "--seed"),
         (["tiny", "--vary", "kl.coef"], "expected KEY=VALUE"),
         (["tiny", "--vary", "kl.place=loss,nowhere"], "kl.place=nowhere: kl.place = 'nowhere' (--set)"),
