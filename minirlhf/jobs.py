@@ -50,19 +50,22 @@ class Children:
         write_text(settings, dump_toml(config))
         with log.open("w", encoding="utf-8") as errors:
             process = self._start(command(settings, directory), errors)
-            for line in process.stdout or ():
-                with suppress(ValueError):  # what a plugin prints is no event
-                    event = json.loads(line)
-                    if isinstance(event, dict) and event.get("event") == "warning":
-                        emit(event)
-            code = process.wait()
-        with self._changed:
-            self._alive.remove(process)
-            self._changed.notify_all()
-        settings.unlink()
+            try:
+                with process:
+                    for line in process.stdout or ():
+                        with suppress(ValueError):  # what a plugin prints is no event
+                            event = json.loads(line)
+                            if isinstance(event, dict) and event.get("event") == "warning":
+                                emit(event)
+            finally:
+                with self._changed:
+                    self._alive.remove(process)
+                    self._changed.notify_all()
+        settings.unlink(missing_ok=True)
+        code = process.returncode
         fault = failure(code, log) if code else None
         if self._told or not isinstance(fault, RunLost):
-            log.unlink()
+            log.unlink(missing_ok=True)
         if fault is not None:
             raise fault
         return directory
