@@ -1,6 +1,6 @@
 """Presets and values side by side: every variant over several seeds, one run after another or several at once.
 
-    OUT/compare.json
+    OUT/compare.json    OUT/compare.html
     OUT/VARIANT/sSEED/  what `minirlhf run` leaves
 
 A variant is a preset or file with one value for every key that is varied; a cell is a variant with a seed, and is what
@@ -32,6 +32,7 @@ from minirlhf.errors import ConfigError, InputError, UsageError, UserError
 from minirlhf.evaluate import bootstrap_interval
 from minirlhf.jobs import Children, at_once, cores
 from minirlhf.registry import Registry
+from minirlhf.report.of_compare import write_compare_page
 from minirlhf.run import run
 from minirlhf.signals import Terminated
 from minirlhf.store.files import write_json
@@ -241,9 +242,10 @@ def compare(
             first_one = next(iter(outcomes.values()))
             found = [summary(variant, outcome, first_one) for variant, outcome in outcomes.items()]
             write_json(directory / RESULT, {"variants": found})
+            page = write_compare_page(directory, found, runs_of(outcomes, directory))
             for row in found:
                 emit({"event": "variant", **row})
-            emit({"event": "compare_finished", "out_dir": str(directory)})
+            emit({"event": "compare_finished", "out_dir": str(directory), "page": str(page)})
     except (KeyboardInterrupt, Terminated) as told:
         raise type(told)(f"the same command with --out {shlex.quote(str(directory))} goes on") from told
     return first
@@ -300,6 +302,14 @@ class Once:
 def place(directory: Path, cell: Cell) -> Path:
     """OUT/VARIANT/sSEED"""
     return directory / cell.variant.directory / f"s{cell.seed}"
+
+
+def runs_of(outcomes: Mapping[Variant, Outcome], directory: Path) -> dict[str, dict[int, Path]]:
+    """Label -> seed -> directory of the runs that are measured."""
+    return {
+        variant.label: {seed: directory / variant.directory / f"s{seed}" for seed in outcome.measures}
+        for variant, outcome in outcomes.items()
+    }
 
 
 def run_cell(cell: Cell, directory: Path, warn: Emit, runner: Runner) -> tuple[Measures, float]:

@@ -8,6 +8,8 @@ so that a run with a token log and one without are the same to the bit.
 
 import codecs
 from collections.abc import Iterator, Sequence
+from functools import cache
+from math import inf
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from minirlhf.text.tokenizer import SPECIAL, Tokenizer
 
 MOST = 64  # responses
 LIKELIEST = 5  # alternatives of each token
+NUMBERS = 1 << 22  # of a distribution's, at a time
 
 
 @torch.no_grad()
@@ -45,25 +48,42 @@ def token_log(
         "value": some.old_values, "reward": some.rewards, "advantage": some.advantages,
     }  # fmt: skip
     held_back = clipped(loss, some, now.logprobs, beta)
-    for row, ids in enumerate(some.rollout.completion_id_lists):
+    whole = distributions(now.log_dist, ref.log_dist, some.rollout.response_mask, tokenizer)
+    for row, (ids, (exact, choices)) in enumerate(zip(some.rollout.completion_id_lists, whole, strict=True)):
         real = some.rollout.response_mask[row]
-        log_dist, ref_dist = distributions(now.log_dist, ref.log_dist, row, real)
         yield {
             "prompt": some.rollout.prompts[row],
             "score": some.scores[row].item() if some.learnable[row] else None,
             "terminated": bool(some.rollout.terminated[row]),
             "tokens": pieces(tokenizer, ids),
             **{name: rounded(values[row][real]) for name, values in columns.items()},
-            "exact": rounded(kl.exact(log_dist, ref_dist)),
+            "exact": exact,
             "clipped": None if held_back is None else held_back[row][real].bool().tolist(),
-            "likeliest": likeliest(log_dist, ref_dist, tokenizer),
+            "likeliest": choices,
         }
 
 
-def distributions(now: LogDist, ref: LogDist, row: int, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the real tokens of one response, (n,V) each: a row at a time, for vocabularies of 50,000."""
-    part = slice(row, row + 1)
-    return now(part)[0][real], ref(part)[0][real]
+def distributions(
+    now: LogDist, ref: LogDist, real: Tensor, tokenizer: Tokenizer
+) -> Iterator[tuple[list[float | None], list[list[list[Any]]]]]:
+    """Of each row of `real` (B,R): KL(policy, reference) of its tokens, and their most likely alternatives.
+
+    Some rows of distributions at a time: at a vocabulary of 50,000 those of one response are 40 MB.
+    """
+    names = cache(lambda token: token_text(tokenizer, token))
+    size = max(1, NUMBERS // (real.shape[1] * tokenizer.vocab_size))
+    for start in range(0, len(real), size):
+        part = slice(start, min(start + size, len(real)))
+        log_dist, ref_dist = now(part), ref(part)
+        exact, top = kl.exact(log_dist, ref_dist), log_dist.topk(min(LIKELIEST, log_dist.shape[-1]))
+        theirs = ref_dist.gather(-1, top.indices)
+        for row, here in enumerate(real[part]):
+            ids, p, q = (x[row][here].flatten() for x in (top.indices, top.values, theirs))
+            texts = [names(token) for token in ids.tolist()]
+            choices = [list(choice) for choice in zip(texts, rounded(p), rounded(q), strict=True)]
+            width = top.indices.shape[-1]
+            each = [choices[at : at + width] for at in range(0, len(choices), width)]
+            yield rounded(exact[row][here]), [[choice for choice in some if choice[1] is not None] for some in each]
 
 
 def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Tensor | None:
@@ -81,21 +101,6 @@ def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Ten
     return found if found is not None and found.shape == some.mask.shape else None
 
 
-def likeliest(log_dist: Tensor, ref_dist: Tensor, tokenizer: Tokenizer) -> list[list[list[Any]]]:
-    """The most likely tokens of (n,V) distributions: n lists of [text, log-prob, log-prob of the reference]."""
-    top = log_dist.topk(min(LIKELIEST, log_dist.shape[-1]))
-    theirs = ref_dist.gather(-1, top.indices)
-    found = zip(top.indices.tolist(), top.values, theirs, strict=True)
-    return [
-        [
-            [token_text(tokenizer, i), p, q]
-            for i, p, q in zip(ids, rounded(a, 4), rounded(b, 4), strict=True)
-            if p is not None
-        ]
-        for ids, a, b in found
-    ]
-
-
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The text of each token, which together are the text of all: a character stands where its last byte is."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -109,6 +114,9 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
 
 
-def rounded(values: Tensor, digits: int = 6) -> list[float | None]:
-    """To so many significant digits; what is not finite (a banned token's log-prob) as None."""
-    return [float(f"{value:.{digits}g}") if abs(value) < float("inf") else None for value in values.tolist()]
+def rounded(values: Tensor) -> list[float | None]:
+    """To six decimals; what is not finite (a banned token's log-prob) as None."""
+    found: list[float | None] = values.double().round(decimals=6).tolist()
+    return (
+        found if bool(values.isfinite().all()) else [None if x is None or abs(x) == inf or x != x else x for x in found]
+    )

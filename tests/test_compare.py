@@ -312,7 +312,9 @@ class Backwards(Stub):
 
 
 def without_seconds(events):
-    return [{key: value for key, value in e.items() if key not in ("seconds", "jobs", "out_dir")} for e in events]
+    return [
+        {key: value for key, value in e.items() if key not in ("seconds", "jobs", "out_dir", "page")} for e in events
+    ]
 
 
 def test_two_at_once_say_and_find_what_one_after_another_does(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minirlhf import token_log as module
 from minirlhf.builtin.losses import ppo_clip, ratio
 from minirlhf.experience import Experience
 from minirlhf.models.policy import Reference
@@ -123,6 +124,12 @@ def test_a_loss_that_may_count_its_calls_is_not_asked(moved):
     assert Counting.calls == 0
 
 
+def test_the_same_where_the_distributions_of_a_row_are_all_that_fits(moved, monkeypatch):
+    whole = rows(moved)
+    monkeypatch.setattr(module, "NUMBERS", 1)
+    assert rows(moved) == whole
+
+
 def test_no_more_rows_than_there_are_and_none_if_none_are_wanted(moved):
     assert len(rows(moved, count=64)) == 5
     assert rows(moved, count=0) == []
@@ -159,7 +166,7 @@ def test_a_character_stands_where_its_last_byte_is():
     assert token_text(TOKENIZER, TOKENIZER.eos_id) == "<eos>"
 
 
-def test_numbers_keep_six_digits_and_what_is_not_finite_is_none():
-    values = torch.tensor([1 / 3, -1234567.0, math.nan, math.inf, -math.inf, 0.0], dtype=torch.float64)
-    assert rounded(values) == [0.333333, -1.23457e6, None, None, None, 0.0]
-    assert json.dumps(rounded(values)) == "[0.333333, -1234570.0, null, null, null, 0.0]"
+def test_numbers_keep_six_decimals_and_what_is_not_finite_is_none():
+    values = torch.tensor([1 / 3, -1234567.25, math.nan, math.inf, -math.inf, 0.0])
+    assert rounded(values) == [0.333333, -1234567.25, None, None, None, 0.0]
+    assert json.dumps(rounded(values[:2])) == "[0.333333, -1234567.25]"

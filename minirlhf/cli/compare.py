@@ -9,18 +9,6 @@ from minirlhf.cli.options import FLAGS, jobs_option, some_options
 from minirlhf.cli.show import printable
 from minirlhf.store.metrics import json_line
 
-COLUMNS = (
-    ("score", "score_mean", "{:+.3f}"),
-    ("score gain", "score_gain", "{:+.3f}"),
-    ("true score", "true_score_mean", "{:+.3f}"),
-    ("KL", "kl_nats_per_sequence", "{:.2f}"),
-    ("optimality F", "optimality", "{:.4f}"),
-    ("ppo, s", "seconds_ppo", "{:.1f}"),
-)
-
-
-JUDGED = ("optimality", "true_score_mean", "score_gain")  # by the first of these that is known is one better
-
 
 @click.command("compare")
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
@@ -102,7 +90,7 @@ class Progress:
         if not self._as_json:
             for line in table(self._labels, self._rows):
                 print(line)
-            print(f"\n{e['out_dir']}")
+            print(f"\n{e['page']}\n{e['out_dir']}")
 
 
 def title(e: dict[str, Any]) -> str:
@@ -111,26 +99,11 @@ def title(e: dict[str, Any]) -> str:
 
 
 def table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
-    """A line a variant; only the columns that something stands in."""
-    columns = [column for column in COLUMNS if any(column[1] in row["measures"] for row in rows)]
-    failures = ["failed"] if any(row["failed"] for row in rows) else []
-    judged = next((key for key in JUDGED if any(key in row["measures"] for row in rows)), JUDGED[-1])
-    beside = ["beats first"] if len(rows) > 1 else []
-    lines = [["variant", "seeds", *failures, *(name for name, _, _ in columns), *beside]]
-    for label, row in zip(labels, rows, strict=True):
-        failed = [str(len(row["failed"]))] if failures else []
-        cells = [number(row["measures"].get(key), form) for _, key, form in columns]
-        chance = row["measures"].get(judged, {}).get("better_than_first")
-        chances = ["" if chance is None else f"{chance:.0%}"] if beside else []
-        lines.append([printable(label), str(len(row["seeds"])), *failed, *cells, *chances])
+    """A line a variant, aligned."""
+    from minirlhf.report.of_compare import table_of
+
+    heads, found = table_of(labels, rows)
+    lines = [heads, *([printable(label), *rest] for label, *rest in found)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     aligned = ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
     return [line.rstrip() for line in aligned]
-
-
-def number(measure: dict[str, Any] | None, form: str) -> str:
-    """The mean, and its interval where there is one."""
-    if measure is None or measure["mean"] is None:
-        return "n/a"
-    interval = [form.format(end) for end in measure.get("ci95", ())]
-    return form.format(measure["mean"]) + (f" [{', '.join(interval)}]" if interval else "")

@@ -59,8 +59,7 @@ def write_report(directory: Path) -> Path:
 
 def run_page(directory: Path) -> str:
     """The page of a run."""
-    metrics = [row for row in read_rows(directory / "metrics.jsonl") if whole(row.get("step"))]
-    metrics.sort(key=lambda row: row["step"])  # as it is, unless somebody changed the file
+    metrics = read_metrics(directory)
     tokens = thinned(read_token_log(directory / "tokens.jsonl"))
     config = read_config(directory)
     evaluation = known(directory / "evaluation.json")
@@ -96,6 +95,11 @@ def run_page(directory: Path) -> str:
 
 
 # ---- reading ------------------------------------------------------------------------------------------------
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl by step, as they are unless somebody changed the file."""
+    return sorted((r for r in read_rows(directory / "metrics.jsonl") if whole(r.get("step"))), key=lambda r: r["step"])
 
 
 def known(path: Path) -> dict[str, Any]:

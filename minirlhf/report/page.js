@@ -15,6 +15,7 @@ function make(tag, attributes, ...inside) {
 }
 
 const charts = [];
+const whole = [1, 2, 5].flatMap((x) => [0, 1, 2, 3, 4, 5, 6].map((e) => x * 10 ** e)).sort((a, b) => a - b);
 
 // One chart of data/series in `box`. series: [{label, colour: "--c0", width, dash, points}]; click(index) if it is clicked.
 function chart(box, values, series, more = {}) {
@@ -30,7 +31,8 @@ function chart(box, values, series, more = {}) {
     width: box.clientWidth || 360, height: more.height ?? 190,
     scales: { x: { time: false } },
     cursor: more.alone ? { drag: { x: true, y: true } } : { y: false, sync: { key: "iterations" }, drag: { x: true, y: false } },
-    axes: [{ ...axis, label: more.x, labelSize: more.x ? 18 : 0, labelFont: "12px system-ui", size: 32 },
+    hooks: { setSeries: more.onSeries ? [more.onSeries] : [] },
+    axes: [{ ...axis, incrs: more.alone ? undefined : whole, label: more.x, labelSize: more.x ? 18 : 0, labelFont: "12px system-ui", size: 32 },
            { ...axis, label: more.y, labelSize: more.y ? 18 : 0, labelFont: "12px system-ui", size: 56,
              values: (_, ticks) => ticks.map(short) }],
     series: [{ label: more.name ?? "iteration", value: (_, x, i, at) => short(at === null ? last(i) : x) }, ...series.map(line)],

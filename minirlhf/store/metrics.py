@@ -11,7 +11,10 @@ from typing import Any, Self
 
 def json_line(row: dict[str, Any]) -> str:
     """One JSON object without newline; a NaN or infinity becomes null, which every JSON reader understands."""
-    return json.dumps({key: _plain(value) for key, value in row.items()}, ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # there is one; looking for it first would take longer than writing
+        return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from minirlhf.report.of_compare import write_compare_page
 from minirlhf.report.of_run import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -182,3 +183,36 @@ def test_a_narrow_window_has_no_sideways_scrolling(page):
     page.set_viewport_size({"width": 400, "height": 800})
     page.wait_for_timeout(100)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+# ---- compare.html ------------------------------------------------------------------------------------------
+
+
+def test_variants_lie_over_each_other_and_a_click_hides_one_with_its_seeds(chromium, tmp_path):
+    runs = {f"<b>{name}</b>": {seed: tmp_path / name / str(seed) for seed in range(2)} for name in ("a", "b")}
+    for i, seeds in enumerate(runs.values()):
+        for seed, run in seeds.items():
+            run.mkdir(parents=True)
+            rows = [
+                {"step": s, "objective/kl": i + seed / 10 + s, "objective/scores": s * i} for s in range(1, 9 - seed)
+            ]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measures = {"score_mean": {"mean": 1.0, "ci95": [0.5, 1.5]}, "score_gain": {"mean": 1.0, "better_than_first": 0.75}}
+    rows = [{"measures": measures, "failed": {}, "seeds": [0, 1]} for _ in runs]
+    page = chromium.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(write_compare_page(tmp_path, rows, runs).as_uri())
+    assert page.locator("#curves canvas").count() == 2
+    assert ink(page, page.locator("#curves canvas").first) > 10
+    assert page.locator("table th[scope=row]").all_inner_texts() == [" <b>a</b>", " <b>b</b>"]
+    shown = "charts[1].series.map(s => s.show)"
+    assert page.evaluate("charts[1].data[2].slice(0, 2)") == [2.05, 3.05]  # the mean of b's seeds: 1 + s + (0, 0.1)
+    assert page.evaluate("charts[1].data[2][7]") == 9  # only one of them went so far
+    names = page.locator("#curves figure").nth(1).locator(".u-legend .u-series:visible .u-label")
+    assert names.all_inner_texts() == ["iteration", "<b>a</b>", "<b>b</b>"]
+    names.nth(2).click()
+    assert page.evaluate(shown) == [True, True, False, True, True, False, False]
+    assert said == []
+    page.close()

@@ -11,6 +11,7 @@ from minirlhf.compare import compare
 from minirlhf.errors import DivergedError
 from tests.cli.calling import call, done, refused
 from tests.plugins.files import write
+from tests.report.test_page import Read
 from tests.test_compare import Stub
 
 REWARD = """
@@ -32,7 +33,15 @@ def test_two_values_over_two_seeds_are_four_runs_and_the_second_time_none(tiny, 
     arguments += ("--jobs", 1)
     result = done(*arguments, "--json")
     first, second, last = result.events
-    assert last == {"event": "compare_finished", "out_dir": str(tmp_path)}
+    page = tmp_path / "compare.html"
+    assert last == {"event": "compare_finished", "out_dir": str(tmp_path), "page": str(page)}
+    curves = json.loads("".join(Read(page.read_text()).code["data"]))
+    assert [v["label"] for v in curves["variants"]] == ["kl.place=loss", "kl.place=reward"]
+    assert [s["seed"] for s in curves["variants"][1]["seeds"]] == [0, 1]
+    rows = [json.loads(line) for line in (tmp_path / "tiny.kl.place=reward/s1/metrics.jsonl").read_text().splitlines()]
+    assert curves["variants"][1]["seeds"][1]["metrics"]["objective/kl"] == pytest.approx(
+        [r["objective/kl"] for r in rows], rel=1e-5
+    )
     assert first["variant"] == {"preset": "tiny", "kl.place": "loss"}
     assert second["seeds"] == [0, 1]
     assert set(first["measures"]) == {"score_mean", "score_gain", "kl_nats_per_sequence", "seconds_ppo"}
@@ -109,6 +118,7 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
         "kl.coef=0.5       2  +11.000 [+10.500, +11.500]  +1.000 [+0"
         ".500, +1.500]  2.00 [1.00, 3.00]  1.5 [1.5, 1.5]          75%",
         "",
+        str(tmp_path / "compare.html"),
         str(tmp_path),
     ]
     assert result.err.splitlines()[:4] == [

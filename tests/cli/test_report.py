@@ -51,7 +51,7 @@ def test_any_response_of_any_iteration_as_json_with_what_follows_from_it(finishe
 def test_what_is_not_there_is_said_in_a_line(finished, tmp_path):
     run = finished[0]
     refused(2, "inspect", run, "--step", 9, said=("iteration 9 is not logged", "the nearest are 4, 3, 2, 1"))
-    refused(2, "inspect", run, "--response", 99, said=("no response 99", "1 to 8"))
+    refused(2, "inspect", run, "--response", 99, said=("no response 99", "1 to 4"))
     refused(2, "inspect", run, "--by", "colour", said=("--by colour", "advantage, reward"))
     for command in ("report", "inspect"):
         refused(2, command, tmp_path, said=("there is no run", str(tmp_path)))
