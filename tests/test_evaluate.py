@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 
 from minirlhf import evaluate as module
-from minirlhf.evaluate import bootstrap_interval, distinct_share, evaluate, pairs, sequence_kl
+from minirlhf.evaluate import best_of_n, bootstrap_interval, distinct_share, evaluate, pairs, sequence_kl
 from minirlhf.experience import Rollout
 from minirlhf.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
@@ -286,3 +287,34 @@ def test_a_masked_token_is_not_in_the_kl():
     first = replace(rollout, mask=rollout.mask & ~holes)
     assert torch.allclose(whole, part + sequence_kl(policy, base, first))
     assert (part < whole).all()
+
+
+# ---- best of n ---------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
+    """Two prompts with four responses each, one with an unscored one: the best of every subset, by enumeration."""
+    scores = torch.tensor([[3.0, -1, 4, 1], [0, 2, 7, 1], [1, float("nan"), 2, 3]])
+    given = iter(scores.flatten().split(5))  # in parts that begin within a prompt
+
+    def reward(rollout):
+        part = next(given)
+        return Scored(part.nan_to_num(), ~part.isnan(), torch.zeros(rollout.mask.shape))
+
+    monkeypatch.setattr(module, "ROWS", 5)
+    several = PromptBatch.build(TEXTS[:3], [{}] * 3, Letters(), responses=4)
+    found = best_of_n(Reference(small_policy(0)), several, 4, reward, Letters(), max_new_tokens=3, seed=0)
+    for point, n in zip(found, (1, 2, 4), strict=True):
+        every = [max(c) for row in scores[:2].tolist() for c in combinations(row, n)]
+        assert point["score"] == pytest.approx(sum(every) / len(every))
+        assert (point["n"], point["kl"]) == (n, pytest.approx(math.log(n) - 1 + 1 / n))
+
+
+def test_of_responses_that_nobody_scores_there_is_no_best():
+    def nobody(rollout):
+        return Scored(
+            torch.zeros(len(rollout)), torch.zeros(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape)
+        )
+
+    several = PromptBatch.build(TEXTS[:2], [{}] * 2, Letters(), responses=2)
+    assert best_of_n(Reference(small_policy(0)), several, 2, nobody, Letters(), max_new_tokens=3, seed=0) == []

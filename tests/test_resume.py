@@ -83,7 +83,7 @@ def left(directory):
     for path in sorted([*directory.glob("model/*"), *directory.glob("checkpoints/step_*/*")]):
         if path.suffix == ".safetensors":
             found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "tokens.jsonl"):
         rows = [json.loads(line) for line in (directory / name).read_text().splitlines()]
         timed = ("time/", "tokens_per_s", "eps")
         found[name] = [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]

@@ -80,6 +80,17 @@ def test_the_saved_config_runs_again_to_the_same_numbers(finished, tmp_path):
     )
 
 
+def test_what_is_logged_of_tokens_moves_nothing(tiny, tmp_path):
+    for name, count in (("none", 0), ("some", 64)):
+        done("run", *tiny, "--set", f"run.token_log={count}", "--out", tmp_path / name)
+    none, some = tmp_path / "none", tmp_path / "some"
+    for file in ("model.safetensors", "value_head.safetensors"):
+        assert (none / "model" / file).read_bytes() == (some / "model" / file).read_bytes()
+    assert rows(none / "tokens.jsonl") == []
+    assert [row["step"] for row in rows(some / "tokens.jsonl")] == [1] * 8 + [2] * 8
+    assert "No token log" in (none / "report.html").read_text()
+
+
 def test_one_seed_gives_identical_weights_and_another_different_ones(tiny, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         done("run", *tiny, "--seed", seed, "--out", tmp_path / name)
