@@ -32,11 +32,7 @@ MAY_CHANGE = {
 }
 DATA = {"tokenizer": "tokenizer", "prompts": "prompts", "reward_models": "reward models"}  # hashes among the facts
 RESULTS = ("evaluation.json", "model")  # what a finished run has, and one that goes on no longer has
-FILES = (
-    "metrics.jsonl",
-    "samples.jsonl",
-    "tokens.jsonl",
-)  # of the run directory: cut to what they were at the checkpoint
+FILES = ("metrics.jsonl", "samples.jsonl", "tokens.jsonl")  # cut to what they were at the checkpoint
 SAME = ("torch", "minirlhf", "device", "threads")  # facts that the last bits of the numbers depend on
 
 
@@ -133,7 +129,7 @@ def go_on(
         emit({"event": "warning", "message": f"there is no checkpoint: {done} iterations are done again"})
     remove_left(directory)
     remove_left(directory / "checkpoints")
-    for name in RESULTS:
+    for name in (*RESULTS, "report.html"):
         discard(directory / name)
     for name in FILES:
         for message in cut(directory / name, sizes.get(name, 0), state.step):

@@ -224,6 +224,7 @@ def test_a_longer_run_that_is_stopped_shows_no_old_result(copy, monkeypatch):
     assert call("run", "--resume", copy, "--set", "ppo.iterations=14").code == 143
     assert not (copy / "model").exists()
     assert not (copy / "evaluation.json").exists()
+    assert not (copy / "report.html").exists()
     refused(2, "evaluate", copy, said=("not finished", f"minirlhf run --resume {copy}"))
 
 
