@@ -195,10 +195,11 @@ def build_member(
     model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(device)
     state = RewardModelState.start(model, settings)
 
-    def told(step: int, metrics: dict[str, float]) -> None:
-        emit({"event": "reward_model", "member": index, "step": step, **metrics})
-
     steps, total = train(state, pairs, watched, settings), steps_of(pairs, settings)
+
+    def told(step: int, metrics: dict[str, float]) -> None:
+        emit({"event": "reward_model", "member": index, "step": step, "steps": total, **metrics})
+
     progress.drive(going, kept_name(PREFIX, reward_model_key(config)), state, steps, total, told, emit)
     return model, state.best_step
 

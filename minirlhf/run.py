@@ -363,6 +363,7 @@ def describe(config: Config, state: PPOState, parts: Parts, precision_error: flo
         "responses": config.ppo.prompts_per_iteration * config.ppo.responses_per_prompt,
         "parameters": sum(p.numel() for p in state.policy.parameters()),
         "reference_sha256": state.reference.hash,
+        "kl_target": state.controller.target,
         "notes": notes,
     }
 

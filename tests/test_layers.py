@@ -17,6 +17,7 @@ ROOMS = (
     "__init__",
     "errors",
     "hookspecs",
+    "events",
     "signals",
     "tensors",
     "streams",

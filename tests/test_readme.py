@@ -109,11 +109,6 @@ def test_every_field_of_an_evaluation_is_there(finished):
         assert f"`{name}`" in text, name
 
 
-def test_every_event_is_there(finished):
-    named = set(names(section("## The run directory").partition("With `--json`")[2]))
-    assert {event["event"] for event in finished[1]} <= named
-
-
 # ---- the loop ----------------------------------------------------------------------------------------------
 
 

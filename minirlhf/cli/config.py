@@ -28,8 +28,10 @@ def show(as_json: bool, **options: Any) -> None:
 
 
 @command.command("schema")
-def schema() -> None:
+@click.option("--events", is_flag=True, help="Of a line that --json prints, instead.")
+def schema(events: bool) -> None:
     """Print the JSON Schema of a configuration file: every key with its meaning, type and default."""
     from minirlhf.config import json_schema
+    from minirlhf.events import events_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    click.echo(json.dumps(events_schema() if events else json_schema(), indent=2))

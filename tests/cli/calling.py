@@ -5,23 +5,37 @@ import io
 import json
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from minirlhf.cli.main import main
+
+WITH_EVENTS = (
+    "run",
+    "pretrain",
+    "sft",
+    "reward-model",
+)  # commands whose --json prints what minirlhf/events.py describes
 
 
 @dataclass(frozen=True)
 class Result:
     """What a command left: exit code, stdout, stderr."""
 
+    command: str
     code: int
     out: str
     err: str
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Every line of stdout as JSON."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        """Every line of stdout as JSON; of a command that tells events each one is as the printed schema says."""
+        found = [json.loads(line) for line in self.out.splitlines()]
+        for event in found if self.command in WITH_EVENTS else ():
+            event_schema().validate(event)
+        return found
 
     @property
     def errors(self) -> list[str]:
@@ -37,9 +51,17 @@ def call(*arguments: object, stdin: bytes = b"") -> Result:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main([str(argument) for argument in arguments])
     except SystemExit as end:
-        return Result(int(end.code or 0), out.getvalue(), err.getvalue())
+        return Result(str(arguments[0]), int(end.code or 0), out.getvalue(), err.getvalue())
     finally:
         sys.stdin = before
+
+
+@cache
+def event_schema() -> Draft202012Validator:
+    """What `config schema --events` prints."""
+    schema = json.loads(done("config", "schema", "--events").out)
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
 
 
 def done(*arguments: object, stdin: bytes = b"") -> Result:

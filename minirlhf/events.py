@@ -1,0 +1,175 @@
+"""What `run`, `pretrain`, `sft` and `reward-model` tell while they work, as a JSON Schema of a line of --json.
+
+    EVENTS           name -> schema of that event
+    events_schema()  any of them, told apart by `event`
+
+Here is only what an event looks like. Who emits one builds it as a dict where it happens; the tests hold every event of
+their runs against this.
+"""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+MAYBE: Schema = {"type": ["number", "null"]}  # null: nobody could say (NaN in a file of metrics)
+FLAG: Schema = {"type": "boolean"}
+ANYTHING: Schema = {"type": "object"}  # what a config or a key holds
+
+
+def several(items: Schema) -> Schema:
+    """A list of these."""
+    return {"type": "array", "items": items}
+
+
+def fields(about: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """An object with these fields and no other."""
+    properties = {**required, **(optional or {})}
+    schema = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+    return {"description": about, **schema}
+
+
+def event(name: str, about: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """An object whose `event` is this name, and with these fields."""
+    return fields(about, {"event": {"const": name}, **required}, optional)
+
+
+def stage(name: str, about: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """The event `stage` with this `stage`."""
+    return event("stage", about, {"stage": {"const": name}, **required}, optional)
+
+
+RIGHT = {"pairs": WHOLE, "right": NUMBER}
+REPORT = fields(
+    "A reward model on comparisons that it did not learn from.",
+    {
+        **{"pairs": WHOLE, "accuracy": NUMBER, "accuracy_ci95": several(NUMBER), "loss": NUMBER, "ece": NUMBER},
+        **{"margin_mean": NUMBER, "length_correlation": NUMBER, "longer_wins": NUMBER, "decided_when_to_stop": FLAG},
+        "reliability": several(fields("What it stated, and how often it was right.", {**RIGHT, "stated": NUMBER})),
+    },
+    {
+        **{"ceiling": NUMBER, "of_ceiling": NUMBER, "members": several(NUMBER)},
+        "by_gap": several(fields("By how much better a side really is.", {**RIGHT, "from": NUMBER})),
+    },
+)
+SIDE = fields(
+    "Reference or policy on the held-out prompts.",
+    {
+        **{"score_mean": NUMBER, "score_std": NUMBER, "score_p90": NUMBER, "length_mean": NUMBER, "eos_rate": NUMBER},
+        **{"distinct_2": NUMBER, "distinct_share": NUMBER},
+    },
+    {"residual_std": MAYBE, "true_score_mean": NUMBER},
+)
+COMPLETED = fields(
+    "A prompt with both completions.",
+    {"prompt": TEXT, "reference": TEXT, "policy": TEXT, "reference_score": MAYBE, "policy_score": MAYBE},
+)
+BEST_OF = fields("What the best of n responses of the reference scores.", {"n": WHOLE, "kl": NUMBER, "score": NUMBER})
+EXACT = fields(
+    "How far the policy is from the optimum of its problem.",
+    {"optimality": MAYBE, "objective": NUMBER, "best": NUMBER, "reward": NUMBER, "kl": NUMBER},
+)
+TUNED = {
+    **{"demonstrations": WHOLE, "heldout": WHOLE, "steps": WHOLE, "heldout_loss_before": NUMBER},
+    **{"heldout_loss": NUMBER, "tokens": WHOLE, "parameters": WHOLE, "seconds": NUMBER},
+}
+TRAINED = {
+    **{"report": REPORT, "train_pairs": WHOLE, "watched_pairs": WHOLE, "settings": ANYTHING, "seconds": NUMBER},
+    "best_step": {"type": ["integer", "array"], "items": WHOLE},
+}
+SIZES = {"pairs": WHOLE, "watched": WHOLE, "heldout": WHOLE, "ensemble": WHOLE}
+FOUND = {"reused": {"const": True}, "directory": TEXT}
+MADE = {"reused": {"const": False}}
+FITTED = {"kl": NUMBER, "steps": NUMBER}  # a base of the exact lab
+PRETRAINED = {"heldout_loss": NUMBER, "tokens": WHOLE, "tokens_per_s": NUMBER}
+BASE = {"reused": FLAG, "directory": TEXT, "parameters": WHOLE, "seconds": NUMBER}
+STAGES = [
+    stage("pretrain", "A base is going to be made.", {"documents": WHOLE, "steps": WHOLE}),
+    stage("base", "The base, made or found.", {**BASE, **PRETRAINED}, {"key": ANYTHING}),
+    stage("base", "The base of a problem of the exact lab.", {**BASE, **FITTED}, {"key": ANYTHING}),
+    stage("sft", "Fine-tuning begins.", {**MADE, "demonstrations": WHOLE, "heldout": WHOLE, "steps": WHOLE}),
+    stage("sft", "What fine-tuning had made is found.", {**FOUND, **TUNED, "key": ANYTHING}),
+    stage("reward_model", "The training of a reward model begins.", {**MADE, **SIZES}),
+    stage("reward_model", "A reward model is found.", {**FOUND, **TRAINED}),
+    stage(
+        "ppo",
+        "PPO begins.",
+        {
+            **{"iterations": WHOLE, "responses": WHOLE, "parameters": WHOLE, "reference_sha256": TEXT},
+            **{"kl_target": MAYBE, "notes": several(TEXT)},
+        },
+    ),
+    stage("evaluation", "The evaluation of reference and policy begins.", {"prompts": WHOLE}),
+]
+VERSIONS = {"preset": TEXT, "device": TEXT, "threads": WHOLE, "minirlhf": TEXT, "torch": TEXT, "python": TEXT}
+EVENTS: dict[str, Schema] = {
+    "run_started": event("run_started", "The first event of a run.", {"run_dir": TEXT, "seed": WHOLE, **VERSIONS}),
+    "resumed": event(
+        "resumed",
+        "A run or a stage goes on behind this step; from: null where a run begins again.",
+        {"step": WHOLE, "from": {"type": ["string", "null"]}},
+    ),
+    "already_finished": event("already_finished", "Nothing is left to do.", {"run_dir": TEXT}),
+    "warning": event("warning", "A sentence for the user.", {"message": TEXT}),
+    "stage": {"oneOf": STAGES},
+    "pretrain": event(
+        "pretrain",
+        "Twenty times on the way. Unit of the loss: nats a token.",
+        {"step": WHOLE, "steps": WHOLE, "loss": NUMBER, "lr": NUMBER, "tokens": WHOLE, "tokens_per_s": NUMBER},
+    ),
+    "sft": event("sft", "A step of fine-tuning.", {"step": WHOLE, "steps": WHOLE, "loss": NUMBER}),
+    "sft_finished": event("sft_finished", "The last event of fine-tuning.", {"directory": TEXT, **TUNED}),
+    "reward_model": event(
+        "reward_model",
+        "A step of a reward model; steps: at most.",
+        {"member": WHOLE, "step": WHOLE, "steps": WHOLE, "loss": NUMBER, "accuracy": NUMBER},
+        {"heldout_accuracy": NUMBER},
+    ),
+    "reward_model_finished": event(
+        "reward_model_finished", "The last event of a reward model.", {"directory": TEXT, **TRAINED}
+    ),
+    "reward_scale": event(
+        "reward_scale", "What a reward is normalised by.", {"label": TEXT, "mean": NUMBER, "std": NUMBER}
+    ),
+    "step": {
+        **event("step", "An iteration of PPO, with its metrics.", {"step": WHOLE, "iterations": WHOLE}),
+        "additionalProperties": MAYBE,
+    },
+    "sample": event(
+        "sample",
+        "A response of a logged iteration: the text and the advantage of each of its tokens.",
+        {"step": WHOLE, "prompt": TEXT, "tokens": several(TEXT), "advantages": several(MAYBE), "score": MAYBE},
+    ),
+    "checkpoint": event("checkpoint", "The whole state is saved.", {"step": WHOLE, "path": TEXT}),
+    "run_finished": event(
+        "run_finished",
+        "The last event of a run: what evaluation.json holds, and some prompts with both completions.",
+        {
+            **{"run_dir": TEXT, "report": TEXT, "prompts": WHOLE, "reference": SIDE, "policy": SIDE},
+            **{
+                "score_gain": NUMBER,
+                "score_gain_ci95": several(NUMBER),
+                "win_rate": NUMBER,
+                "kl_nats_per_sequence": NUMBER,
+            },
+            **{"kl_coef": NUMBER, "samples": several(COMPLETED)},
+            "seconds": {"type": "object", "additionalProperties": NUMBER},
+        },
+        {
+            **{"true_score_gain": NUMBER, "true_score_gain_ci95": several(NUMBER), "precision_error": NUMBER},
+            **{"optimality": MAYBE, "exact": EXACT, "best_of_n": several(BEST_OF)},
+        },
+    ),
+}
+
+
+def events_schema() -> Schema:
+    """JSON Schema (2020-12) of one line of --json; an event that this page does not know is none."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "description": "An event, told apart by `event`.",
+        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in EVENTS],
+        "$defs": EVENTS,
+    }
