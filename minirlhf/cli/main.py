@@ -147,6 +147,6 @@ def unexpected(fault: BaseException) -> int:
 
 def say(text: str) -> None:
     """One line to stderr; a control character that a file or a plugin put into it is escaped."""
-    from minirlhf.cli.show import printable
+    from minirlhf.cli.show import printable, tell
 
-    click.echo(printable(text), err=True)
+    tell(printable(text))

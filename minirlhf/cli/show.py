@@ -3,6 +3,8 @@
 Model output is untrusted text: control characters are escaped before anything is printed.
 """
 
+import errno
+import os
 import sys
 import textwrap
 from time import monotonic
@@ -16,6 +18,16 @@ EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log 
 def printable(text: str) -> str:
     """The text on one line, control characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def tell(text: str) -> None:
+    """A line to stderr, at once. A closed terminal is no fault: its SIGHUP asks for a save, which comes first."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError as fault:
+        if fault.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class Printer:
@@ -34,7 +46,7 @@ class Printer:
             show(event)
 
     def _line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
     def _due(self, done: bool) -> bool:
         if not done and monotonic() - self._last < EVERY:

@@ -1,12 +1,16 @@
 """`minirlhf run` from the outside: what it leaves, what it accepts, that a seed decides everything."""
 
 import json
+import os
+import pty
+import sys
 import tomllib
 
 import pytest
 
 from minirlhf import precision
 from minirlhf import run as composition
+from minirlhf.cli import show
 from tests.cli.calling import call, done, refused
 
 SIX_LINES = """from minirlhf import hookimpl
@@ -254,6 +258,15 @@ def test_an_interrupt_ends_with_one_line_and_130(tiny, tmp_path, monkeypatch):
     result = call("run", *tiny, "--out", tmp_path / "run")
     said = f"interrupted; go on with: minirlhf run --resume {tmp_path / 'run'}"
     assert (result.code, result.err.splitlines()[-1]) == (130, said)
+
+
+def test_a_terminal_that_is_closed_stops_nothing_before_the_save_that_its_hangup_asks_for(monkeypatch):
+    ours, theirs = pty.openpty()
+    with open(theirs, "w", encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        os.close(ours)
+        show.tell("nobody reads this")
+        show.tell("nor this")
 
 
 def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp_path, monkeypatch):
