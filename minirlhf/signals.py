@@ -18,6 +18,7 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 10.0  # seconds
+STOPPING = "stopping after this step, with a save; once more: at once"
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -72,6 +73,14 @@ def act(number: int, frame: FrameType | None) -> None:
     raise_for(number)
 
 
+def _announce() -> None:
+    with suppress(OSError):  # a print would not be safe here
+        os.write(2, f"\n{STOPPING}\n".encode())
+
+
+announce: Callable[[], None] = _announce  # who draws on the whole terminal puts something else here
+
+
 class Stop:
     """Whether a signal has come."""
 
@@ -84,8 +93,7 @@ class Stop:
             act(number, frame)
             return
         self.asked = number
-        with suppress(OSError):  # a print would not be safe here
-            os.write(2, b"\nstopping after this step, with a save; once more: at once\n")
+        announce()
 
     def leave(self, text: str = "") -> None:
         """Raise what was asked for, if anything was."""

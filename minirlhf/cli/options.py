@@ -33,6 +33,18 @@ _OPTIONS = {
 }
 
 
+_OUTPUT = (
+    click.option(
+        "--ui",
+        type=click.Choice(["auto", "live", "plain", "quiet"]),
+        default="auto",
+        show_default=True,
+        help="Progress on stderr: panel (live), lines or nothing; auto: a panel on a terminal, else lines.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event."),
+)
+
+
 class FiniteRange(click.FloatRange):
     """A number in a range: no NaN, which is outside no range, and no infinity."""
 
@@ -46,6 +58,13 @@ class FiniteRange(click.FloatRange):
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add them to a command; they arrive as keyword arguments for `resolve`."""
     return some_options(*_OPTIONS)(command)
+
+
+def output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--ui and --json, which arrive as `ui` and `as_json` for show.progress."""
+    for option in reversed(_OUTPUT):
+        command = option(command)
+    return command
 
 
 def some_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

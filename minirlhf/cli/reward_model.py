@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from minirlhf.cli.options import check_picture, resolve, some_options
+from minirlhf.cli.options import check_picture, output_options, resolve, some_options
 
 
 @click.command("reward-model")
@@ -16,7 +16,7 @@ from minirlhf.cli.options import check_picture, resolve, some_options
 @click.option(
     "--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw how often it is right when it says so."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
+@output_options
 def command(
     comparisons: str,
     preset: str | None,
@@ -24,6 +24,7 @@ def command(
     device: str | None,
     out: Path | None,
     svg: Path | None,
+    ui: str,
     as_json: bool,
 ) -> None:
     """Train a reward model from COMPARISONS (JSON rows: prompt, chosen, rejected), from the base of a configuration.
@@ -39,11 +40,12 @@ def command(
     if svg is not None:
         check_picture(svg)
 
-    from minirlhf.cli.show import Printer
+    from minirlhf.cli.show import progress
     from minirlhf.preferences import FILE, train_reward_model
     from minirlhf.run import set_up
 
-    directory = train_reward_model(config, out, set_up(config), Printer(as_json=as_json))
+    with progress(ui, as_json) as emit:
+        directory = train_reward_model(config, out, set_up(config), emit)
     if svg is not None:
         from minirlhf.pictures import reliability
         from minirlhf.store.files import write_text

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from minirlhf.cli.options import config_options, resolve
+from minirlhf.cli.options import config_options, output_options, resolve
 
 
 @click.command("run")
@@ -14,8 +14,8 @@ from minirlhf.cli.options import config_options, resolve
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory; made, must not hold anything."
 )
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with the run in this directory.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
-def command(out: Path | None, resume: Path | None, as_json: bool, **options: Any) -> None:
+@output_options
+def command(out: Path | None, resume: Path | None, ui: str, as_json: bool, **options: Any) -> None:
     """Pretrain a small language model (or reuse it), improve it by PPO, and evaluate before against after.
 
     PRESET is reviews by default, and FILE.toml a configuration of your own; the README lists the others.
@@ -24,10 +24,11 @@ def command(out: Path | None, resume: Path | None, as_json: bool, **options: Any
         options["preset"] = config_of(resume, out, options["preset"])
     config, registry = resolve(**options)
 
-    from minirlhf.cli.show import Printer
+    from minirlhf.cli.show import progress
     from minirlhf.run import run
 
-    run(config, registry, resume or out, Printer(as_json=as_json), resume=resume is not None)
+    with progress(ui, as_json) as emit:
+        run(config, registry, resume or out, emit, resume=resume is not None)
 
 
 def config_of(directory: Path, out: Path | None, preset: str | None) -> str:

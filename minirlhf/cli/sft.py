@@ -5,18 +5,19 @@ from typing import Any
 
 import click
 
-from minirlhf.cli.options import resolve, some_options
+from minirlhf.cli.options import output_options, resolve, some_options
 
 
 @click.command("sft")
 @click.argument("demonstrations", metavar="DEMONSTRATIONS")
 @some_options("preset", "sets", "device")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, each with an event.")
+@output_options
 def command(
     demonstrations: str,
     preset: str | None,
     sets: tuple[str, ...],
     device: str | None,
+    ui: str,
     as_json: bool,
 ) -> None:
     """Fine-tune the base of a configuration on DEMONSTRATIONS (JSON rows: prompt, completion; or messages).
@@ -31,11 +32,12 @@ def command(
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 
     from minirlhf.base import prepare_base, prepare_start, read_shown
-    from minirlhf.cli.show import Printer
+    from minirlhf.cli.show import progress
     from minirlhf.run import set_up
 
     read_shown(config)  # its faults are found before anything is trained
-    emit, on = Printer(as_json=as_json), set_up(config)
-    start = prepare_start(config, prepare_base(config, on, emit), on, emit)
+    on = set_up(config)
+    with progress(ui, as_json) as emit:
+        start = prepare_start(config, prepare_base(config, on, emit), on, emit)
     if not as_json:
         click.echo(start.directory)

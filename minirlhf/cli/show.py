@@ -1,5 +1,7 @@
 """Events of a run as people read them: progress to stderr, the result to stdout; or one JSON object a line.
 
+Which of them: `progress`, by --ui and --json. The panel of a terminal is in panel.py.
+
 Model output is untrusted text: control characters are escaped before anything is printed.
 """
 
@@ -7,9 +9,12 @@ import errno
 import os
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
+from minirlhf.errors import UsageError
 from minirlhf.store.metrics import json_line
 
 EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log gets a readable number of them
@@ -30,11 +35,49 @@ def tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-class Printer:
-    """Called with each event; `as_json` sends all of them to stdout as they are."""
+@contextmanager
+def progress(ui: str, as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What the events of a command go to, by its --ui (UsageError for what cannot be)."""
+    if as_json and ui in ("live", "plain"):
+        raise UsageError("--json prints events and nothing else", f"--ui {ui}", "leave one of them out")
+    live = ui == "live" or (ui == "auto" and not as_json and attended())
+    if live and not drawable():
+        raise UsageError("a panel needs a terminal", "stderr", "leave --ui live out, or use --ui plain")
+    if live:
+        from minirlhf.cli.panel import Panel
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+        with Panel() as panel:
+            yield panel
+    else:
+        yield Printer(as_json=as_json, quiet=ui == "quiet")
+
+
+def attended() -> bool:
+    """Whether somebody looks at stderr: a terminal that can be drawn on, in the foreground, and not a CI job's."""
+    if os.environ.get("CI", "").lower() not in ("", "0", "false") or not drawable():
+        return False
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except OSError:  # not the terminal of this session
+        return False
+
+
+def drawable() -> bool:
+    """Whether stderr is a terminal that obeys; FORCE_COLOR, which makes rich believe it of a pipe, is not asked."""
+    if not sys.stderr.isatty():
+        return False
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    utf = (sys.stderr.encoding or "").lower().startswith("utf")  # of what is to be drawn most is no ASCII
+    return utf and console.is_interactive
+
+
+class Printer:
+    """Called with each event; `as_json` sends all of them to stdout as they are; `quiet`: no progress."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self._as_json, self._quiet = as_json, quiet
         self._last = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -46,7 +89,8 @@ class Printer:
             show(event)
 
     def _line(self, text: str) -> None:
-        tell(text)
+        if not self._quiet:
+            tell(text)
 
     def _due(self, done: bool) -> bool:
         if not done and monotonic() - self._last < EVERY:
@@ -72,43 +116,10 @@ class Printer:
         print(e["run_dir"])
 
     def _warning(self, e: dict[str, Any]) -> None:
-        self._line(f"warning: {printable(e['message'])}")
+        tell(f"warning: {printable(e['message'])}")
 
     def _stage(self, e: dict[str, Any]) -> None:
-        if e["stage"] == "pretrain":
-            self._line(f"pretrain    {e['documents']:,} documents, {e['steps']} steps")
-        elif e["stage"] == "base":
-            source = "reused" if e["reused"] else "made"
-            if "kl" in e:  # fitted to a problem's reference
-                self._line(f"base        {source}: {e['parameters']:,} parameters, KL {e['kl']:.1e} nats to the table")
-                return
-            self._line(
-                f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
-                f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s\n            {e['directory']}"
-            )
-        elif e["stage"] == "sft" and e["reused"]:
-            self._line(f"sft         reused: {sft_line(e)}\n            {e['directory']}")
-        elif e["stage"] == "sft":
-            self._line(
-                f"sft         {e['demonstrations']:,} demonstrations, {e['heldout']:,} held out, {e['steps']} steps"
-            )
-        elif e["stage"] == "reward_model" and e["reused"]:
-            self._line(
-                f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}\n            {e['directory']}"
-            )
-        elif e["stage"] == "reward_model":
-            several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
-            watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"
-            watched = (
-                watched if e["watched"] else f"{e['heldout']:,} are held out, to decide when to stop and for the report"
-            )
-            self._line(f"reward model {e['pairs']:,} comparisons, {watched}{several}")
-        elif e["stage"] == "ppo":
-            self._line(f"ppo         {e['iterations']} iterations of {e['responses']} responses")
-            for note in e["notes"]:
-                self._line(f"            {note}")
-        elif e["stage"] == "evaluation":
-            self._line(f"evaluation  {e['prompts']} held-out prompts, reference and policy")
+        self._line(stage_line(e))
 
     def _pretrain(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["steps"]):
@@ -159,6 +170,36 @@ class Printer:
         seconds = e["seconds"]
         stages = ", ".join(f"{name.replace('_', ' ')} {value:.0f} s" for name, value in seconds.items())
         print(f"\n{stages}\n{e['report']}\n{e['run_dir']}")
+
+
+def stage_line(e: dict[str, Any]) -> str:
+    """What a stage is about to do, or what it found: its name in twelve columns, then the rest; perhaps more lines."""
+    below = f"\n{'':12}"
+    if e["stage"] == "pretrain":
+        return f"pretrain    {e['documents']:,} documents, {e['steps']} steps"
+    if e["stage"] == "base":
+        source = "reused" if e["reused"] else "made"
+        if "kl" in e:  # fitted to a problem's reference
+            return f"base        {source}: {e['parameters']:,} parameters, KL {e['kl']:.1e} nats to the table"
+        return (
+            f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
+            f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s{below}{e['directory']}"
+        )
+    if e["stage"] == "sft" and e["reused"]:
+        return f"sft         reused: {sft_line(e)}{below}{e['directory']}"
+    if e["stage"] == "sft":
+        return f"sft         {e['demonstrations']:,} demonstrations, {e['heldout']:,} held out, {e['steps']} steps"
+    if e["stage"] == "reward_model" and e["reused"]:
+        return f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}{below}{e['directory']}"
+    if e["stage"] == "reward_model":
+        several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
+        watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"
+        both = f"{e['heldout']:,} are held out, to decide when to stop and for the report"
+        return f"reward model {e['pairs']:,} comparisons, {watched if e['watched'] else both}{several}"
+    if e["stage"] == "ppo":
+        about = f"ppo         {e['iterations']} iterations of {e['responses']} responses"
+        return below.join([about, *e["notes"]])
+    return f"evaluation  {e['prompts']} held-out prompts, reference and policy"
 
 
 def sft_line(e: dict[str, Any]) -> str:

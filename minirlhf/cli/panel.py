@@ -1,0 +1,312 @@
+"""A run as a panel on a terminal, drawn on stderr from its events: no tensor, nothing that waits for a device.
+
+    with Panel() as panel:      drawn from the first event to the last, or to whatever ends the block
+        run(..., panel)
+
+Rich draws once a second in a thread of its own, so that the clock goes on in a long iteration and a signal
+finds nothing of it in the main thread. Not here: when there is a panel (show.py), and the result, printed as ever.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from rich.color import Color
+from rich.console import Console, Group
+from rich.live import Live
+from rich.style import Style
+from rich.text import Text
+
+from minirlhf import signals
+from minirlhf.cli.show import Printer, printable, sft_line, stage_line
+
+FRAMES = 1  # a second; one costs a few milliseconds
+BARS = "▁▂▃▄▅▆▇█"
+WIDEST, MEASURE = 160, 58  # columns: of the panel, and from which on a second column of measures fits
+LABEL, VALUE, RANGE = 14, 9, 18  # columns of a measure: what, its last value, the smallest and the largest
+END = "∎"  # a last token without a text: the EOS
+PROMPT, SAMPLE = 200, 8  # characters of the prompt, and lines of the sample with its legend
+# Of tokens, behind black letters. Blue and orange are two colours to every kind of eye.
+ZERO, ABOVE, BELOW = (247, 247, 247), (253, 141, 60), (107, 174, 214)
+# Event -> (field, what it is called, format); of `step` the rewards stand behind the score.
+MEASURES = {
+    "pretrain": [
+        ("loss", "loss", "{:.3f}"),
+        ("lr", "learning rate", "{:.1e}"),
+        ("tokens_per_s", "tokens/s", "{:,.0f}"),
+    ],
+    "sft": [("loss", "loss", "{:.3f}")],
+    "reward_model": [
+        ("loss", "loss", "{:.3f}"),
+        ("accuracy", "accuracy", "{:.3f}"),
+        ("heldout_accuracy", "held-out", "{:.3f}"),
+    ],
+    "step": [
+        ("objective/scores", "score", "{:+.3f}"),
+        ("exact/optimality", "optimality F", "{:.3f}"),
+        ("objective/kl", "KL, nats", "{:.2f}"),
+        ("policy/entropy_avg", "entropy", "{:.3f}"),
+        ("kl/coef", "beta", "{:.3g}"),
+        ("policy/clipfrac_avg", "clipped", "{:.1%}"),
+        ("response/length", "length", "{:.1f}"),
+        ("response/eos_rate", "ended", "{:.0%}"),
+        ("tokens_per_s", "tokens/s", "{:,.0f}"),
+    ],
+}
+
+
+class Panel:
+    """Called with each event; a context, so that the terminal is given back however the work ends."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.stopping = False  # a signal waits for the end of a step
+        self._printer, self._lock = Printer(as_json=False), Lock()
+        self._live: Live | None = None
+        self._started = monotonic()
+        self._run: dict[str, Any] = {}  # run_started
+        self._behind: list[str] = []  # a line for each stage that is over
+        self._stage: dict[str, Any] = {}
+        self._kl_target: float | None = None
+        self._steps, self._ticks = 0, list[tuple[float, int]]()  # of this stage; (time, step) of the first and the last
+        self._series: dict[str, tuple[str, list[float]]] = {}  # what -> (format, values)
+        self._sample: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._announce, signals.announce = signals.announce, self._told_to_stop
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+        signals.announce = self._announce
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        with self._lock:  # frames are drawn in another thread
+            getattr(self, f"_on_{kind}", self._on_step if kind in MEASURES else lambda _: None)(event)
+        if kind in ("run_finished", "already_finished") or (kind == "reward_model_finished" and not self._run):
+            self.close()
+        elif self._live is None and kind != "warning":
+            self._live = Live(
+                console=self.console, get_renderable=self._draw, refresh_per_second=FRAMES, vertical_overflow="crop",
+                redirect_stdout=sys.stdout.isatty(),
+            )  # fmt: skip
+            self._live.start(refresh=True)
+        if kind in ("warning", "run_finished", "already_finished", "reward_model_finished"):
+            self._printer(event)  # rich puts what is printed above the panel
+
+    def close(self) -> None:
+        """The last frame stays; the cursor is behind it."""
+        live, self._live = self._live, None
+        if live is not None:
+            with suppress(OSError):  # a terminal that is gone
+                live.stop()
+
+    def _told_to_stop(self) -> None:
+        self.stopping = True  # the next frame says it: a signal handler must not print
+
+    # ---- what events change ------------------------------------------------------------------------------------
+
+    def _on_run_started(self, e: dict[str, Any]) -> None:
+        self._run = e
+
+    def _on_stage(self, e: dict[str, Any]) -> None:
+        if e["stage"] == "base" or e.get("reused"):
+            self._over(stage_line(e))
+            return
+        if self._stage:
+            self._over(stage_line(self._stage))
+        self._stage, self._steps = e, e.get("steps", e.get("iterations", 0))
+        self._kl_target = e.get("kl_target", self._kl_target)
+        if e["stage"] != "evaluation":
+            self._series, self._ticks = {}, []
+
+    def _on_sft_finished(self, e: dict[str, Any]) -> None:
+        self._over(f"sft         made: {sft_line(e)}")
+
+    def _on_reward_model_finished(self, e: dict[str, Any]) -> None:
+        self._over(f"reward model made: held-out accuracy {e['report']['accuracy']:.3f}")
+
+    def _over(self, line: str) -> None:
+        self._behind.append(line.splitlines()[0])
+        self._stage, self._steps, self._ticks = {}, 0, []
+
+    def _on_sample(self, e: dict[str, Any]) -> None:
+        self._sample = e
+
+    def _on_step(self, e: dict[str, Any]) -> None:
+        before = e.get("member", 0) * e.get("steps", 0)  # steps of the other members of an ensemble
+        if "steps" in e:
+            self._steps = e["steps"] * self._stage.get("ensemble", 1)
+        self._ticks = [*self._ticks[:1], (monotonic(), before + e["step"])]
+        measures = list(MEASURES[e["event"]])
+        labels = [name for name in e if name.startswith("reward/") and name.count("/") == 1]
+        measures[1:1] = [(name, f"  {printable(name[7:])}", "{:+.3f}") for name in labels]
+        for field, what, form in measures:
+            if field in e:
+                value = math.nan if e[field] is None else e[field]
+                self._series.setdefault(what, (form, []))[1].append(value)
+
+    # ---- a frame -----------------------------------------------------------------------------------------------
+
+    def _draw(self) -> Group:
+        width, height = self.console.size
+        try:
+            return Group(*self.frame(width, height))
+        except Exception as fault:  # what watches must not stop what is watched
+            return Group(Text(printable(f"the panel cannot be drawn: {fault!r}"), no_wrap=True))
+
+    def frame(self, width: int, height: int) -> list[Text]:
+        """The lines of the panel for so many columns and rows of a terminal: what there is no room for is left out."""
+        width, room = max(1, min(width, WIDEST) - 1), max(1, height - 1)
+        with self._lock:
+            head, stage, measures = self._head(width), self._progress(width), self._measures(width)
+            behind = [Text(line, style="dim") for line in self._behind]
+            lines = [*head, *behind, *stage, *([Text()] if measures else []), *measures]
+            if len(lines) > room:
+                lines = [*head[:1], *stage, *measures][:room]
+            sample = self._sample_lines(width, min(SAMPLE, room - len(lines) - 1))
+        lines += [Text(), *sample] if sample else []
+        for line in lines:
+            line.no_wrap = True
+            line.truncate(width, overflow="ellipsis")
+        return lines
+
+    def _head(self, width: int) -> list[Text]:
+        passed, run = clock(monotonic() - self._started), self._run
+        if not run:
+            return [apart(Text("minirlhf", style="bold"), passed, width)]
+        about = f"  {run['preset']}, seed {run['seed']}, {run['device']}, {run['threads']} threads"
+        title = Text.assemble((f"minirlhf {run['minirlhf']}", "bold"), printable(about))
+        return [apart(title, passed, width), Text(printable(run["run_dir"]), style="dim"), Text()]
+
+    def _progress(self, width: int) -> list[Text]:
+        """The stage that is going on: how far it is, how long it will take, what is to be said about it."""
+        if not self._stage:
+            return []
+        first, *notes = stage_line(self._stage).splitlines()
+        done = self._ticks[-1][1] if self._ticks else 0
+        if not self._steps or self._stage["stage"] == "evaluation":
+            lines = [Text(first, style="bold")]
+        else:
+            counted = f" {done:>{len(str(self._steps))}}/{self._steps}"
+            left = self._left(done)
+            what = Text(first[:12], style="bold")
+            room = max(0, width - 12 - len(counted) - 14)
+            full = room * done // self._steps
+            bar = Text.assemble(("━" * full, "green"), ("─" * (room - full), "dim"))
+            lines = [Text.assemble(what, bar, counted, f"{left:>13}")]
+            notes = [first[12:], *(note.strip() for note in notes)]
+        if self.stopping:
+            return [*lines, Text(signals.STOPPING, style="bold reverse")]
+        lines += [Text(f"{'':<12}{note}", style="dim") for note in notes]
+        return lines
+
+    def _left(self, done: int) -> str:
+        """How long the steps that are left will take, if they take as long as those so far."""
+        if not self._ticks or self._ticks[0][1] == done:
+            return ""
+        (begun, first), (now, _) = self._ticks[0], self._ticks[-1]
+        left = (now - begun) / (done - first) * (self._steps - done) - (monotonic() - now)
+        return f"{clock(max(0.0, left))} left"
+
+    def _measures(self, width: int) -> list[Text]:
+        """Every measure of the stage with its course, in columns; one below the other within a column."""
+        columns = max(1, width // MEASURE)
+        cell = (width + 2) // columns - 2
+        cells = [self._measure(what, form, values, cell) for what, (form, values) in self._series.items()]
+        rows = math.ceil(len(cells) / columns)
+        return [Text("  ").join(cells[row::rows]) for row in range(rows)]
+
+    def _measure(self, what: str, form: str, values: Sequence[float], width: int) -> Text:
+        """Its name, its last value, its course, and between which values that is; KL: its target, if it has one."""
+        ranged = width >= LABEL + VALUE + RANGE + 10
+        course = evenly(values, max(0, width - LABEL - VALUE - 2 - RANGE * ranged))
+        known = [value for value in values if math.isfinite(value)]
+        beside = f"{form.format(min(known))} to {form.format(max(known))}" if known else ""
+        if what == "KL, nats" and self._kl_target is not None:
+            beside = f"target {form.format(self._kl_target)}"
+        name, value = Text(what), form.format(values[-1]) if math.isfinite(values[-1]) else "n/a"
+        name.truncate(LABEL - 1, overflow="ellipsis")
+        name.pad_right(LABEL - name.cell_len)
+        found = Text.assemble(name, (f"{value:>{VALUE}}", "bold"), "  ", (sparkline(course), "cyan"))
+        found.truncate(width - RANGE * ranged, pad=True)
+        if ranged:
+            found.append(f" {beside}", style="dim")
+        found.truncate(width, overflow="ellipsis", pad=True)
+        return found
+
+    def _sample_lines(self, width: int, rows: int) -> list[Text]:
+        """The latest sample: its score, what the colours mean, and the text."""
+        s = self._sample
+        if not s or rows < 3:
+            return []
+        score = "n/a" if s["score"] is None else f"{s['score']:+.2f}"
+        advantages = [a or 0.0 for a in s["advantages"]]
+        scale = max((abs(a) for a in advantages if math.isfinite(a)), default=0.0) or 1.0
+        title = Text(f"a response of iteration {s['step']}, score {score}   advantage ")
+        title.append_text(legend(scale, self.console.no_color))
+        text = Text().append(one_line(s["prompt"])[-PROMPT:], style="dim")
+        *tokens, last = s["tokens"] or [""]
+        for token, advantage in zip([*tokens, last or END], advantages, strict=False):
+            text.append(one_line(token), style=token_style(advantage / scale, self.console.no_color))
+        lines = list(text.wrap(self.console, width, overflow="fold"))
+        if len(lines) > rows - 1:
+            lines = [*lines[: rows - 2], Text("...", style="dim")]
+        return [title, *lines]
+
+
+def apart(left: Text, right: str, width: int) -> Text:
+    """Both on one line, at its ends."""
+    left.truncate(max(0, width - len(right) - 1), overflow="ellipsis", pad=True)
+    return left.append(f" {right}", style="dim")
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 1:01:05 from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def one_line(text: str) -> str:
+    """Text of a model: line breaks as a sign, other control characters as escapes."""
+    return printable(text.replace("\n", "↵"))
+
+
+def evenly(values: Sequence[float], count: int) -> list[float]:
+    """At most so many of the values, the last one among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[(i + 1) * len(values) // count - 1] for i in range(count)]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A bar each between the smallest and the largest; a gap for what is not finite."""
+    known = [value for value in values if math.isfinite(value)]
+    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    heights = [(v - low) / span if 0 < span < math.inf else 0.5 if math.isfinite(v) else math.nan for v in values]
+    return "".join(BARS[int(h * (len(BARS) - 0.01))] if math.isfinite(h) else " " for h in heights)
+
+
+def token_style(share: float, no_color: bool) -> Style:
+    """How a token is shown whose advantage is this share (-1 to 1) of the largest: orange above 0, blue below."""
+    share = share if math.isfinite(share) else 0.0
+    if no_color:
+        return Style(bold=share > 0, underline=share < 0)
+    end = ABOVE if share > 0 else BELOW
+    mixed = (round(zero + (far - zero) * min(1.0, abs(share))) for zero, far in zip(ZERO, end, strict=True))
+    return Style.from_color(Color.from_rgb(0, 0, 0), Color.from_rgb(*mixed))
+
+
+def legend(scale: float, no_color: bool) -> Text:
+    """What the colours of the tokens mean: the same distance on both sides of 0."""
+    if no_color:
+        return Text.assemble(("below 0", token_style(-1, True)), ", ", ("above 0", token_style(1, True)))
+    patches = [(" ", token_style(step / 5, False)) for step in range(-5, 6)]
+    return Text.assemble(f"{-scale:.2f} ", *patches, f" +{scale:.2f}")
