@@ -64,10 +64,13 @@ from NAME import NAME
 def test_NAME_keeps_its_contract():
     assert_sound("KIND", NAME)
 """
-OBSERVER_TEST = """from NAME import NAME
+OBSERVER_TEST = """from minirlhf.testing import assert_sound
+
+from NAME import NAME
 
 
-def test_NAME_writes_a_line_a_step(tmp_path):
+def test_NAME_writes_a_line_a_step_and_watches(tmp_path):
+    assert_sound("observer", NAME)
     observer = NAME()
     observer.start(None, tmp_path)
     observer.step(1, None, {"objective/scores": 0.5})

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minirlhf.cli.options import plugin_option
+from minirlhf.components import KINDS
 
 if TYPE_CHECKING:
-    from minirlhf.components import Component
+    from minirlhf.components import Built, Component
     from minirlhf.registry import Registry
+    from minirlhf.text.corpus import Prompt
 
 
 @click.group("plugins")
@@ -30,7 +32,7 @@ def loaded(plugins: tuple[str, ...]) -> "Registry":
 
 @command.command("list")
 @plugin_option
-@click.option("--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), help="Only this kind.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only this kind.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
     """Every component that can be named, with its owner and what it is."""
@@ -51,9 +53,7 @@ def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
 @command.command("show")
 @click.argument("name")
 @plugin_option
-@click.option(
-    "--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), help="If several have it."
-)
+@click.option("--kind", type=click.Choice(KINDS), help="If several have it.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
     """What a component takes and what can be set: NAME, OWNER:NAME, or FILE.py:FUNCTION with --kind."""
@@ -75,9 +75,7 @@ def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -
 
 @command.command("new")
 @click.argument("name")
-@click.option(
-    "--kind", type=click.Choice(["reward", "kl", "advantage", "loss", "observer"]), required=True, help="What it is."
-)
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="What it is.")
 @click.option("--package", is_flag=True, help="A package to install, not a file.")
 def new(name: str, kind: str, package: bool) -> None:
     """Begin a plugin here: a file with its test, or a package, that runs as it is written."""
@@ -92,7 +90,7 @@ def new(name: str, kind: str, package: bool) -> None:
         click.echo(path)
     if package:
         click.echo(f"next: pip install -e {path.parent}", err=True)
-    elif kind != "observer":
+    else:
         click.echo(f"next: minirlhf plugins check {name}.py", err=True)
     how = "" if package else f"--plugin {name}.py "
     click.echo(f"then: minirlhf run {how}{USES[kind].replace('NAME', name)}", err=True)
@@ -101,59 +99,95 @@ def new(name: str, kind: str, package: bool) -> None:
 @command.command("check")
 @click.argument("name", metavar="NAME|FILE.py|FILE.py:FUNCTION")
 @plugin_option
-@click.option("--kind", type=click.Choice(["reward", "kl", "advantage", "loss"]), help="If several have the name.")
+@click.option("--kind", type=click.Choice(KINDS), help="If several have the name.")
 @click.option("--prompts", metavar="FILE", help="Prompts with the columns that a reward asks for.")
 @click.option("--set", "sets", multiple=True, metavar="OPTION=VALUE", help="An option of the component, repeatable.")
 def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str | None, sets: tuple[str, ...]) -> None:
     """Does a component keep its contract, on batches that find out what usually goes wrong?
 
-    Of a FILE.py all components are checked. Whether an estimator estimates what it should is `minirlhf audit`.
+    Of a FILE.py all components are checked. Of an estimator the verdict of `minirlhf audit` is shown below the checks:
+    one that is biased is not broken.
     """
-    from minirlhf.cli.show import printable
     from minirlhf.config import toml_value
-    from minirlhf.errors import PluginError
-    from minirlhf.testing import check
+    from minirlhf.errors import PluginError, UsageError
     from minirlhf.text.corpus import read_prompts
 
     whole_file = name.endswith(".py")
     registry = loaded((*plugins, name) if whole_file else plugins)
-    components = of_file(registry, name, kind) if whole_file else checkable(found(registry, name, kind))
+    components = of_file(registry, name, kind) if whole_file else found(registry, name, kind)
     options = {key: toml_value(value) for key, _, value in (text.partition("=") for text in sets)}
+    unknown = [key for key in options if not any(key in component.options for component in components)]
+    if unknown and len(components) > 1:
+        raise UsageError(f"no component here has an option {unknown[0]!r}", name, "`plugins show NAME` lists them")
     rows = read_prompts(prompts) if prompts else []
-    failed = 0
+    failed, unready = 0, list[UsageError]()
     for component in components:
-        click.echo(f"{component.kind} {component.name} of {component.owner}, {component.where}")
-        for finding in check(component.build(options, device="cpu"), rows):
-            failed += not finding.holds
-            line = f"  {'ok  ' if finding.holds else 'FAIL'}  {finding.name:<20}  {finding.found}"
-            click.echo(printable(line.rstrip()) + ("" if finding.holds else f"\n        {'':<20}  -> {finding.todo}"))
+        # of several, each takes the options that it has
+        own = {k: v for k, v in options.items() if k in component.options} if len(components) > 1 else options
+        try:
+            failed += report(component, own, rows, registry)
+        except UsageError as fault:
+            unready.append(fault)
     if failed:
-        raise PluginError(f"{failed} checks failed", name, "mend what is marked FAIL above")
+        what = "1 check failed" if failed == 1 else f"{failed} checks failed"
+        raise PluginError(what, name, "mend what is marked FAIL above")
+    if unready:
+        raise unready[0]
+
+
+def report(component: "Component", options: dict[str, Any], rows: "list[Prompt]", registry: "Registry") -> int:
+    """Print the findings of one component; returns how many checks failed."""
+    from itertools import chain
+
+    from minirlhf.cli.show import printable
+    from minirlhf.testing import check, prepare
+
+    built = prepare(component, options)
+    findings = check(built, rows)
+    first = next(findings)  # what is not given is refused here, before anything is printed
+    click.echo(f"{component.kind} {component.name} of {component.owner}, {component.where}")
+    failed = 0
+    for finding in chain([first], findings):
+        failed += not finding.holds
+        line = f"  {'ok  ' if finding.holds else 'FAIL'}  {finding.name:<20}  {finding.found}"
+        click.echo(printable(line.rstrip()))
+        if not finding.holds and finding.todo:
+            click.echo(f"        {'':<20}  -> {finding.todo}")
+    if not failed and component.kind in ("kl", "advantage", "loss"):
+        for verdict in verdicts(built, registry):
+            click.echo(printable(f"  info  {'audit':<20}  {verdict}"))
+    return failed
+
+
+def verdicts(built: "Built", registry: "Registry") -> list[str]:
+    """What the audit says of an estimator, or why it could not be made."""
+    from minirlhf.cli.audit import audited
+    from minirlhf.config import load_config
+    from minirlhf.errors import UserError
+
+    config, _ = load_config(registry_loader=lambda _: registry)
+    try:
+        return [row["verdict"] for row in audited(built, config, registry) if "verdict" in row]
+    except UserError as fault:
+        return [f"cannot be made: {fault}"]
 
 
 def of_file(registry: "Registry", file: str, kind: str | None) -> "list[Component]":
-    """The components that a plugin file registers, but for observers."""
+    """The components that a plugin file registers."""
     from pathlib import Path
 
-    path = Path(file).resolve()
-    return checkable([c for c in registry.listing() if kind in (None, c.kind) and Path(c.path).resolve() == path])
-
-
-def checkable(components: "list[Component]") -> "list[Component]":
-    """All but observers, which have no contract but their three methods."""
     from minirlhf.errors import UsageError
 
-    rows = [c for c in components if c.kind != "observer"]
+    path = Path(file).resolve()
+    rows = [c for c in registry.listing() if kind in (None, c.kind) and Path(c.path).resolve() == path]
     if not rows:
-        raise UsageError(
-            "there is no component to check", todo="name a reward, kl, advantage or loss, or FILE.py:FUNCTION"
-        )
+        raise UsageError(f"{file} registers no {kind}", todo="leave --kind out, or name FILE.py:FUNCTION")
     return rows
 
 
 def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]":
     """The components of that name; an unknown one is refused with the choices of its kind, or of all kinds."""
-    from minirlhf.components import KINDS, nearest
+    from minirlhf.components import nearest
     from minirlhf.errors import UsageError
 
     if kind is not None:
