@@ -26,6 +26,7 @@ from typing import Any
 
 import pluggy
 
+import minirlhf
 from minirlhf import hookspecs
 from minirlhf.components import KINDS, NOUNS, Component, isolated, naming, nearest, place, read_component
 from minirlhf.errors import PluginError, UsageError
@@ -58,7 +59,7 @@ def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
     """
     registry = Registry()
     for name in BUILTINS:
-        registry.add(_imported(name), BUILTIN_OWNER, name)
+        registry.add(_imported(name), BUILTIN_OWNER, name, BUILTIN_OWNER, minirlhf.__version__)
     for named in plugins:
         if named.endswith(".py") or os.sep in named:
             registry.add_file(named)
@@ -69,11 +70,23 @@ def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
     return registry
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """One plugin of a load. version: of its package, else its `__version__`, else "". source: `package NAME`, or its
+    file. fault: why nothing of it is there, "" if it is loaded."""
+
+    owner: str
+    version: str
+    source: str
+    fault: str = ""
+
+
 @dataclass
 class Registry:
-    """The components of one load, and the warnings it gave."""
+    """The components of one load, the plugins that they are from, and the warnings it gave."""
 
     components: list[Component] = field(default_factory=list)
+    plugins: list[Plugin] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _modules: dict[str, tuple[ModuleType, str]] = field(default_factory=dict)  # file -> (module, owner)
     _loaded: set[str] = field(default_factory=set)  # files (or modules) whose hooks have been read
@@ -108,7 +121,11 @@ class Registry:
         """All components, by kind, name and owner."""
         return sorted(self.components, key=lambda c: (KINDS.index(c.kind), c.name, c.owner))
 
-    def add(self, plugin: Any, owner: str, path: str) -> None:
+    def plugin(self, owner: str, path: str) -> Plugin:
+        """That of a component; a file whose functions were named without a hook is one as well."""
+        return next((p for p in self.plugins if p.owner == owner), Plugin(owner, "", path))
+
+    def add(self, plugin: Any, owner: str, path: str, package: str = "", version: str = "") -> None:
         """Collect a plugin's components; the same plugin a second time is no news."""
         file = getattr(plugin, "__file__", None)
         source = str(Path(file).resolve()) if file else path
@@ -116,6 +133,9 @@ class Registry:
             return
         self._loaded.add(source)
         self.components += collect(plugin, owner, source)
+        if all(p.owner != owner for p in self.plugins):  # the built-ins are several modules
+            version = version or getattr(plugin, "__version__", "")
+            self.plugins.append(Plugin(owner, str(version), f"package {package}" if package else source))
 
     def add_module(self, name: str) -> None:
         """Load a plugin module that the user named."""
@@ -129,13 +149,16 @@ class Registry:
 
     def add_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> None:
         """Load an installed plugin; a fault of it is one warning, and nothing of it is kept."""
-        package = entry_point.dist.name if entry_point.dist else "an unknown distribution"
+        package, version = "an unknown distribution", ""
+        if entry_point.dist:
+            package, version = entry_point.dist.name, entry_point.dist.version
         origin = _origin(entry_point.value.partition(":")[0].strip())
         try:
             with isolated(), naming(f"plugin {entry_point.name!r}", origin, origin):
                 plugin = entry_point.load()
-            self.add(plugin, self._owner(entry_point.name, package), entry_point.value)
+            self.add(plugin, self._owner(entry_point.name, package), entry_point.value, package, version)
         except PluginError as fault:
+            self.plugins.append(Plugin(entry_point.name, version, f"package {package}", str(fault)))
             self.warnings.append(f"plugin {entry_point.name!r} of {package} is left out: {fault}")
 
     def _function(self, kind: str, file: str, name: str) -> Component:

@@ -11,7 +11,7 @@ from minirlhf.components import KINDS
 
 if TYPE_CHECKING:
     from minirlhf.components import Built, Component
-    from minirlhf.registry import Registry
+    from minirlhf.registry import Plugin, Registry
     from minirlhf.text.corpus import Prompt
 
 
@@ -32,22 +32,49 @@ def loaded(plugins: tuple[str, ...]) -> "Registry":
 
 @command.command("list")
 @plugin_option
-@click.option("--kind", type=click.Choice(KINDS), help="Only this kind.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only this kind, without the plugins.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
-    """Every component that can be named, with its owner and what it is."""
-    rows = [c for c in loaded(plugins).listing() if kind in (None, c.kind)]
+    """Every component that can be named, with its owner, its options and what it is; then the plugins that they are
+    from, and those that could not be loaded."""
+    registry = loaded(plugins)
+    rows = [c for c in registry.listing() if kind in (None, c.kind)]
+    owners = registry.plugins if kind is None else []
     if as_json:
         for component in rows:
-            click.echo(json.dumps(facts(component)))
+            click.echo(json.dumps(facts(component, registry)))
+        for plugin in owners:
+            click.echo(json.dumps(plugin_facts(plugin, registry)))
         return
+    head = ("kind", "name", "owner", "options", "")
+    table([head, *((c.kind, c.name, c.owner, ", ".join(c.options), c.doc) for c in rows)])
+    if owners:
+        click.echo()
+        table(
+            [
+                ("plugin", "version", "source", ""),
+                *((p.owner, p.version, p.source, status(p, registry)) for p in owners),
+            ]
+        )
+
+
+def table(rows: list[tuple[str, ...]]) -> None:
+    """Columns side by side; the last one is as wide as it likes."""
     from minirlhf.cli.show import printable
 
-    cells = [("kind", "name", "owner", ""), *((c.kind, c.name, c.owner, printable(c.doc)) for c in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(3)]
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(rows[0]) - 1)]
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        click.echo(f"{line}  {row[3]}".rstrip())
+        click.echo(f"{line}  {row[-1]}".rstrip())
+
+
+def status(plugin: "Plugin", registry: "Registry") -> str:
+    """Loaded, with how many components; or failed, with the reason."""
+    if plugin.fault:
+        return f"failed: {plugin.fault}"
+    count = sum(c.owner == plugin.owner for c in registry.components)
+    return f"loaded: {count} component{'' if count == 1 else 's'}"
 
 
 @command.command("show")
@@ -56,21 +83,43 @@ def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
 @click.option("--kind", type=click.Choice(KINDS), help="If several have it.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
-    """What a component takes and what can be set: NAME, OWNER:NAME, or FILE.py:FUNCTION with --kind."""
-    for component in found(loaded(plugins), name, kind):
-        if as_json:
-            click.echo(json.dumps(facts(component)))
-            continue
-        from minirlhf.cli.show import printable
+    """What a component takes and what can be set: NAME, OWNER:NAME, or FILE.py:FUNCTION with --kind; or a plugin."""
+    from minirlhf.cli.show import printable
 
+    registry = loaded(plugins)
+    known = [c for c in registry.listing() if name in (c.name, f"{c.owner}:{c.name}")]
+    owner = next((p for p in registry.plugins if p.owner == name and not known and kind is None), None)
+    if owner is not None:
+        show_plugin(owner, registry, as_json)
+        return
+    for component in found(registry, name, kind):
+        if as_json:
+            click.echo(json.dumps(facts(component, registry)))
+            continue
+        plugin = registry.plugin(component.owner, component.path)
         taken = ", ".join([*component.inputs, *component.columns, *(["**columns"] if component.takes_columns else [])])
         click.echo(f"{component.name}: {component.kind} of plugin {component.owner}")
+        click.echo(printable(f"  plugin   {f'{plugin.version}, ' if plugin.version else ''}{plugin.source}"))
         click.echo(f"  defined  {component.where}")
         click.echo(f"  takes    {taken or 'nothing'}")
         for option in component.options.values():
             click.echo(f"  option   {option}")
         for line in (inspect.getdoc(component.fn) or "").splitlines():
             click.echo(f"  {printable(line)}".rstrip())
+
+
+def show_plugin(plugin: "Plugin", registry: "Registry", as_json: bool) -> None:
+    """Where a plugin is from, whether it is loaded, and what it brought."""
+    from minirlhf.cli.show import printable
+
+    if as_json:
+        click.echo(json.dumps(plugin_facts(plugin, registry)))
+        return
+    click.echo(f"{plugin.owner}: plugin{f' {plugin.version}' if plugin.version else ''}, {plugin.source}")
+    click.echo(printable(f"  {status(plugin, registry)}"))
+    for component in registry.listing():
+        if component.owner == plugin.owner:
+            click.echo(f"  {component.kind:<9}  {component.name}")
 
 
 @command.command("new")
@@ -201,16 +250,31 @@ def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]
     return rows
 
 
-def facts(component: "Component") -> dict[str, Any]:
+def facts(component: "Component", registry: "Registry") -> dict[str, Any]:
     """A component as --json shows it."""
+    plugin = registry.plugin(component.owner, component.path)
     return {
         "kind": component.kind,
         "name": component.name,
         "owner": component.owner,
+        "version": plugin.version,
+        "source": plugin.source,
         "defined": component.where,
         "inputs": list(component.inputs),
         "columns": list(component.columns),
         "takes_columns": component.takes_columns,
         "options": {name: str(option) for name, option in component.options.items()},
         "doc": component.doc,
+    }
+
+
+def plugin_facts(plugin: "Plugin", registry: "Registry") -> dict[str, Any]:
+    """A plugin as --json shows it."""
+    return {
+        "plugin": plugin.owner,
+        "version": plugin.version,
+        "source": plugin.source,
+        "status": "failed" if plugin.fault else "loaded",
+        "reason": plugin.fault,
+        "components": [f"{c.kind} {c.name}" for c in registry.listing() if c.owner == plugin.owner],
     }
