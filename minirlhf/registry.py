@@ -37,6 +37,7 @@ BUILTINS = (
     "minirlhf.builtin.kl",
     "minirlhf.builtin.advantages",
     "minirlhf.builtin.losses",
+    "minirlhf.builtin.observers",
     "minirlhf.trained",
 )
 BUILTIN_OWNER = "minirlhf"

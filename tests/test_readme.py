@@ -196,6 +196,7 @@ def test_a_command_of_the_manual_is_a_configuration(line, tmp_path, monkeypatch)
     (source,) = [b for b in blocks(README, "python") if b.startswith("# brevity.py")]
     (tmp_path / "brevity.py").write_text(source)
     (tmp_path / "my-run.toml").write_text(blocks(README, "toml")[0])
+    (tmp_path / "plugins").symlink_to(ROOT / "plugins")
     monkeypatch.chdir(tmp_path)
     shown = done("config", "show", *arguments)
     assert "[ppo]" in shown.out

@@ -30,6 +30,7 @@ def test_the_built_ins_come_through_the_same_hooks():
     assert names["kl"] >= {"k1", "k2", "k3", "abs", "exact"}
     assert names["advantage"] >= {"gae", "mc", "reward_to_go"}
     assert names["loss"] >= {"ratio", "ppo_clip"}
+    assert names["observer"] == {"tensorboard"}
     assert {c.owner for c in registry.components} == {"minirlhf"}
     assert registry.warnings == []
     for component in registry.listing():  # module-level functions named as the component
@@ -162,7 +163,7 @@ def test_a_duplicate_is_an_error_only_when_it_is_chosen(tmp_path):
         ("kl", "minirlhf:k9", "choose from abs (minirlhf), exact (minirlhf), k1 (minirlhf)"),
         ("reward", "one:length", "unknown reward 'one:length'"),
         ("loss", "k1", "unknown policy loss 'k1'"),
-        ("observer", "x", "choose from none"),
+        ("observer", "x", "choose from tensorboard (minirlhf)"),
         ("reward", "one.py", "FILE.py:FUNCTION"),
         ("reward", "", "unknown reward ''"),
     ],

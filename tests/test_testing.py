@@ -16,7 +16,7 @@ from tests.cli.calling import call, done, refused
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 NEED = {"keywords": {"words": ["tea"]}, "regex": {"pattern": "a+"}}  # options without which they say nothing
-ELSEWHERE = {"problem", "trained"}  # need the exact lab, a saved model
+ELSEWHERE = {"problem", "trained", "tensorboard", "trackio_log", "wandb_log"}  # need the exact lab, a model, a package
 
 
 def ours():

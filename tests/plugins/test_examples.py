@@ -2,7 +2,9 @@
 
 import csv
 import inspect
+import sys
 from math import e, exp, log
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.components import check_loss, check_scores, check_tensor
+from minirlhf.errors import PluginError
 from minirlhf.registry import load
 from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.testing import assert_sound
 from tests.plugins.files import EXAMPLES, example
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -144,6 +148,87 @@ def test_csv_log_writes_one_row_a_step(tmp_path):
             ["2", "1.5", "3.0"],
             ["3", "2.5", ""],
         ]
+
+
+# ---- trackers, each with a module that stands for its package ----------------------------------------------
+
+CONFIG = SimpleNamespace(ppo=SimpleNamespace(iterations=3), model_dump=lambda mode: {"mode": mode})
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    """Puts a module of this name in place, whose init remembers its arguments and whose run remembers its calls."""
+
+    def put(name):
+        module, module.lives = ModuleType(name), []
+
+        def init(**given):
+            calls, summary = [], {}
+            module.lives.append(SimpleNamespace(given=given, calls=calls, summary=summary))
+            return SimpleNamespace(
+                log=lambda metrics, **more: calls.append((metrics, more)),
+                define_metric=lambda *names, **more: calls.append((names, more)),
+                finish=lambda: calls.append("finish"),
+                summary=summary,
+            )
+
+        module.init, module.Settings = init, lambda **given: given
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return put
+
+
+def two_lives(name, folder):
+    """A run of steps 1 and 2, and one that goes on with step 3 to the end."""
+    for steps in ((1, 2), (3,)):
+        built = chosen("observer", name)
+        built.tell("start", CONFIG, folder)
+        for step in steps:
+            built.tell("step", step, None, {"a": step / 2})
+    built.tell("finish", {"gain": 0.5, "policy": {"mean": 2.0}})
+
+
+def test_wandb_log_is_offline_and_goes_on_under_its_id(tmp_path, tracker, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb = tracker("wandb")
+    two_lives("wandb_log", tmp_path)
+    first, second = wandb.lives
+    assert (first.given["mode"], first.given["dir"], first.given["config"]) == ("offline", tmp_path, {"mode": "json"})
+    assert first.given["id"] == second.given["id"] == (tmp_path / "wandb_id").read_text()
+    assert {life.given["resume"] for life in wandb.lives} == {"allow"}
+    axis = (("*",), {"step_metric": "step"})
+    assert first.calls == [axis, ({"step": 1, "a": 0.5}, {}), ({"step": 2, "a": 1.0}, {})]
+    assert second.calls == [axis, ({"step": 3, "a": 1.5}, {}), "finish"]
+    assert second.summary == {"evaluation": {"gain": 0.5, "policy": {"mean": 2.0}}}
+    monkeypatch.setenv("WANDB_MODE", "online")
+    (tmp_path / "other").mkdir()
+    two_lives("wandb_log", tmp_path / "other")
+    assert wandb.lives[2].given["mode"] == "online"
+    assert wandb.lives[2].given["id"] != first.given["id"]
+
+
+def test_trackio_log_goes_on_under_its_name(tmp_path, tracker):
+    trackio = tracker("trackio")
+    two_lives("trackio_log", tmp_path)
+    first, second = trackio.lives
+    assert first.given == second.given
+    assert first.given["name"] == (tmp_path / "trackio_name").read_text()
+    assert first.given["name"].startswith(f"{tmp_path.name}-")
+    assert first.given["resume"] == "allow"
+    assert first.calls == [({"a": 0.5}, {"step": 1}), ({"a": 1.0}, {"step": 2})]
+    evaluation = {"evaluation/gain": 0.5, "evaluation/policy/mean": 2.0}
+    assert second.calls == [({"a": 1.5}, {"step": 3}), (evaluation, {"step": 3}), "finish"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_is_sound_and_its_missing_package_is_said_before_a_run(name, tracker, monkeypatch):
+    tracker(name)
+    (component,) = [c for c in example(f"{name}_log").components if c.owner == f"{name}_log"]
+    assert_sound("observer", component.fn)
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    with pytest.raises(PluginError, match=f"{name} is missing: pip install {name}"):
+        component.build({})
 
 
 @pytest.mark.parametrize("name", ["dual_clip", "gspo", "cispo"])
