@@ -193,8 +193,8 @@ def test_a_command_of_the_manual_is_a_configuration(line, tmp_path, monkeypatch)
         for i, a in enumerate(arguments)
         if a not in ("--out", "--json", "--resume") and arguments[i - 1] not in ("--out", "--resume")
     ]
-    (source,) = [b for b in blocks(README, "python") if b.startswith("# brevity.py")]
-    (tmp_path / "brevity.py").write_text(source)
+    for source in blocks(README, "python"):  # each begins with the name of its file; the last one holds
+        (tmp_path / re.match(r"# (\w+\.py)", source)[1]).write_text(source)
     (tmp_path / "my-run.toml").write_text(blocks(README, "toml")[0])
     (tmp_path / "plugins").symlink_to(ROOT / "plugins")
     monkeypatch.chdir(tmp_path)
@@ -228,6 +228,39 @@ def test_the_plugin_of_the_manual_is_checked_as_it_shows(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.test_brevity()
+
+
+def test_the_tutorial_runs_from_a_function_to_a_package(tiny, tmp_path, monkeypatch):
+    """Each step of it in its order: what the check says, the mended function in a run, its test, in a package."""
+    text = README.partition("\n### Your first reward plugin\n")[2].partition("\n### ")[0]
+    first, mended, test = blocks(text, "python")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "variety.py"
+    file.write_text(first)
+    (shown,) = blocks(text, "text")
+    command, *lines = shown.splitlines()
+    failed = call(*shlex.split(command)[2:])
+    assert failed.code == 5
+    real = f"{failed.out}{failed.err}".replace(str(file), "/home/you/variety.py")
+    assert real.split() == " ".join(lines).split()  # the manual breaks a long line
+    file.write_text(mended)
+    check, run = (shlex.split(line)[1:] for line in blocks(text, "bash")[0].splitlines())
+    assert "FAIL" not in done(*check).out
+    done(run[0], *tiny, *run[1:], "--out", "run")
+    new = re.search(r"`minirlhf (plugins new [^`]*)`", text)[1]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    made = [Path(line) for line in done(*shlex.split(new)).out.splitlines()]
+    function = mended.partition("\n")[2]
+    source = re.sub(r"def variety\(.*?\n\n\n", lambda _: f"{function}\n\n", made[0].read_text(), flags=re.DOTALL)
+    made[0].write_text(source)
+    made[1].write_text(test)
+    assert "reward variety of variety" in done("plugins", "check", made[0]).out
+    monkeypatch.syspath_prepend(made[0].parent)
+    spec = importlib.util.spec_from_file_location("test_variety", made[1])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.test_a_word_counts_once_and_the_contract_is_kept()
 
 
 def test_the_exit_codes_are_those_of_the_errors_and_their_examples_hold(tiny, tmp_path):

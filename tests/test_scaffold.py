@@ -57,7 +57,8 @@ def test_a_new_package_is_found_once_it_is_installed(folder, monkeypatch):
     monkeypatch.syspath_prepend(place)
     monkeypatch.delenv("MINIRLHF_LOAD_PLUGINS", raising=False)
     shown = done("plugins", "check", "near_words")
-    (manual,) = re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    consoles = re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (manual,) = [block for block in consoles if "plugins new near_words" in block]
     for line in shown.out.splitlines()[1:-1]:  # not the place, not the time
         assert line in manual.splitlines()
     for line in made.out.splitlines() + made.err.splitlines():
