@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.builtin import kl
-from minirlhf.components import Built, check_loss
+from minirlhf.components import Built
 from minirlhf.experience import Experience, LogDist
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.text.tokenizer import SPECIAL, Tokenizer
@@ -89,7 +89,8 @@ def distributions(
 def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Tensor | None:
     """What the loss logs as `clipfrac` for the tokens (B,R) at these log-probs; None if it logs none.
 
-    One that is a class may count its calls and is not asked.
+    One that is a class may count its calls and is not asked. Its result was checked in the update; here nothing is
+    refused, so that weights which are not finite are found where they would be saved.
     """
     if loss.state is not None:
         return None
@@ -97,8 +98,9 @@ def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Ten
         "logprobs": logprobs, "old_logprobs": some.old_logprobs, "ref_logprobs": some.ref_logprobs,
         "advantages": some.advantages, "mask": some.mask, "beta": beta,
     }  # fmt: skip
-    found = check_loss(loss, loss(known), some.mask, known)[1].get("clipfrac")
-    return found if found is not None and found.shape == some.mask.shape else None
+    found = loss(known)
+    held_back = found[1].get("clipfrac") if isinstance(found, tuple) else None
+    return held_back if isinstance(held_back, Tensor) and held_back.shape == some.mask.shape else None
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

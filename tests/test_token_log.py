@@ -130,6 +130,17 @@ def test_the_same_where_the_distributions_of_a_row_are_all_that_fits(moved, monk
     assert rows(moved) == whole
 
 
+def test_weights_that_are_not_finite_are_logged_as_unknown_and_refused_elsewhere(moved):
+    after, reference, experience = moved
+    broken = copy.deepcopy(after)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(math.nan)
+    row = next(token_log(experience, broken, reference, CLIP, 1.0, Bytes(), 1))
+    assert set(row["logprob"]) == set(row["exact"]) == {None}
+    assert row["likeliest"] == [[]] * len(row["tokens"])
+    assert None not in row["ref_logprob"]
+
+
 def test_no_more_rows_than_there_are_and_none_if_none_are_wanted(moved):
     assert len(rows(moved, count=64)) == 5
     assert rows(moved, count=0) == []
