@@ -42,6 +42,9 @@ def tiny(corpus, tmp_path_factory):
         "ppo.epochs": 1,
         "evaluation.bootstrap": 100,
         "evaluation.prompts": 4,
+        "evaluation.residual_prompts": 1,
+        "evaluation.best_of": 0,
+        "run.token_log": 1,
     }
     return ["tiny", *(part for key, value in values.items() for part in ("--set", f"{key}={value}"))]
 
@@ -53,6 +56,7 @@ def finished(tiny, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("runs") / "finished"
     sets = ("ppo.iterations=4", "run.checkpoint_every=1", "run.keep_checkpoints=9", "kl.controller=adaptive")
+    sets += ("evaluation.residual_prompts=4", "evaluation.best_of=4", "run.token_log=4")
     more = ("kl.target=0.5", "ppo.score_normalize=true", "kl.horizon=20", "ppo.responses_per_prompt=2")
     result = done("run", *tiny, *(p for s in (*sets, *more) for p in ("--set", s)), "--out", out, "--json")
     return out, result.events
