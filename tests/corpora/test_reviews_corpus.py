@@ -45,6 +45,7 @@ def generator() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_generator_reproduces_the_committed_files_byte_for_byte(tmp_path: Path) -> None:
     subprocess.run([sys.executable, FOLDER / "generate.py", "--out", tmp_path], check=True)
     for name in FILES:
