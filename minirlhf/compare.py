@@ -354,7 +354,7 @@ def measures_of(directory: Path) -> Measures:
         if "optimality" in found:
             measures["optimality"] = None if found["optimality"] is None else float(found["optimality"])
         measures["seconds_ppo"] = float(found["seconds"]["ppo"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError("not the evaluation of a run", str(file), "remove the run's directory") from None
     return measures
 

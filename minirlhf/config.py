@@ -46,7 +46,9 @@ class RunConfig(Section):
     observers: tuple[str, ...] = Field((), description="observers that watch the run")
     log_every: int = Field(1, ge=1, description="iterations between two entries of samples.jsonl and tokens.jsonl")
     samples: int = Field(4, ge=0, description="responses of an iteration that samples.jsonl keeps")
-    token_log: int = Field(4, ge=0, le=64, description="of them that tokens.jsonl keeps, token by token")
+    token_log: int = Field(
+        4, ge=0, le=64, description="responses of an iteration that tokens.jsonl keeps, token by token"
+    )
     checkpoint_every: int = Field(5, ge=0, description="iterations between checkpoints; 0 = only the last")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
     on_reward_error: Literal["abort", "skip"] = Field(

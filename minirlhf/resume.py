@@ -45,7 +45,7 @@ class Stateful(Protocol):
 def check_run(directory: Path) -> None:
     """It is the directory of a run (UsageError)."""
     if not (directory / "config.toml").is_file():
-        raise UsageError("there is no run to resume", str(directory), "give a directory that `minirlhf run` has made")
+        raise UsageError("there is no run in it", str(directory), "give a directory that `minirlhf run` has made")
     if (directory / MANIFEST).exists():
         raise UsageError("this is no run but a saved model", str(directory), "give the directory of a run")
 

@@ -41,7 +41,7 @@ from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.precision import precision, precision_error
 from minirlhf.preferences import prepare_reward_model, read_pairs, reward_model_place
 from minirlhf.registry import BUILTIN_OWNER, Registry
-from minirlhf.report.of_run import write_report
+from minirlhf.report.of_run import REPORT, write_report
 from minirlhf.resume import check_run, go_on, newest_checkpoint
 from minirlhf.rewarding import Scoring, fit_rewards, score
 from minirlhf.saved import heldout_prompts, open_run, read_sources
@@ -195,8 +195,8 @@ def conclude(
     clock.lap("evaluation")
     summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
     write_results(directory, result, summary)
-    report = write_report(directory)
     observers.finish(summary)  # before the last event, because it may warn
+    report = write_report(directory)
     shown = result.rows[: config.evaluation.samples]
     emit({"event": "run_finished", "run_dir": str(directory), "report": str(report), **summary, "samples": shown})
 
@@ -207,6 +207,8 @@ def finished(directory: Path, newest: Path, config: Config, emit: Emit) -> bool:
         return False
     if newest != checkpoint.directory_of(newest.parent, config.ppo.iterations):
         return False
+    if not (directory / REPORT).exists():  # killed before it, or there was no room
+        write_report(directory)
     emit({"event": "already_finished", "run_dir": str(directory)})
     return True
 

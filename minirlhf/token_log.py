@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minirlhf.builtin import kl
 from minirlhf.components import Built
+from minirlhf.errors import PluginError
 from minirlhf.experience import Experience, LogDist
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.text.tokenizer import SPECIAL, Tokenizer
@@ -33,11 +34,11 @@ def token_log(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row for each of the first `count` responses; lists have an entry a response token, EOS included.
 
-    prompt, score (None if no reward applied), terminated; tokens their texts; old_logprob, kl (the chosen estimator's),
-    value, reward, advantage as the update used them; logprob, ref_logprob, exact (KL over the vocabulary) after it, in
-    nats; clipped, whether the loss held the token back (None where the loss does not say); likeliest, for each token
-    [text, log-prob of the policy, of the reference] of the five that the policy finds most likely now.
-    beta: that of the loss (N10).
+    prompt, score (None if it counts for nothing: no reward applied, or the row is masked), terminated; tokens their
+    texts; old_logprob, kl (the chosen estimator's), value, reward, advantage as the update used them; logprob,
+    ref_logprob, exact (KL over the vocabulary) after it, in nats; clipped, whether the loss held the token back (None
+    where the loss does not say); likeliest, for each token [text, log-prob of the policy, of the reference] of the five
+    that the policy finds most likely now. beta: that of the loss (N10).
     """
     if not count:
         return
@@ -95,10 +96,14 @@ def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Ten
     if loss.state is not None:
         return None
     known = {
-        "logprobs": logprobs, "old_logprobs": some.old_logprobs, "ref_logprobs": some.ref_logprobs,
-        "advantages": some.advantages, "mask": some.mask, "beta": beta,
+        "logprobs": logprobs.detach().requires_grad_(), "old_logprobs": some.old_logprobs,
+        "ref_logprobs": some.ref_logprobs, "advantages": some.advantages, "mask": some.mask, "beta": beta,
     }  # fmt: skip
-    found = loss(known)
+    try:
+        with torch.enable_grad():  # as in the update: it may take a gradient itself
+            found = loss(known)
+    except PluginError:  # it has learned from these responses; that it cannot be asked again is no fault of the run
+        return None
     held_back = found[1].get("clipfrac") if isinstance(found, tuple) else None
     return held_back if isinstance(held_back, Tensor) and held_back.shape == some.mask.shape else None
 

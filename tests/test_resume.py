@@ -228,6 +228,13 @@ def test_a_longer_run_that_is_stopped_shows_no_old_result(copy, monkeypatch):
     refused(2, "evaluate", copy, said=("not finished", f"minirlhf run --resume {copy}"))
 
 
+def test_a_finished_run_that_was_killed_before_its_report_gets_one(copy):
+    done("run", "--resume", copy)
+    (copy / "report.html").unlink()
+    assert "this run is finished" in done("run", "--resume", copy).err
+    assert (copy / "report.html").is_file()
+
+
 def test_a_finished_run_without_its_checkpoints_is_not_begun_again(copy):
     done("run", "--resume", copy)
     shutil.rmtree(copy / "checkpoints")
@@ -413,7 +420,7 @@ def test_files_that_somebody_changed_are_mended_and_explained(what, copy, whole)
 
 
 def test_a_directory_without_a_run_and_one_with_a_run(copy, tiny, tmp_path):
-    refused(2, "run", "--resume", tmp_path / "nowhere", said=("there is no run to resume",))
+    refused(2, "run", "--resume", tmp_path / "nowhere", said=("there is no run in it",))
     refused(2, "run", *tiny, "--out", copy, said=("--resume",))
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".lock").touch()

@@ -141,6 +141,21 @@ def test_weights_that_are_not_finite_are_logged_as_unknown_and_refused_elsewhere
     assert None not in row["ref_logprob"]
 
 
+def test_a_loss_may_take_a_gradient_itself_or_refuse_to_be_asked_again(moved):
+    def own_gradient(logprobs, old_logprobs, advantages):
+        loss = -(logprobs - old_logprobs).exp() * advantages
+        (slope,) = torch.autograd.grad(loss.sum(), logprobs, retain_graph=True)
+        return loss, {"clipfrac": (slope < 0).float()}
+
+    for row in rows(moved, loss=built("loss", own_gradient)):  # the slope of -rho A is below 0 where A is above
+        assert row["clipped"] == [x > 0 for x in row["advantage"]]
+
+    def never(logprobs):
+        raise ValueError("no")
+
+    assert rows(moved, loss=built("loss", never))[0]["clipped"] is None
+
+
 def test_no_more_rows_than_there_are_and_none_if_none_are_wanted(moved):
     assert len(rows(moved, count=64)) == 5
     assert rows(moved, count=0) == []

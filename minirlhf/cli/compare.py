@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from minirlhf.cli.options import FLAGS, jobs_option, some_options
-from minirlhf.cli.show import printable
+from minirlhf.cli.show import printable, tell
 from minirlhf.store.metrics import json_line
 
 
@@ -65,23 +65,23 @@ class Progress:
 
     def _compare_started(self, e: dict[str, Any]) -> None:
         several = f", {e['jobs']} at once" if e["jobs"] > 1 else ""
-        click.echo(f"{e['cells']} runs in {e['out_dir']}{several}", err=True)
+        tell(f"{e['cells']} runs in {e['out_dir']}{several}")
 
     def _warning(self, e: dict[str, Any]) -> None:
-        click.echo(f"warning: {printable(e['message'])}", err=True)
+        tell(f"warning: {printable(e['message'])}")
 
     def _cell_started(self, e: dict[str, Any]) -> None:
-        click.echo(title(e), err=True)
+        tell(title(e))
 
     def _cell_finished(self, e: dict[str, Any]) -> None:
         start = f"{title(e)}: kept" if e["kept"] else f"  {e['seconds']:.1f} s"
         found = e["measures"]
         share = "" if found.get("optimality") is None else f", F {found['optimality']:.4f}"
         gain, kl = found["score_gain"], found["kl_nats_per_sequence"]
-        click.echo(f"{start}, score gain {gain:+.3f}, KL {kl:.2f} nats{share}", err=True)
+        tell(f"{start}, score gain {gain:+.3f}, KL {kl:.2f} nats{share}")
 
     def _cell_failed(self, e: dict[str, Any]) -> None:
-        click.echo(f"  failed: {printable(e['message'])}", err=True)
+        tell(f"  failed: {printable(e['message'])}")
 
     def _variant(self, e: dict[str, Any]) -> None:
         self._rows.append(e)

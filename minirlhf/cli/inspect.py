@@ -30,14 +30,14 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
     row = chosen(run, step, response)
     check_quantity(by, row)
     if as_json:
-        click.echo(json_line(row))
+        click.echo(json_line(row).encode("utf-8", "replace").decode("utf-8"))
         return
 
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
+        console = Console(highlight=False, emoji=False, width=WIDE)
     score = "no score" if row["score"] is None or row["score"] != row["score"] else f"score {row['score']:+.3f}"
     console.print(f"iteration {row['step']}, response {response}, {score}", markup=False)
     console.print(printable(row["prompt"]), style="dim", markup=False)
@@ -120,11 +120,18 @@ def table(row: dict[str, Any]) -> Any:
     last = len(row["tokens"]) - 1
     for i, token in enumerate(row["tokens"]):
         name = piece(token) if token or (i == last and row.get("terminated")) else "(half a character)"
-        cells = ["n/a" if row[key][i] is None else f"{row[key][i]:.3f}" for key in SHOWN]
+        cells = [brief(row[key][i]) for key in SHOWN]
         held = "held" if isinstance(row["clipped"], list) and row["clipped"][i] else ""
         likely = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
         found.add_row(Text(name), *cells, held, likely)
     return found
+
+
+def brief(value: float | None) -> str:
+    """Three decimals; a number that no run has, as short as it can be."""
+    if value is None or value != value:
+        return "n/a"
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def alternatives(choices: list[list[Any]]) -> str:

@@ -7,6 +7,7 @@ import click
 
 from minirlhf.cli.compare import Progress
 from minirlhf.cli.options import check_picture, jobs_option, some_options
+from minirlhf.cli.show import tell
 from minirlhf.store.metrics import json_line
 
 
@@ -112,7 +113,7 @@ class Curves(Progress):
         """Its table is not shown: the curves are."""
 
     def _best_of(self, e: dict[str, Any]) -> None:
-        click.echo(f"best of n: {e['samples']} responses to each of {e['prompts']} held-out prompts", err=True)
+        tell(f"best of n: {e['samples']} responses to each of {e['prompts']} held-out prompts")
 
     def _curve(self, e: dict[str, Any]) -> None:
         if self._json:

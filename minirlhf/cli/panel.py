@@ -115,6 +115,9 @@ class Panel:
     def _on_run_started(self, e: dict[str, Any]) -> None:
         self._run = e
 
+    def _on_resumed(self, e: dict[str, Any]) -> None:
+        self._behind.append(f"resumed     after step {e['step']}" if e["from"] else "resumed     from the beginning")
+
     def _on_stage(self, e: dict[str, Any]) -> None:
         if e["stage"] == "base" or e.get("reused"):
             self._over(stage_line(e))

@@ -107,9 +107,9 @@ def sampled(
     from minirlhf.streams import generator
 
     device = set_up(config)
-    models = build_rewards(with_reward_model(config)[0], registry, device) if scored else None
-    if models is not None:
-        models.check_columns(())
+    chosen = with_reward_model(config)[0]
+    if scored:
+        build_rewards(chosen, registry, device).check_columns(())
     saved = open_run(run, config, device)
     policies = {side: side_of(saved, config, side) for side in sides}
     sampler = replace(saved.policy.sampler, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -126,8 +126,10 @@ def sampled(
         rollouts[side] = rollout = generate(
             policy, batch, saved.tokenizer, max_new_tokens=longest, generator=random, sampler=sampler
         )
-        step = config.ppo.iterations
-        scores[side] = call_rewards(models, rollout, step, config, saved.tokenizer).by_label if models else {}
+        scores[side] = {}
+        if scored:  # built anew: one with a memory would judge a side by the sides before it
+            models, step = build_rewards(chosen, registry, device), config.ppo.iterations
+            scores[side] = call_rewards(models, rollout, step, config, saved.tokenizer).by_label
     return rollouts, scores
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from minirlhf.alarms import Alarms
 from minirlhf.errors import UserError
 from minirlhf.report.page import number, render
-from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, read_token_log, whole
+from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, logged_tokens, read_token_log, whole
 from minirlhf.resume import check_run
 from minirlhf.store import checkpoint
 from minirlhf.store.files import write_text
@@ -37,6 +37,7 @@ CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it is, m
     ("losses", "means over the updates", ("loss/policy_avg", "loss/value_avg")),
     ("speed", "response tokens per second", ("tokens_per_s",)),
 )  # fmt: skip
+UNBIASED = ("k1", "k3", "exact")  # their mean over a policy's own responses is the KL
 SIDES = (  # what is measured on both sides, its key, its form
     ("score, mean", "score_mean", "+.3f"),
     ("score, 90th percentile", "score_p90", "+.3f"),
@@ -60,11 +61,13 @@ def write_report(directory: Path) -> Path:
 def run_page(directory: Path) -> str:
     """The page of a run."""
     metrics = read_metrics(directory)
-    tokens = thinned(read_token_log(directory / "tokens.jsonl"))
+    logged = logged_tokens(directory / "tokens.jsonl")
+    kept = kept_steps(logged)
+    tokens = read_token_log(directory / "tokens.jsonl", kept)
     config = read_config(directory)
     evaluation = known(directory / "evaluation.json")
     beside = [row for row in read_rows(directory / "samples.jsonl") if is_evaluated(row)]
-    best = frontier(evaluation)
+    best = frontier(evaluation, config)
     data = {
         "curves": curves(metrics, config),
         "steps": [row["step"] for row in metrics],
@@ -85,12 +88,15 @@ def run_page(directory: Path) -> str:
         progress=(metrics[-1]["step"] if metrics else 0, inner(config, "ppo", "iterations")),
         cards=list(cards(evaluation)),
         best_of_n=bool(best["best_of_n"]),
+        comparable=best["iterations"],
+        few=inner(config, "evaluation", "residual_prompts"),
         prompts=evaluation.get("prompts"),
         sides=list(sides(evaluation)),
         checks=list(checks(metrics)),
         alarms=list(alarms(metrics)),
         beside=sorted(beside, key=gain, reverse=True),
-        logged=len(tokens),
+        logged=len(logged),
+        kept=len(kept),
     )
 
 
@@ -116,8 +122,10 @@ def read_text(path: Path) -> str:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.toml as it stands; no plugin is loaded for it."""
-    with suppress(tomllib.TOMLDecodeError, RecursionError):
-        return tomllib.loads(read_text(directory / "config.toml"))
+    with suppress(ValueError, RecursionError):
+        found = tomllib.loads(read_text(directory / "config.toml"))
+        str(found)  # a number of more digits than can be printed is a ValueError
+        return found
     return {}
 
 
@@ -181,13 +189,19 @@ def curves(metrics: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[s
     return found
 
 
-def frontier(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Score against KL: where the policy ended, and best-of-n of the reference."""
+def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Score against KL: where the policy ended, and best-of-n of the reference.
+
+    The iterations are comparable where their scores are the rewards' own and their KL is one on average: no rule for
+    truncated responses, no normalisation, an unbiased estimator.
+    """
+    plain_scores = inner(config, "truncation", "rule") == "keep" and inner(config, "ppo", "score_normalize") is False
     points = evaluation.get("best_of_n")
     best = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
     policy = evaluation.get("policy")
     return {
-        "best_of_n": [[p.get("n"), plain(p.get("kl")), plain(p.get("score"))] for p in best],
+        "iterations": plain_scores and inner(config, "kl", "estimator") in UNBIASED,
+        "best_of_n": [[plain(p.get("n")), plain(p.get("kl")), plain(p.get("score"))] for p in best],
         "policy": [
             plain(evaluation.get("kl_nats_per_sequence")),
             plain(policy.get("score_mean") if isinstance(policy, dict) else None),
@@ -248,7 +262,7 @@ def alarms(metrics: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
     """The alarms of a run, found again in its metrics. An untrained V stays at 0 and explains 0: no alarm."""
     alarm = Alarms(learns_values=True)
     for row in metrics:
-        with suppress(KeyError, TypeError):  # a row that somebody changed
+        with suppress(KeyError, TypeError, ArithmeticError):  # a row that somebody changed
             if row["count/updates"]:
                 for text in alarm.look(row["step"], row):
                     yield row["step"], text
@@ -293,15 +307,13 @@ def facts(directory: Path) -> Iterator[tuple[str, str]]:
 # ---- tokens -------------------------------------------------------------------------------------------------
 
 
-def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Whole steps, evenly spread with the first and the last, until no more than TOKENS tokens are left."""
-    steps = list(dict.fromkeys(row["step"] for row in rows))
-    total = sum(len(row["tokens"]) for row in rows)
+def kept_steps(logged: dict[int, int]) -> set[int]:
+    """Of the logged steps, each with its tokens, so many that some TOKENS are left: evenly spread, with both ends."""
+    steps, total = list(logged), sum(logged.values())
     room = max(2, math.floor(len(steps) * TOKENS / total)) if total > TOKENS else len(steps)
     if room >= len(steps):
-        return rows
-    kept = {steps[round(i * (len(steps) - 1) / (room - 1))] for i in range(room)}
-    return [row for row in rows if row["step"] in kept]
+        return set(steps)
+    return {steps[round(i * (len(steps) - 1) / (room - 1))] for i in range(room)}
 
 
 def packed(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -76,6 +76,5 @@ def environment() -> Environment:
 
 def number(value: Any, form: str = ".3f") -> str:
     """A number for people; n/a for what is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        return "n/a"
-    return format(value, form)
+    fine = type(value) in (int, float) and abs(value) < 1e300
+    return format(value, form) if fine else "n/a"

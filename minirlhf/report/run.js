@@ -34,7 +34,7 @@ if (byId("metric").options.length) drawAny();
 
 (function () {
   const kl = data.metrics["objective/kl"] || [], score = data.metrics["objective/scores"] || [];
-  const seen = kl.map((x, i) => [x, score[i]]).filter(([x, y]) => x !== null && y !== null).sort((a, b) => a[0] - b[0]);
+  const seen = (data.frontier.iterations ? kl : []).map((x, i) => [x, score[i]]).filter(([x, y]) => x !== null && y !== null).sort((a, b) => a[0] - b[0]);
   const best = data.frontier.best_of_n.map(([, x, y]) => [x, y]).filter(([x, y]) => x !== null && y !== null);
   const ended = data.frontier.policy.includes(null) ? [] : [data.frontier.policy];
   const tables = [seen, best, ended].filter((points) => points.length);
@@ -53,10 +53,10 @@ if (byId("metric").options.length) drawAny();
 
 if (byId("beside")) {
   const body = byId("beside").tBodies[0], rows = [...body.rows], most = 8;
-  const read = (row, i) => parseFloat(row.cells[i].textContent);
+  const before = (row) => parseFloat(row.dataset.before), after = (row) => parseFloat(row.dataset.after);
   const keys = {
-    gain: (row) => read(row, 4) - read(row, 2), loss: (row) => read(row, 2) - read(row, 4),
-    policy: (row) => read(row, 4), long: (row) => row.cells[3].textContent.length,
+    gain: (row) => after(row) - before(row), loss: (row) => before(row) - after(row),
+    policy: after, long: (row) => row.cells[3].textContent.length,
   };
   let all = rows.length <= most;
   const arrange = () => {

@@ -4,13 +4,14 @@ Quantities have an entry a token. Those that the update used are the rollout's (
 the KL of the run); the others are of the policy after it.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minirlhf.builtin import kl
-from minirlhf.store.metrics import read_rows
+from minirlhf.store.metrics import each_row
 from minirlhf.tensors import ratio
 from minirlhf.token_log import LIKELIEST, rounded
 
@@ -33,9 +34,20 @@ QUANTITIES = {
 COLUMNS = ("old_logprob", "logprob", "ref_logprob", "kl", "value", "reward", "advantage", "exact")
 
 
-def read_token_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a token log in the order of the file, each with every quantity; what is no such row is left out."""
-    return [{**row, **derived(row)} for row in read_rows(path) if sound(row)]
+def read_token_log(path: Path, steps: Container[int] | None = None) -> list[dict[str, Any]]:
+    """The rows of a token log (of these steps) in the order of the file, each with every quantity; what is no such row
+    is left out."""
+    chosen = (row for row in each_row(path) if sound(row) and (steps is None or row["step"] in steps))
+    return [{**row, **derived(row)} for row in chosen]
+
+
+def logged_tokens(path: Path) -> dict[int, int]:
+    """How many tokens each logged step has, by step."""
+    found: dict[int, int] = {}
+    for row in each_row(path):
+        if sound(row):
+            found[row["step"]] = found.get(row["step"], 0) + len(row["tokens"])
+    return dict(sorted(found.items()))
 
 
 def sound(row: dict[str, Any]) -> bool:

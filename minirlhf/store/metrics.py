@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,13 +55,20 @@ def _step_of(line: bytes) -> float:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file that `JsonLines` wrote, none if there is no file; a torn line is left out, null is NaN."""
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                rows.append({key: math.nan if value is None else value for key, value in row.items()})
-    return rows
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
+    """The same one after another, for files that are long. A line ends with a newline and with nothing else: a text
+    may hold U+2028."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    yield {key: math.nan if value is None else value for key, value in row.items()}
 
 
 class JsonLines:

@@ -60,6 +60,17 @@ def test_what_is_not_there_is_said_in_a_line(finished, tmp_path):
     refused(2, "inspect", empty, said=("no responses are logged", "run.token_log"))
 
 
+def test_half_a_surrogate_pair_and_numbers_that_no_run_has(finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    row = json.loads((run / "tokens.jsonl").read_text().splitlines()[0])
+    row["prompt"], row["value"][0] = "\ud800 :smile:", 1e299
+    (run / "tokens.jsonl").write_text(json.dumps(row) + "\n")
+    assert done("inspect", run, "--json").events[0]["prompt"] == "? :smile:"
+    out = done("inspect", run).out
+    assert "\\ud800 :smile:" in out
+    assert " 1e+299 " in out
+
+
 def test_text_of_a_model_cannot_steer_the_terminal(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     row = json.loads((run / "tokens.jsonl").read_text().splitlines()[0])

@@ -177,3 +177,11 @@ def test_a_wide_terminal_has_a_column_a_side_and_reads_no_markup(monkeypatch, ca
 )
 def test_what_cannot_be_sampled_is_refused(arguments, code, said, finished):
     refused(code, "sample", finished[0], "the cat", *arguments, said=said)
+
+
+def test_a_reward_with_a_memory_judges_every_side_for_itself(finished):
+    """Greedy completions of one model are the same text on both sides, so the reward must say the same of them."""
+    novelty = ("--plugin", "plugins/novelty.py", "--reward", "novelty", "--temperature", 0)
+    events = done("sample", finished[0], "the", "--from", "reference", "--from", "base", *novelty, "--json").events
+    assert events[0]["completion"] == events[1]["completion"]
+    assert events[0]["scores"] == events[1]["scores"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minirlhf.errors import UsageError
 from minirlhf.report import of_run
-from minirlhf.report.of_run import alarms, cards, checks, curves, frontier, packed, run_page, thinned, write_report
+from minirlhf.report.of_run import alarms, cards, checks, curves, frontier, kept_steps, packed, run_page, write_report
 from tests.report.test_page import Read
 from tests.report.test_tokens import read
 from tests.report.test_tokens import row as token_row
@@ -70,9 +70,10 @@ def test_no_plugin_is_loaded_for_a_page(finished, tmp_path):
     write_report(run)
 
 
+INNER = ["step", "n", "kl", "score", "total", "ppo", "score_mean", "eos_rate"]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["step", "n", "kl", "total"]), inner),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(INNER), inner),
     max_leaves=6,
 )
 KEYS = ["step", "prompt", "reference", "policy", "policy_score", "reference_score", "score_gain", "score_gain_ci95"]
@@ -86,6 +87,26 @@ KEYS += [
     "policy/entropy_avg",
     "prompts",
 ]
+
+
+@pytest.mark.parametrize(
+    ("files", "toml"),
+    [
+        ({"evaluation": {"reference": {"score_mean": 10**400}, "policy": {"score_mean": 1.0}}}, ""),
+        ({"evaluation": {"score_gain": 1.0, "score_gain_ci95": [10**400, 1], "seconds": {"total": 10**400}}}, ""),
+        ({"evaluation": {"best_of_n": [{"n": math.nan, "kl": 1.0, "score": 1.0}]}}, ""),
+        ({"metrics": {"step": 1, "count/updates": 1.0, "response/length": 10**400, "response/eos_rate": 1.0,
+                      "objective/score_length_correlation": 0.0, "response/repetition": 0.0,
+                      "policy/entropy_avg": 10**400, "value/explained_variance": 0.0}}, ""),
+        ({}, "[run]\nseed = " + "9" * 6000),
+        ({}, "[ppo]\niterations = 0x" + "f" * 6000),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_run_has_are_no_traceback(tmp_path, files, toml):
+    (tmp_path / "config.toml").write_text(toml)
+    for name, content in files.items():
+        (tmp_path / f"{name}.json{'l' * (name == 'metrics')}").write_text(json.dumps(content))
+    data(run_page(tmp_path))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,14 +123,22 @@ def test_whatever_stands_in_the_files_there_is_a_page(tmp_path, rows, toml):
 
 
 def test_of_many_tokens_whole_steps_are_kept_evenly_with_the_first_and_the_last(monkeypatch):
-    rows = [{"step": step, "tokens": ["a"] * 10} for step in range(1, 22) for _ in range(2)]  # 420 tokens
-    assert thinned(rows) == rows
+    logged = dict.fromkeys(range(1, 22), 20)  # 420 tokens
+    assert kept_steps(logged) == set(logged)
     monkeypatch.setattr(of_run, "TOKENS", 100)  # room for 5 of the 21 steps
-    kept = thinned(rows)
-    assert [row["step"] for row in kept] == [1, 1, 6, 6, 11, 11, 16, 16, 21, 21]
+    assert kept_steps(logged) == {1, 6, 11, 16, 21}
     monkeypatch.setattr(of_run, "TOKENS", 1)
-    assert {row["step"] for row in thinned(rows)} == {1, 21}
-    assert thinned([]) == []
+    assert kept_steps(logged) == {1, 21}
+    assert kept_steps({}) == set()
+
+
+def test_the_page_says_that_it_leaves_steps_out(finished, monkeypatch):
+    whole = "\n".join(Read(run_page(finished[0])).text)
+    monkeypatch.setattr(of_run, "TOKENS", 1)
+    page = run_page(finished[0])
+    assert {row["step"] for row in data(page)["tokens"]["rows"]} == {1, 4}
+    assert "2 of 4 logged iterations are shown" in "\n".join(Read(page).text)
+    assert "logged iterations are shown" not in whole
 
 
 def test_every_text_is_in_the_page_once(tmp_path):
@@ -156,6 +185,18 @@ def test_cards_and_frontier_leave_out_what_is_not_known():
         ("+0.500", "score gain, 95 % interval +0.400 to +0.600")
     ]
     point = {"n": 2, "kl": math.log(2) - 0.5, "score": 1.0}
-    assert frontier({"best_of_n": [point, 7], "kl_nats_per_sequence": 2.0, "policy": {"score_mean": 3.0}}) == {
-        "best_of_n": [[2, 0.193147, 1.0]], "policy": [2.0, 3.0],
+    evaluation = {"best_of_n": [point, 7], "kl_nats_per_sequence": 2.0, "policy": {"score_mean": 3.0}}
+    assert frontier(evaluation, {}) == {
+        "iterations": False, "best_of_n": [[2, 0.193147, 1.0]], "policy": [2.0, 3.0],
     }  # fmt: skip
+
+
+def test_iterations_stand_beside_the_evaluation_only_where_they_measure_the_same():
+    like = {"truncation": {"rule": "keep"}, "ppo": {"score_normalize": False}, "kl": {"estimator": "k1"}}
+    assert frontier({}, like)["iterations"]
+    for section, key, value in (
+        ("truncation", "rule", "penalty"),
+        ("ppo", "score_normalize", True),
+        ("kl", "estimator", "k2"),
+    ):
+        assert not frontier({}, {**like, section: {key: value}})["iterations"]

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from minirlhf.store.metrics import JsonLines, json_line
+from minirlhf.store.metrics import JsonLines, json_line, read_rows
 
 
 def test_what_is_not_finite_becomes_null_at_any_depth():
@@ -44,3 +44,12 @@ def test_a_value_that_is_not_json_is_our_bug_and_not_half_a_line(tmp_path):
     with JsonLines(path) as rows, pytest.raises(TypeError):
         rows.write({"x": object()})
     assert path.read_text() == ""
+
+
+def test_a_line_ends_with_a_newline_and_with_nothing_else(tmp_path):
+    """str.splitlines would also break at U+2028, U+2029 and U+0085, which JSON leaves as they are."""
+    rows = [{"step": 1, "prompt": "a\u2028b\u2029c\x85d\r\ne"}, {"step": 2}]
+    with JsonLines(tmp_path / "rows.jsonl") as file:
+        for row in rows:
+            file.write(row)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
