@@ -473,9 +473,7 @@ def log_tokens(
     state: PPOState, parts: Parts, experience: Experience, count: int, file: JsonLines, emit: Emit
 ) -> None:  # fmt: skip
     """The token log of this iteration's first responses, and the first of them for whoever watches."""
-    rows = token_log(
-        experience, state.policy, state.reference, parts.loss, state.penalty.beta, parts.tokenizer, count
-    )  # fmt: skip
+    rows = token_log(experience, state.policy, parts.loss, state.penalty.beta, parts.tokenizer, count)
     for index, row in enumerate(rows):
         file.write({"step": state.step, **row})
         if index == 0:

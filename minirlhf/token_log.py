@@ -1,9 +1,9 @@
 """The token log: what the models thought of some responses, token by token, after the update that learned from them.
 
 One row a response, plain numbers and texts, ready for a file; the report's token view and `minirlhf inspect` read them.
-What the update used (value, reward, advantage, old log-prob) is the rollout's; what it led to (log-prob, alternatives,
-KL of the whole distributions) is scored here, without gradients, without randomness and without a stateful component,
-so that a run with a token log and one without are the same to the bit.
+What the update used (value, reward, advantage, old log-prob, the reference's distributions) is the rollout's; what it
+led to (log-prob, alternatives, KL of the whole distributions) is scored here: without gradients, without randomness and
+without a stateful component, so that a run with a token log and one without are the same to the bit.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from minirlhf.builtin import kl
 from minirlhf.components import Built
 from minirlhf.errors import PluginError
 from minirlhf.experience import Experience, LogDist
-from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.policy import Policy
 from minirlhf.text.tokenizer import SPECIAL, Tokenizer
 
 MOST = 64  # responses
@@ -29,8 +29,7 @@ NUMBERS = 1 << 22  # of a distribution's, at a time
 
 @torch.no_grad()
 def token_log(
-    experience: Experience, policy: Policy, reference: Reference, loss: Built, beta: float, tokenizer: Tokenizer,
-    count: int,
+    experience: Experience, policy: Policy, loss: Built, beta: float, tokenizer: Tokenizer, count: int
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A row for each of the first `count` responses; lists have an entry a response token, EOS included.
 
@@ -43,13 +42,13 @@ def token_log(
     if not count:
         return
     some = experience.rows(torch.arange(min(count, len(experience))))
-    now, ref = policy.score(some.rollout), reference.score(some.rollout)
+    now = policy.score(some.rollout)
     columns = {
-        "old_logprob": some.old_logprobs, "logprob": now.logprobs, "ref_logprob": ref.logprobs, "kl": some.kl,
+        "old_logprob": some.old_logprobs, "logprob": now.logprobs, "ref_logprob": some.ref_logprobs, "kl": some.kl,
         "value": some.old_values, "reward": some.rewards, "advantage": some.advantages,
     }  # fmt: skip
     held_back = clipped(loss, some, now.logprobs, beta)
-    whole = distributions(now.log_dist, ref.log_dist, some.rollout.response_mask, tokenizer)
+    whole = distributions(now.log_dist, some.ref_log_dist, some.rollout.response_mask, tokenizer)
     for row, (ids, (exact, choices)) in enumerate(zip(some.rollout.completion_id_lists, whole, strict=True)):
         real = some.rollout.response_mask[row]
         yield {

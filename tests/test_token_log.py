@@ -42,17 +42,19 @@ def moved():
     with torch.no_grad():
         old = before.score(rollout)
     draw = torch.Generator().manual_seed(5)
+    reference = Reference(small_policy(7))
+    ref = reference.score(rollout)
     random = {name: torch.randn(mask.shape, generator=draw) for name in ("kl", "rewards", "advantages", "returns")}
     experience = Experience(
-        rollout=rollout, old_logprobs=old.logprobs, ref_logprobs=old.logprobs, old_values=old.values,
-        scores=torch.arange(5.0), ref_log_dist=old.log_dist, **random,
+        rollout=rollout, old_logprobs=old.logprobs, ref_logprobs=ref.logprobs, old_values=old.values,
+        scores=torch.arange(5.0), ref_log_dist=ref.log_dist, **random,
     )  # fmt: skip
-    return after, Reference(small_policy(7)), experience
+    return after, reference, experience
 
 
 def rows(moved, loss=CLIP, count=4):
-    after, reference, experience = moved
-    return list(token_log(experience, after, reference, loss, 1.0, Bytes(), count))
+    after, _, experience = moved
+    return list(token_log(experience, after, loss, 1.0, Bytes(), count))
 
 
 def near(values, tensor):
@@ -131,11 +133,11 @@ def test_the_same_where_the_distributions_of_a_row_are_all_that_fits(moved, monk
 
 
 def test_weights_that_are_not_finite_are_logged_as_unknown_and_refused_elsewhere(moved):
-    after, reference, experience = moved
+    after, _, experience = moved
     broken = copy.deepcopy(after)
     with torch.no_grad():
         broken.model.norm.weight.fill_(math.nan)
-    row = next(token_log(experience, broken, reference, CLIP, 1.0, Bytes(), 1))
+    row = next(token_log(experience, broken, CLIP, 1.0, Bytes(), 1))
     assert set(row["logprob"]) == set(row["exact"]) == {None}
     assert row["likeliest"] == [[]] * len(row["tokens"])
     assert None not in row["ref_logprob"]
