@@ -40,6 +40,7 @@ def test_it_climbs_past_what_a_policy_without_context_could_reach(bases, tmp_pat
     assert all(set(text) <= set("abc") and len(text) == 3 for text in sample)
 
 
+@pytest.mark.slow
 def test_a_problem_with_prompts_and_one_that_ends(bases, tmp_path):
     for name in ("prompts", "variable"):
         sets = (f"exact.problem={name}", "ppo.iterations=6", "ppo.prompts_per_iteration=128")

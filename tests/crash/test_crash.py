@@ -218,6 +218,7 @@ def shell(command):
     return subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, cwd=root)
 
 
+@pytest.mark.crash
 def test_a_reader_that_goes_away(arguments, tmp_path):
     """`| head -1`: no traceback, and not the code of a bug."""
     command = " ".join(f"'{a}'" for a in arguments)
