@@ -83,6 +83,7 @@ def test_a_seed_falls_from_the_peak_of_the_others():
     assert o.Curve(100, 0.8, points, []).verdict()["fall"] == pytest.approx(((1 - 2) + (1 - 2)) / 2)
 
 
+@pytest.mark.slow
 def test_there_is_no_fall_on_average_where_there_is_nothing_but_noise():
     """A thousand curves of seven equal points, five seeds: the mean of the falls is 0 within four standard errors."""
     draw, falls = torch.Generator().manual_seed(0), []

@@ -29,6 +29,7 @@ def test_one_json_object_a_line_with_the_fields_that_apply():
     assert {row["table"] for row in rows if "table" in row} == {"schulman", "sequences"}
 
 
+@pytest.mark.slow
 def test_a_plugin_is_audited_with_the_built_ins_and_found_wrong(tmp_path):
     (tmp_path / "wrong.py").write_text(WRONG)
     rows = done("audit", "advantage", "--plugin", tmp_path / "wrong.py", "--json").events
