@@ -25,7 +25,7 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
     """What the models thought of one response, token by token: the token view of the report, on a terminal.
 
     RUN may be going on still. Log-probs, ratio and KL are of the policy after the iteration's update; value, reward and
-    advantage are what the update used. Five likely alternatives stand behind each token, with their probabilities.
+    advantage are what the update used. Three likely alternatives stand behind each token, with their probabilities.
     """
     row = chosen(run, step, response)
     check_quantity(by, row)
