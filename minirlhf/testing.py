@@ -26,7 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlhf.components import REQUIRED, Built, Component, Option, check_loss, check_tensor, read_component
+from minirlhf.components import (
+    INPUTS,
+    REQUIRED,
+    Built,
+    Component,
+    Option,
+    check_loss,
+    check_tensor,
+    nearest,
+    read_component,
+)  # fmt: skip
 from minirlhf.config import Config, load_config
 from minirlhf.errors import ConfigError, PluginError, UsageError, UserError
 from minirlhf.experience import Experience, Rollout
@@ -184,8 +194,11 @@ def check_reward(built: Built, prompts: Sequence[Prompt] = ()) -> Iterator[Findi
     texts = _Texts.of(list(prompts) or [Prompt(text, {}) for text in PROMPTS])
     missing = [name for name in built.component.columns if name not in texts.columns]
     if missing:
-        what = f"{built.component.title} asks for {', '.join(missing)}"
-        raise UsageError(what, built.component.where, "give prompts that have such columns: --prompts FILE")
+        near = "".join(nearest(name, INPUTS["reward"]) for name in missing)
+        what = f"{built.component.title} asks for {', '.join(missing)}{near}"
+        raise UsageError(
+            what, built.component.where, "name an input, or give prompts that have such columns: --prompts FILE"
+        )
     started = perf_counter()
     try:
         whole = texts.score(built)
@@ -220,7 +233,9 @@ def check_reward(built: Built, prompts: Sequence[Prompt] = ()) -> Iterator[Findi
             yield Finding("row without columns", True)
         except UserError as fault:
             yield Finding("row without columns", False, str(fault), "return None where a column is None")
-    yield Finding("time", True, f"{1000 * seconds / len(COMPLETIONS):.2f} ms a completion")
+    each = seconds / len(COMPLETIONS)
+    slow = f": {128 * each:.0f} s for an iteration of 128" if each > 0.02 else ""
+    yield Finding("time", True, f"{1000 * each:.2f} ms a completion{slow}")
 
 
 def _refused(built: Built, texts: _Texts, fault: UserError) -> Finding:

@@ -22,7 +22,6 @@ from minirlhf.experience import Experience, LogDist
 from minirlhf.models.policy import Policy
 from minirlhf.text.tokenizer import SPECIAL, Tokenizer
 
-MOST = 64  # responses
 LIKELIEST = 5  # alternatives of each token
 NUMBERS = 1 << 22  # of a distribution's, at a time
 

@@ -13,6 +13,7 @@ from minirlhf.registry import load
 from minirlhf.testing import METRICS, SUMMARY, assert_sound, check
 from minirlhf.text.corpus import Prompt
 from tests.cli.calling import call, done, refused
+from tests.helpers import built
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 NEED = {"keywords": {"words": ["tea"]}, "regex": {"pattern": "a+"}}  # options without which they say nothing
@@ -139,6 +140,15 @@ def test_an_option_that_must_be_given_is_said_and_is_no_fault():
     assert_sound("kl", wanted, name="it")
     with pytest.raises(UsageError, match="asks for wanted"):
         assert_sound("reward", wanting)
+    with pytest.raises(UsageError, match=r"asks for completion \(did you mean 'completions'"):
+        assert_sound("reward", lambda completion: [0.0 for _ in completion])
+
+
+def test_of_a_slow_reward_it_is_said_what_an_iteration_would_take(monkeypatch):
+    clock = iter(range(100))  # every reading of the clock is a second after the one before
+    monkeypatch.setattr("minirlhf.testing.perf_counter", lambda: next(clock))
+    *_, time = check(built("reward", lambda completions: [0.0] * len(completions)))
+    assert time.found == "125.00 ms a completion: 16 s for an iteration of 128"  # 1 s for eight texts
 
 
 def multiplied(logprobs, ref_logprobs, mask):

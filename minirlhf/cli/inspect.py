@@ -11,7 +11,9 @@ from minirlhf.store.metrics import json_line
 if TYPE_CHECKING:
     from rich.text import Text
 
-SHOWN = ("logprob", "ref_logprob", "k1", "k3", "exact", "value", "reward", "advantage", "ratio")
+# In the order in which they go where there is no room.
+SHOWN = ("advantage", "reward", "value", "logprob", "ref_logprob", "exact", "ratio", "k1", "k3")
+NUMBER, LIKELY = 11, 24  # columns of a number, and those below which alternatives say nothing
 WIDE = 160  # columns where no terminal says how many there are
 
 
@@ -42,7 +44,7 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
     console.print(f"iteration {row['step']}, response {response}, {score}", markup=False)
     console.print(printable(row["prompt"]), style="dim", markup=False)
     console.print(coloured(row, by))
-    console.print(table(row))
+    console.print(table(row, console.width))
 
 
 def chosen(run: Path, step: int | None, response: int) -> dict[str, Any]:
@@ -104,8 +106,8 @@ def shade(share: float) -> str:
     return f"rgb({int(red * strength)},{int(green * strength)},{int(blue * strength)})"
 
 
-def table(row: dict[str, Any]) -> Any:
-    """A line a token."""
+def table(row: dict[str, Any], width: int) -> Any:
+    """A line a token, with as many quantities as there is room for; --json and the report have all."""
     from rich.table import Table
     from rich.text import Text
 
@@ -113,17 +115,24 @@ def table(row: dict[str, Any]) -> Any:
 
     found = Table(box=None, pad_edge=False, header_style="bold")
     found.add_column("token", no_wrap=True)
-    for name in SHOWN:
+    last = len(row["tokens"]) - 1
+    names = [
+        piece(token) if token or (i == last and row.get("terminated")) else "(half a character)"
+        for i, token in enumerate(row["tokens"])
+    ]
+    room = width - max(map(len, names)) - 6
+    shown = SHOWN[: max(1, room // NUMBER)]
+    likely = room - NUMBER * len(shown) >= LIKELY
+    for name in shown:
         found.add_column(QUANTITIES[name][0], justify="right", no_wrap=True)
     found.add_column("clip", no_wrap=True)
-    found.add_column("most likely (policy, reference)")  # the one that gives way where there is little room
-    last = len(row["tokens"]) - 1
-    for i, token in enumerate(row["tokens"]):
-        name = piece(token) if token or (i == last and row.get("terminated")) else "(half a character)"
-        cells = [brief(row[key][i]) for key in SHOWN]
+    if likely:
+        found.add_column("most likely (policy, reference)")
+    for i, name in enumerate(names):
+        cells = [brief(row[key][i]) for key in shown]
         held = "held" if isinstance(row["clipped"], list) and row["clipped"][i] else ""
-        likely = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
-        found.add_row(Text(name), *cells, held, likely)
+        choices = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
+        found.add_row(Text(name), *cells, held, *([choices] if likely else []))
     return found
 
 

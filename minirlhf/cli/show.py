@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shutil import get_terminal_size
 from time import monotonic
 from typing import Any
 
@@ -227,21 +228,12 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-ROWS = (
-    ("score, mean", "score_mean", "{:+.3f}"),
-    ("score, 90th percentile", "score_p90", "{:+.3f}"),
-    ("score, standard deviation", "score_std", "{:.3f}"),
-    ("tokens a response", "length_mean", "{:.1f}"),
-    ("ended by itself", "eos_rate", "{:.1%}"),
-    ("distinct completions", "distinct_share", "{:.1%}"),
-    ("distinct bigrams", "distinct_2", "{:.1%}"),
-    ("true score, mean", "true_score_mean", "{:+.3f}"),
-    ("residual, standard deviation", "residual_std", "{:.3f}"),
-)
-
-
 def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-    """Before against after, and some prompts with both completions."""
+    """Before against after, and some prompts with both completions, as wide as the terminal and 110 columns at most."""
+    from minirlhf.report.of_run import sides
+    from minirlhf.report.page import number
+
+    width = min(110, get_terminal_size((110, 24)).columns) if sys.stdout.isatty() else 110
     for row in samples:
         print(f"\n{printable(row['prompt'])} ...")
         for side in ("reference", "policy"):
@@ -250,15 +242,14 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
             print(
                 textwrap.fill(
                     printable(row[side].strip()) or "(nothing)",
-                    width=110,
+                    width=max(width, len(mark) + 20),
                     initial_indent=mark,
                     subsequent_indent=" " * len(mark),
                 )
             )
-    before, after = summary["reference"], summary["policy"]
     print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
-    for title, key, form in (row for row in ROWS if before.get(row[1]) is not None):
-        print(f"{title:<28} {form.format(before[key]):>10} {form.format(after[key]):>10}")
+    for title, before, after, form in sides(summary):
+        print(f"{title:<28} {number(before, form):>10} {number(after, form):>10}")
     low, high = summary["score_gain_ci95"]
     print(
         f"score gain {summary['score_gain']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "

@@ -45,10 +45,10 @@ for (const swatch of document.querySelectorAll(".swatch")) {
 }
 
 const shown = [];
-for (const name of data.shown) {
+for (const [title, what, name] of data.shown) {
   const box = make("figure");
   byId("curves").append(box);
-  box.append(make("h3", {}, name));
+  box.append(make("h3", {}, title), make("figcaption", {}, what));
   shown.push(draw(box, name, 220));
 }
 walkable(byId("curves"), shown, steps);

@@ -1,10 +1,12 @@
 """compare.html: variants side by side, their curves over each other, every seed and the mean of them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from minirlhf.report.of_run import CURVES, column, names, plain, read_metrics
+from minirlhf.report.of_run import CURVES, REPORT, column, names, plain, read_metrics
 from minirlhf.report.page import number, render
 from minirlhf.store.files import write_text
 
@@ -26,12 +28,11 @@ def write_compare_page(
     """OUT/compare.html. rows: those of compare.json in the order of the variants; runs: label -> seed -> its run."""
     metrics = {label: {seed: read_metrics(run) for seed, run in seeds.items()} for label, seeds in runs.items()}
     found = list(dict.fromkeys(name for seeds in metrics.values() for m in seeds.values() for name in names(m)))
-    first = [
-        name for _, _, wanted in CURVES for name in wanted if name in found and not name.startswith(("val", "tok"))
-    ]
+    charts = [[title, what, wanted[0]] for title, what, wanted in CURVES if moves(metrics, wanted[0])][:6]
+    first = [name for _, _, name in charts]
     data = {
         "names": [*first, *(name for name in found if name not in first)],
-        "shown": first[:6],
+        "shown": charts,
         "variants": [
             {
                 "label": label,
@@ -45,12 +46,19 @@ def write_compare_page(
     }
     heads, table = table_of(list(runs), rows)
     title = f"{len(runs)} variants, {max(map(len, runs.values()), default=0)} seeds"
+    links = [
+        [(seed, quote(f"{os.path.relpath(run, directory)}/{REPORT}")) for seed, run in seeds.items()]
+        for seeds in runs.values()
+    ]
+    shown = {"title": title, "directory": str(directory), "heads": heads, "table": table, "links": links}
     path = directory / PAGE
-    write_text(
-        path,
-        render("compare.html.j2", "compare.js", data, title=title, directory=str(directory), heads=heads, table=table),
-    )
+    write_text(path, render("compare.html.j2", "compare.js", data, **shown))
     return path
+
+
+def moves(metrics: Mapping[str, Mapping[int, list[dict[str, Any]]]], name: str) -> bool:
+    """Whether this metric changes in the course of any run: a constant needs no curve."""
+    return any(len(set(column(m, name))) > 1 for seeds in metrics.values() for m in seeds.values())
 
 
 def table_of(labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -58,7 +66,8 @@ def table_of(labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[
     columns = [c for c in COLUMNS if any(c[1] in row["measures"] for row in rows)]
     failures = ["failed"] if any(row["failed"] for row in rows) else []
     judged = next((key for key in JUDGED if any(key in row["measures"] for row in rows)), JUDGED[-1])
-    beside = ["beats first"] if len(rows) > 1 else []
+    named = {key: name for name, key, _ in COLUMNS}
+    beside = [f"beats first in {named[judged]}"] if len(rows) > 1 else []
     lines = []
     for label, row in zip(labels, rows, strict=True):
         failed = [str(len(row["failed"]))] if failures else []

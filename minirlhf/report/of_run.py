@@ -23,7 +23,7 @@ from minirlhf.store.model import read_json
 REPORT = "report.html"
 TOKENS = 4_500  # as many as are shown at most: some 0.9 MB of page
 CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it is, metrics
-    ("score", "mean over the responses of an iteration, after the rules", ("objective/scores",)),
+    ("score", "mean over an iteration's responses, after the rules for truncated ones", ("objective/scores",)),
     ("KL to the reference", "nats per sequence, by the run's estimator", ("objective/kl",)),
     ("KL coefficient", "beta, score per nat", ("kl/coef",)),
     ("optimality", "share of what can be gained that is gained", ("exact/optimality",)),
@@ -41,11 +41,12 @@ UNBIASED = ("k1", "k3", "exact")  # their mean over a policy's own responses is 
 SIDES = (  # what is measured on both sides, its key, its form
     ("score, mean", "score_mean", "+.3f"),
     ("score, 90th percentile", "score_p90", "+.3f"),
-    ("true score, mean", "true_score_mean", "+.3f"),
+    ("score, standard deviation", "score_std", ".3f"),
     ("tokens a response", "length_mean", ".1f"),
     ("ended by itself", "eos_rate", ".1%"),
     ("distinct completions", "distinct_share", ".1%"),
     ("distinct bigrams", "distinct_2", ".1%"),
+    ("true score, mean", "true_score_mean", "+.3f"),
     ("residual, standard deviation", "residual_std", ".3f"),
 )
 
@@ -84,6 +85,7 @@ def run_page(directory: Path) -> str:
         directory=str(directory),
         config=read_text(directory / "config.toml"),
         chosen=list(chosen(config)),
+        rewards=", ".join(label for kind, label in chosen(config) if kind.startswith("reward ")) or "unknown",
         facts=list(facts(directory)),
         progress=(metrics[-1]["step"] if metrics else 0, inner(config, "ppo", "iterations")),
         cards=list(cards(evaluation)),
@@ -227,7 +229,8 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield number(evaluation[key], form), what + interval
     seconds = evaluation.get("seconds")
     if isinstance(seconds, dict):
-        yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {number(seconds.get('ppo'), '.0f')} of them PPO"
+        of_them = f"{number(seconds.get('ppo'), '.0f')} of them PPO"
+        yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {of_them}; of a resumed run: since it was resumed"
 
 
 def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:

@@ -207,9 +207,18 @@ def test_variants_lie_over_each_other_and_a_click_hides_one_with_its_seeds(chrom
     assert page.locator("#curves canvas").count() == 2
     assert ink(page, page.locator("#curves canvas").first) > 10
     assert page.locator("table th[scope=row]").all_inner_texts() == [" <b>a</b>", " <b>b</b>"]
+    links = page.locator("table td a")
+    assert [links.nth(i).get_attribute("href") for i in range(4)] == [
+        f"{n}/{s}/report.html" for n in "ab" for s in "01"
+    ]
+    cells = page.locator("table td.num:visible")
+    assert all(
+        cells.nth(i).bounding_box()["x"] + cells.nth(i).bounding_box()["width"] < 1280 for i in range(cells.count())
+    )
     shown = "charts[1].series.map(s => s.show)"
     assert page.evaluate("charts[1].data[2].slice(0, 2)") == [2.05, 3.05]  # the mean of b's seeds: 1 + s + (0, 0.1)
     assert page.evaluate("charts[1].data[2][7]") == 9  # only one of them went so far
+    assert page.locator("#curves figcaption").all_inner_texts()[0].startswith("mean over an iteration's responses")
     names = page.locator("#curves figure").nth(1).locator(".u-legend .u-series:visible .u-label")
     assert names.all_inner_texts() == ["iteration", "<b>a</b>", "<b>b</b>"]
     names.nth(2).click()

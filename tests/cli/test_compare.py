@@ -113,10 +113,10 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
     result = done(*VARY, "--out", tmp_path)
     assert result.out.splitlines() == [
         "variant       seeds                       score            "
-        "   score gain                 KL          ppo, s  beats first",
+        "   score gain                 KL          ppo, s  beats first in score gain",
         "kl.coef=0.25      2  +10.750 [+10.250, +11.250]  +0.750 [+0.250, +1.250]  1.50 [0.50, 2.50]  1.5 [1.5, 1.5]",
         "kl.coef=0.5       2  +11.000 [+10.500, +11.500]  +1.000 [+0"
-        ".500, +1.500]  2.00 [1.00, 3.00]  1.5 [1.5, 1.5]          75%",
+        ".500, +1.500]  2.00 [1.00, 3.00]  1.5 [1.5, 1.5]                        75%",
         "",
         str(tmp_path / "compare.html"),
         str(tmp_path),
@@ -135,7 +135,7 @@ def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed,
     result = call(*arguments)
     assert result.code == 3
     assert result.out.splitlines()[:3] == [
-        "variant       seeds  failed    score  score gain    KL  optimality F  ppo, s  beats first",
+        "variant       seeds  failed    score  score gain    KL  optimality F  ppo, s  beats first in optimality F",
         "kl.coef=0.25      0       1      n/a         n/a   n/a           n/a     n/a",
         "kl.coef=0.5       1       0  +10.500      +0.500  1.00        0.8750     1.5",
     ]

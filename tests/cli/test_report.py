@@ -71,6 +71,23 @@ def test_half_a_surrogate_pair_and_numbers_that_no_run_has(finished, tmp_path):
     assert " 1e+299 " in out
 
 
+@pytest.mark.parametrize(
+    ("width", "there", "not_there"), [(160, ("k3", "most likely"), ()), (80, ("advantage", "value"), ("k3", "likely"))]
+)
+def test_where_there_is_little_room_there_are_fewer_columns_and_whole_numbers(
+    finished, monkeypatch, width, there, not_there
+):
+    monkeypatch.setattr("minirlhf.cli.inspect.WIDE", width)
+    lines = done("inspect", finished[0]).out.splitlines()
+    head = next(line for line in lines if line.startswith("token "))
+    assert all(name in head for name in there)
+    assert not any(name in head for name in not_there)
+    assert "…" not in head
+    row = json.loads(done("inspect", finished[0], "--json").out)
+    assert f"{row['advantage'][0]:.3f}" in lines[lines.index(head) + 1]
+    assert max(map(len, lines)) <= width
+
+
 def test_text_of_a_model_cannot_steer_the_terminal(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     row = json.loads((run / "tokens.jsonl").read_text().splitlines()[0])
