@@ -4,7 +4,8 @@ A refusal is one line: `error: <what>: <where>; <what to do>`. The command line 
 `exit_code`; a library user catches `UserError`. Anything else that escapes is a bug and keeps its traceback.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
 
 class UserError(Exception):
@@ -60,3 +61,9 @@ class DiskError(UserError):
     """A file cannot be written (exit 6)."""
 
     exit_code = 6
+
+
+def nearest(name: str, choices: Collection[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing when no choice is near."""
+    found = difflib.get_close_matches(name, list(choices), n=2, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(x) for x in found)}?)" if found else ""

@@ -7,6 +7,7 @@ Here is only what an event looks like. Who emits one builds it as a dict where i
 their runs against this.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 Schema = dict[str, Any]
@@ -173,3 +174,6 @@ def events_schema() -> Schema:
         "oneOf": [{"$ref": f"#/$defs/{name}"} for name in EVENTS],
         "$defs": EVENTS,
     }
+
+
+Emit = Callable[[dict[str, Any]], None]

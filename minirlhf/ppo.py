@@ -19,15 +19,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.components import Built, Later, check_loss, check_tensor
-from minirlhf.config import Config, PPOConfig
-from minirlhf.controllers import KLController, Penalty
+from minirlhf.components.checks import Later, check_loss, check_tensor
+from minirlhf.components.component import Built
+from minirlhf.config.schema import Config, PPOConfig
 from minirlhf.errors import DivergedError
-from minirlhf.experience import Experience, LogDist, PolicyOutput, Rollout
-from minirlhf.generate import PromptBatch, generate
-from minirlhf.measures import Averages, Metrics, rollout_metrics, update_metrics
+from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.shaping import Scored, ShapedScores, one_slot_more, place_rewards, shape_scores
+from minirlhf.models.rollout import LogDist, PolicyOutput, Rollout
+from minirlhf.rewards.shape import Scored, ShapedScores, one_slot_more, place_rewards, shape_scores
+from minirlhf.rl.controllers import KLController, Penalty
+from minirlhf.rl.experience import Experience
+from minirlhf.rl.metrics import Averages, Metrics, rollout_metrics, update_metrics
 from minirlhf.streams import generator
 from minirlhf.tensors import LOG_CLAMP, Moments, Whitening, masked_sum, ratio, whiten
 from minirlhf.text.tokenizer import Tokenizer

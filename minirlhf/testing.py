@@ -26,22 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlhf.components import (
-    INPUTS,
-    REQUIRED,
-    Built,
-    Component,
-    Option,
-    check_loss,
-    check_tensor,
-    nearest,
-    read_component,
-)  # fmt: skip
-from minirlhf.config import Config, load_config
-from minirlhf.errors import ConfigError, PluginError, UsageError, UserError
-from minirlhf.experience import Experience, Rollout
-from minirlhf.registry import load
-from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.components.checks import check_loss, check_tensor
+from minirlhf.components.component import INPUTS, REQUIRED, Built, Component, Option
+from minirlhf.components.registry import load
+from minirlhf.components.signature import read_component  # fmt: skip
+from minirlhf.config.layers import load_config
+from minirlhf.config.schema import Config
+from minirlhf.errors import ConfigError, PluginError, UsageError, UserError, nearest
+from minirlhf.models.rollout import Rollout
+from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.call import RewardModels
+from minirlhf.rl.experience import Experience
 from minirlhf.streams import generator
 from minirlhf.text.corpus import Prompt
 

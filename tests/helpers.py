@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from minirlhf.components import Built, read_component
-from minirlhf.experience import Rollout
+from minirlhf.components.component import Built
+from minirlhf.components.signature import read_component
 from minirlhf.models.policy import Policy
+from minirlhf.models.rollout import Rollout
+from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer, TransformerConfig
-from minirlhf.sampler import Sampler
 
 PAD, BOS, EOS = 0, 1, 2
 CONFIG = TransformerConfig(

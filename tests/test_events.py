@@ -15,7 +15,7 @@ from tests.cli.calling import done, event_schema
 from tests.test_layers import NAMES, room, tree
 from tests.test_readme import section
 
-OWN_EVENTS = {"compare", "overoptimise", "bench", "cli"}  # rooms that tell other events than a run's, or none
+OWN_EVENTS = {"studies", "cli"}  # rooms that tell other events than a run's, or none
 STEP = {"event": "step", "step": 1, "iterations": 2, "objective/kl": 0.5}
 
 

@@ -5,9 +5,10 @@ import inspect
 
 import pytest
 
-from minirlhf import components, hookspecs, registry, scoring
-from minirlhf.components import INPUTS, OBSERVER_METHODS
-from minirlhf.registry import HOOKS
+from minirlhf import hookspecs
+from minirlhf.components import checks, component, guard, registry, signature
+from minirlhf.components.component import INPUTS, OBSERVER_METHODS
+from minirlhf.components.registry import HOOKS
 from tests.plugins.files import EXAMPLES
 
 
@@ -28,7 +29,7 @@ def test_it_fits_a_screen():
     assert len(inspect.getsource(hookspecs).splitlines()) <= 66
 
 
-@pytest.mark.parametrize("module", [hookspecs, components, registry, scoring])
+@pytest.mark.parametrize("module", [hookspecs, checks, component, guard, registry, signature])
 def test_torch_and_pydantic_are_not_imported_with_the_module(module):
     heavy = {"torch", "pydantic", "numpy"}
     for node in ast.parse(inspect.getsource(module)).body:  # module level; `if TYPE_CHECKING:` is not run

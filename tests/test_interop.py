@@ -5,8 +5,8 @@ import torch
 
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
-from minirlhf.reward_model import text_ids
-from minirlhf.store.model import load_transformer, save_scorer
+from minirlhf.stages.reward_model import text_ids
+from minirlhf.store.weights import load_transformer, save_scorer
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 from tests.helpers import CONFIG
 

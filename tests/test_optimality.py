@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from minirlhf.config import load_config
+from minirlhf.config.layers import load_config
 from minirlhf.exact import graph as exact
 from minirlhf.exact.lab import optimality, tabulate
 from minirlhf.exact.problems import independent_optimum, problems
-from minirlhf.saved import open_run
+from minirlhf.pipeline.saved import open_run
 from tests.cli.calling import done
 
 pytestmark = pytest.mark.slow

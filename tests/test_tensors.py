@@ -5,15 +5,7 @@ import math
 import pytest
 import torch
 
-from minirlhf.tensors import (
-    gather_logprobs,
-    last_index,
-    masked_mean,
-    masked_sum,
-    moments,
-    ratio,
-    whiten,
-)
+from minirlhf.tensors import gather_logprobs, last_index, masked_mean, masked_sum, moments, ratio, whiten
 
 X = torch.tensor([[1.0, 2.0, float("nan")], [4.0, float("inf"), 9.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])

@@ -11,11 +11,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from minirlhf import generate as generate_module
-from minirlhf.generate import PromptBatch, generate
-from minirlhf.optimizer import AdamW
+from minirlhf.models import generate as generate_module
+from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.optimizer import AdamW
+from minirlhf.models.sampler import Sampler
 from minirlhf.ppo import update
-from minirlhf.sampler import Sampler
 from tests.helpers import Letters, random_rollout, seeded, small_policy
 from tests.test_ppo import experience_on, parts, settings, state_of
 

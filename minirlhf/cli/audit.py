@@ -9,9 +9,9 @@ import click
 from minirlhf.cli.options import FLAGS, check_picture, plugin_option
 
 if TYPE_CHECKING:
-    from minirlhf.components import Built
-    from minirlhf.config import Config
-    from minirlhf.registry import Registry
+    from minirlhf.components.component import Built
+    from minirlhf.components.registry import Registry
+    from minirlhf.config.schema import Config
 
 KINDS = ("kl", "advantage", "loss")
 
@@ -45,7 +45,7 @@ def command(
         found = list(audited(built, config, registry))
         rows += found
         if as_json:
-            from minirlhf.store.metrics import json_line
+            from minirlhf.store.jsonl import json_line
 
             for row in found:
                 click.echo(json_line(row))
@@ -57,8 +57,8 @@ def command(
             if "verdict" in row:
                 click.echo(f"  {row['kind']:<9} {row['verdict']}")
     if svg is not None:
-        from minirlhf.audit.picture import picture
         from minirlhf.store.files import write_text
+        from minirlhf.studies.audit.picture import picture
 
         write_text(svg.absolute(), picture(rows))
 
@@ -74,7 +74,7 @@ def components(
     config: "Config", registry: "Registry", kinds: tuple[str, ...], names: tuple[str, ...]
 ) -> "Iterator[Built]":
     """The components to audit, with the config's options where it is the config's component."""
-    from minirlhf.config import CHOOSERS
+    from minirlhf.config.schema import CHOOSERS
 
     for kind in kinds:
         section = getattr(config, kind)
@@ -86,9 +86,9 @@ def components(
 
 def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[dict[str, Any]]:
     """The rows of one component, with the whitening that a run of it would have."""
-    from minirlhf.audit import advantage, kl, loss
-    from minirlhf.audit.scene import Scene
-    from minirlhf.run import whitening
+    from minirlhf.pipeline.build import whitening
+    from minirlhf.studies.audit import advantage, kl, loss
+    from minirlhf.studies.audit.scene import Scene
 
     chosen = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
     audit = {"kl": kl.audit, "advantage": advantage.audit, "loss": loss.audit}[built.component.kind]

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from minirlhf.store.metrics import json_line
+from minirlhf.store.jsonl import json_line
 
 
 @click.command("bench")
@@ -37,9 +37,9 @@ def command(
 
     With --against every turn of ours is followed by one of each peer, so that ratios hold when the machine drifts.
     """
-    from minirlhf.bench.turns import AGAINST, bench
-    from minirlhf.bench.workloads import WORKLOADS
     from minirlhf.errors import UsageError
+    from minirlhf.studies.bench.turns import AGAINST, bench
+    from minirlhf.studies.bench.workloads import WORKLOADS
 
     for name in workloads:
         if name not in WORKLOADS:

@@ -7,7 +7,7 @@ import click
 
 from minirlhf.cli.options import FLAGS, jobs_option, some_options
 from minirlhf.cli.show import printable, tell
-from minirlhf.store.metrics import json_line
+from minirlhf.store.jsonl import json_line
 
 
 @click.command("compare")
@@ -38,7 +38,8 @@ def command(
     Every run is what `minirlhf run PRESET --set KEY=VALUE --seed S` would do. Intervals are 95 % bootstrap intervals
     over the seeds. A run that fails is counted, and the others go on.
     """
-    from minirlhf.compare import compare, default_directory, grid, resolve, variations
+    from minirlhf.studies.compare import compare, default_directory
+    from minirlhf.studies.grid import grid, resolve, variations
 
     options = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     if device is not None:

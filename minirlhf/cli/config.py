@@ -20,7 +20,8 @@ def show(as_json: bool, **options: Any) -> None:
     """Print the configuration that `run` would use with the same options; it can be run again as a file."""
     config, _ = resolve(**options)
 
-    from minirlhf.config import doubts, dump_toml, to_dict
+    from minirlhf.config.toml import dump_toml, to_dict
+    from minirlhf.rl.doubts import doubts
 
     for doubt in doubts(config):
         click.echo(f"warning: {doubt}", err=True)
@@ -31,7 +32,7 @@ def show(as_json: bool, **options: Any) -> None:
 @click.option("--events", is_flag=True, help="Of a line that --json prints, instead.")
 def schema(events: bool) -> None:
     """Print the JSON Schema of a configuration file: every key with its meaning, type and default."""
-    from minirlhf.config import json_schema
+    from minirlhf.config.toml import json_schema
     from minirlhf.events import events_schema
 
     click.echo(json.dumps(events_schema() if events else json_schema(), indent=2))

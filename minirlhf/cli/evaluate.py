@@ -28,13 +28,13 @@ def command(
 ) -> None:
     """Compare reference and policy of a finished RUN on the same prompts with the same random numbers."""
     from minirlhf.cli.options import resolve
-    from minirlhf.saved import config_file
+    from minirlhf.pipeline.saved import config_file
 
     config, registry = resolve(preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device)
 
     from minirlhf.cli.show import print_evaluation, printable
-    from minirlhf.run import reevaluate
-    from minirlhf.store.metrics import json_line
+    from minirlhf.pipeline.evaluation import reevaluate
+    from minirlhf.store.jsonl import json_line
 
     result, notes = reevaluate(run, config, registry, None if prompts is None else str(Path(prompts).absolute()))
     for note in notes:

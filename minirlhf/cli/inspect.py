@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minirlhf.cli.show import printable
-from minirlhf.store.metrics import json_line
+from minirlhf.store.jsonl import json_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -51,7 +51,7 @@ def chosen(run: Path, step: int | None, response: int) -> dict[str, Any]:
     """The row of the token log that is asked for."""
     from minirlhf.errors import UsageError
     from minirlhf.report.tokens import read_token_log
-    from minirlhf.resume import check_run
+    from minirlhf.store.layout import check_run
 
     check_run(run)
     file = run / "tokens.jsonl"

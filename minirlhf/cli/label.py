@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from minirlhf.labelling import Shown
+    from minirlhf.studies.labelling import Shown
 
 
 @click.command("label")
@@ -23,14 +23,14 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
     Answer l(eft), r(ight), t(ie), s(kip), u(ndo) or q(uit), and Enter. The same command goes on where it stopped.
     """
     from minirlhf.cli.options import check_folder, resolve
-    from minirlhf.saved import config_file
+    from minirlhf.pipeline.saved import config_file
 
     check_folder(out)
     config, _ = resolve(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
 
-    from minirlhf.labelling import LabelFile, Pairs
-    from minirlhf.run import set_up
-    from minirlhf.saved import open_run, prompts_to_use
+    from minirlhf.pipeline.build import set_up
+    from minirlhf.pipeline.saved import open_run, prompts_to_use
+    from minirlhf.studies.labelling import LabelFile, Pairs
 
     saved = open_run(run, config, set_up(config))
     policy = saved.policy if side == "policy" else saved.reference.policy
@@ -62,7 +62,7 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
 def ask(shown: "Shown", done: int) -> str:
     """Show a pair, ask until there is an answer; the end of the input is `quit`."""
     from minirlhf.cli.show import printable
-    from minirlhf.labelling import ANSWERS
+    from minirlhf.studies.labelling import ANSWERS
 
     click.echo(f"\n{done} done. {printable(shown.prompt)} ...", err=True)
     for name, text in (("left", shown.left), ("right", shown.right)):

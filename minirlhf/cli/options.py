@@ -9,8 +9,8 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from minirlhf.config import Config
-    from minirlhf.registry import Registry
+    from minirlhf.components.registry import Registry
+    from minirlhf.config.schema import Config
 
 FLAGS = {"kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.policy", "seed": "run.seed"}
 
@@ -123,7 +123,7 @@ def resolve(
 
     The remaining `flags` are --kl, --advantage, --loss and --seed, None where not given.
     """
-    from minirlhf.config import load_config
+    from minirlhf.config.layers import load_config
 
     chosen = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     if device is not None:

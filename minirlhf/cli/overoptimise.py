@@ -8,7 +8,7 @@ import click
 from minirlhf.cli.compare import Progress
 from minirlhf.cli.options import check_picture, jobs_option, some_options
 from minirlhf.cli.show import tell
-from minirlhf.store.metrics import json_line
+from minirlhf.store.jsonl import json_line
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -83,8 +83,8 @@ def command(
     if svg is not None:
         check_picture(svg)
 
-    from minirlhf.compare import default_directory
-    from minirlhf.overoptimise import cells_of, overoptimise
+    from minirlhf.studies.compare import default_directory
+    from minirlhf.studies.overoptimise import cells_of, overoptimise
 
     options = {} if device is None else {"run.device": device}
     cells = cells_of(preset, pairs, coefs, seeds, options=options, sets=sets, plugins=plugins)
@@ -94,9 +94,9 @@ def command(
     if failure is not None:
         raise failure
     if svg is not None:
-        from minirlhf.overoptimise import as_json as plain
-        from minirlhf.pictures import overoptimisation
+        from minirlhf.report.pictures import overoptimisation
         from minirlhf.store.files import write_text
+        from minirlhf.studies.overoptimise import as_json as plain
 
         write_text(svg.absolute(), overoptimisation([plain(curve) for curve in curves]))
     print(json_line({"event": "overoptimise_finished", "out_dir": str(directory)}) if as_json else f"\n{directory}")

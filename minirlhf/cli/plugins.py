@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minirlhf.cli.options import plugin_option
-from minirlhf.components import KINDS
+from minirlhf.components.component import KINDS
 
 if TYPE_CHECKING:
-    from minirlhf.components import Built, Component
-    from minirlhf.registry import Plugin, Registry
+    from minirlhf.components.component import Built, Component
+    from minirlhf.components.registry import Plugin, Registry
     from minirlhf.text.corpus import Prompt
 
 
@@ -22,7 +22,7 @@ def command() -> None:
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
     """The registry; what its entry points have to say goes to stderr."""
-    from minirlhf.registry import load
+    from minirlhf.components.registry import load
 
     registry = load(plugins)
     for warning in registry.warnings:
@@ -130,8 +130,8 @@ def new(name: str, kind: str, package: bool) -> None:
     """Begin a plugin here: a file with its test, or a package, that runs as it is written."""
     from pathlib import Path
 
+    from minirlhf.authoring.scaffold import USES, write_plugin
     from minirlhf.errors import UsageError
-    from minirlhf.scaffold import USES, write_plugin
 
     if any(c.name == name for c in loaded(()).listing()):
         raise UsageError(f"a component is called {name!r} already", todo="choose another name")
@@ -157,7 +157,7 @@ def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str |
     Of a FILE.py all components are checked. Of an estimator the verdict of `minirlhf audit` is shown below the checks:
     one that is biased is not broken.
     """
-    from minirlhf.config import toml_value
+    from minirlhf.config.toml import toml_value
     from minirlhf.errors import PluginError, UsageError
     from minirlhf.text.corpus import read_prompts
 
@@ -211,7 +211,7 @@ def report(component: "Component", options: dict[str, Any], rows: "list[Prompt]"
 def verdicts(built: "Built", registry: "Registry") -> list[str]:
     """What the audit says of an estimator, or why it could not be made."""
     from minirlhf.cli.audit import audited
-    from minirlhf.config import load_config
+    from minirlhf.config.layers import load_config
     from minirlhf.errors import UserError
 
     config, _ = load_config(registry_loader=lambda _: registry)
@@ -236,8 +236,7 @@ def of_file(registry: "Registry", file: str, kind: str | None) -> "list[Componen
 
 def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]":
     """The components of that name; an unknown one is refused with the choices of its kind, or of all kinds."""
-    from minirlhf.components import nearest
-    from minirlhf.errors import UsageError
+    from minirlhf.errors import UsageError, nearest
 
     if kind is not None:
         return [registry.find(kind, name)]

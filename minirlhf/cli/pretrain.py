@@ -14,10 +14,10 @@ def command(ui: str, as_json: bool, **options: Any) -> None:
     """Make the base of a configuration, or find it, and print its directory."""
     config, _ = resolve(**options)
 
-    from minirlhf.base import prepare_base
     from minirlhf.cli.show import progress
-    from minirlhf.run import set_up
-    from minirlhf.saved import read_sources
+    from minirlhf.pipeline.build import set_up
+    from minirlhf.pipeline.saved import read_sources
+    from minirlhf.stages.base import prepare_base
 
     read_sources(config)  # faults of the files are found before anything is trained
     with progress(ui, as_json) as emit:

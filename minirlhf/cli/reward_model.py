@@ -41,14 +41,13 @@ def command(
         check_picture(svg)
 
     from minirlhf.cli.show import progress
-    from minirlhf.preferences import FILE, train_reward_model
-    from minirlhf.run import set_up
+    from minirlhf.pipeline.build import set_up
+    from minirlhf.stages.preferences import FILE, train_reward_model
 
     with progress(ui, as_json) as emit:
         directory = train_reward_model(config, out, set_up(config), emit)
     if svg is not None:
-        from minirlhf.pictures import reliability
-        from minirlhf.store.files import write_text
-        from minirlhf.store.model import read_json
+        from minirlhf.report.pictures import reliability
+        from minirlhf.store.files import read_json, write_text
 
         write_text(svg.absolute(), reliability(read_json(directory / FILE)["report"]))

@@ -25,7 +25,7 @@ def command(out: Path | None, resume: Path | None, ui: str, as_json: bool, **opt
     config, registry = resolve(**options)
 
     from minirlhf.cli.show import progress
-    from minirlhf.run import run
+    from minirlhf.pipeline.pipeline import run
 
     with progress(ui, as_json) as emit:
         run(config, registry, resume or out, emit, resume=resume is not None)
@@ -34,7 +34,7 @@ def command(out: Path | None, resume: Path | None, ui: str, as_json: bool, **opt
 def config_of(directory: Path, out: Path | None, preset: str | None) -> str:
     """The configuration of a run that is to go on; nothing else may choose one."""
     from minirlhf.errors import UsageError
-    from minirlhf.resume import check_run
+    from minirlhf.store.layout import check_run
 
     if out is not None or preset is not None:
         given = "--out" if out is not None else preset

@@ -11,9 +11,9 @@ import click
 from minirlhf.cli.options import FiniteRange, plugin_option
 
 if TYPE_CHECKING:
-    from minirlhf.config import Config
-    from minirlhf.experience import Rollout
-    from minirlhf.registry import Registry
+    from minirlhf.components.registry import Registry
+    from minirlhf.config.schema import Config
+    from minirlhf.models.rollout import Rollout
 
 COLDEST = 1e-3  # logits over less would overflow; 0 means greedy
 NARROWEST = 24  # columns of a terminal that a side needs to stand beside another
@@ -61,7 +61,7 @@ def command(
     exist only here: a run never uses them.
     """
     from minirlhf.cli.options import resolve
-    from minirlhf.saved import config_file
+    from minirlhf.pipeline.saved import config_file
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
@@ -100,10 +100,10 @@ def sampled(
     from dataclasses import replace
 
     from minirlhf.errors import InputError
-    from minirlhf.generate import PromptBatch, generate
-    from minirlhf.rewarding import call_rewards
-    from minirlhf.run import build_rewards, set_up, with_reward_model
-    from minirlhf.saved import open_run, side_of
+    from minirlhf.models.generate import PromptBatch, generate
+    from minirlhf.pipeline.build import build_rewards, set_up, with_reward_model
+    from minirlhf.pipeline.saved import open_run, side_of
+    from minirlhf.rewards.call import call_rewards
     from minirlhf.streams import generator
 
     device = set_up(config)
@@ -135,7 +135,7 @@ def sampled(
 
 def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, Given]) -> None:
     """An object a completion, the n-th of every side together."""
-    from minirlhf.store.metrics import json_line
+    from minirlhf.store.jsonl import json_line
 
     ended = {side: rollout.terminated.tolist() for side, rollout in rollouts.items()}
     for i in range(len(next(iter(ended.values())))):

@@ -31,9 +31,9 @@ def command(
     flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
     config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
 
-    from minirlhf.base import prepare_base, prepare_start, read_shown
     from minirlhf.cli.show import progress
-    from minirlhf.run import set_up
+    from minirlhf.pipeline.build import set_up
+    from minirlhf.stages.base import prepare_base, prepare_start, read_shown
 
     read_shown(config)  # its faults are found before anything is trained
     on = set_up(config)

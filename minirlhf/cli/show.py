@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from minirlhf.errors import UsageError
-from minirlhf.store.metrics import json_line
+from minirlhf.store.jsonl import json_line
 
 EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log gets a readable number of them
 

@@ -17,11 +17,11 @@ from minirlhf.errors import DivergedError
 from minirlhf.exact import graph as exact
 from minirlhf.exact.graph import MOST_STATES, Graph
 from minirlhf.exact.problems import Prefix, Problem
-from minirlhf.experience import PolicyOutput, Rollout
-from minirlhf.generate import PromptBatch, generate
+from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference, entropy
+from minirlhf.models.rollout import PolicyOutput, Rollout
+from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer
-from minirlhf.sampler import Sampler
 from minirlhf.streams import generator
 from minirlhf.tensors import gather_logprobs
 from minirlhf.text.tokenizer import MIN_VOCAB, Tokenizer, train_tokenizer

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minirlhf.experience import PolicyOutput, Rollout
+from minirlhf.models.rollout import PolicyOutput, Rollout
+from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer
-from minirlhf.sampler import Sampler
 from minirlhf.tensors import gather_logprobs
 
 CHUNK_LOGITS = 1 << 24  # at most this many logits at a time: 64 MiB in float32

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from minirlhf.models.packing import Packing
 from minirlhf.models.transformer import Transformer
-from minirlhf.packing import Packing
 
 ROWS = 64  # texts scored at a time
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minirlhf.errors import InputError
-from minirlhf.packing import Packing
+from minirlhf.models.packing import Packing
 
 
 @dataclass(frozen=True)

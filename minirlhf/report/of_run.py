@@ -10,15 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minirlhf.alarms import Alarms
 from minirlhf.errors import UserError
 from minirlhf.report.page import number, render
 from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, logged_tokens, read_token_log, whole
-from minirlhf.resume import check_run
+from minirlhf.rl.alarms import Alarms
 from minirlhf.store import checkpoint
-from minirlhf.store.files import write_text
-from minirlhf.store.metrics import read_rows
-from minirlhf.store.model import read_json
+from minirlhf.store.files import read_json, write_text
+from minirlhf.store.jsonl import read_rows
+from minirlhf.store.layout import check_run
 
 REPORT = "report.html"
 TOKENS = 4_500  # as many as are shown at most: some 0.9 MB of page

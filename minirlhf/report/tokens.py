@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from minirlhf.builtin import kl
-from minirlhf.store.metrics import each_row
+from minirlhf.rl.token_log import LIKELIEST, rounded
+from minirlhf.store.jsonl import each_row
 from minirlhf.tensors import ratio
-from minirlhf.token_log import LIKELIEST, rounded
 
 # key -> what it is called, and what it is: nats unless it says otherwise.
 QUANTITIES = {

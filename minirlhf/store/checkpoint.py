@@ -15,16 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.errors import CheckpointError, DivergedError
-from minirlhf.optimizer import MOMENTS
+from minirlhf.errors import CheckpointError
 from minirlhf.ppo import PPOState
-from minirlhf.store.files import complete_directory, discard, verify, write_json
-from minirlhf.store.model import read_json, read_tensors, restore, save_tensors
+from minirlhf.store.files import complete_directory, discard, read_json, verify, write_json
+from minirlhf.store.state import check_finite, optimizer_tensors, restore_optimizer, restore_schedule, whole
+from minirlhf.store.weights import read_tensors, restore, save_tensors
 from minirlhf.tensors import Moments
 
 STEP = re.compile(r"step_(\d{8})")
@@ -102,20 +99,6 @@ def load(path: Path, state: PPOState) -> tuple[dict[str, dict[str, Any]], dict[s
     return components, saved
 
 
-def whole(value: Any) -> int:
-    """A count as JSON has it, or ValueError."""
-    if type(value) is not int or not 0 <= value < 1 << 53:
-        raise ValueError(f"{str(value)[:40]!r} is no count")
-    return value
-
-
-def check_finite(tensors: dict[str, Tensor], where: str, todo: str) -> None:
-    """Weights that are no longer numbers are not written over those that are (DivergedError)."""
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise DivergedError(f"{name} is not finite", where, todo)
-
-
 def all_of(root: Path) -> list[Path]:
     """The checkpoints under root, oldest first, damaged ones as well."""
     return sorted(p for p in root.glob("step_*") if STEP.fullmatch(p.name))
@@ -147,48 +130,6 @@ def set_aside(newest: Path) -> None:
         if path.name > newest.name:
             names = (path.with_name(f"damaged-{path.name}-{number}") for number in itertools.count(1))
             path.rename(next(name for name in names if not os.path.lexists(name)))
-
-
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Adam's moments and step counts as flat names: INDEX.exp_avg, INDEX.exp_avg_sq, INDEX.step."""
-    return {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, parameter in enumerate(parameters_of(optimizer))
-        for name, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
-    """Put back what `optimizer_tensors` gave: of a parameter everything or nothing, moments of its shape and dtype, all
-    finite."""
-    parameters = parameters_of(optimizer)
-    state: dict[Tensor, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        parameter = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
-        shapes = {"step": torch.Size()} | ({} if parameter is None else dict.fromkeys(MOMENTS, parameter.shape))
-        if parameter is None or shapes.get(key) != tensor.shape or not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{name} does not fit the optimizer", str(where), "use another checkpoint")
-        dtype = torch.float32 if key == "step" else parameter.dtype
-        state.setdefault(parameter, {})[key] = tensor.to(parameter.device, dtype)
-    if any(len(entry) != 1 + len(MOMENTS) for entry in state.values()):
-        raise CheckpointError("the optimizer's state is incomplete", str(where), "use another checkpoint")
-    optimizer.state.clear()
-    optimizer.state.update(state)
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters, in the order of the groups."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def restore_schedule(schedule: LambdaLR, epoch: int) -> None:
-    """Put the schedule at an iteration: LambdaLR computes the rates from its counter alone."""
-    rates = [base * function(epoch) for base, function in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    counters = {"last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": rates}
-    schedule.load_state_dict(schedule.state_dict() | counters)
 
 
 def split_state(components: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minirlhf.errors import CheckpointError
+from minirlhf.errors import CheckpointError, InputError, UserError
 
 MANIFEST = "MANIFEST.json"
 LARGEST_MANIFEST = 1 << 24  # bytes
@@ -113,3 +113,14 @@ def verify(path: Path) -> None:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != size or sha256(file) != digest:
             raise CheckpointError("content differs from the manifest", str(file), todo)
+
+
+def read_json(path: Path, refusal: type[UserError] = InputError) -> dict[str, Any]:
+    """The object of a JSON file (`refusal` if it is none)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise refusal(f"not readable as JSON ({fault})", str(path), "give a saved model or run") from None
+    if not isinstance(value, dict):
+        raise refusal("not a JSON object", str(path), "give a saved model or run")
+    return value

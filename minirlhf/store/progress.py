@@ -8,20 +8,17 @@ is any dataclass of modules, an AdamW, a schedule, dictionaries of tensors and n
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.errors import CheckpointError
-from minirlhf.optimizer import AdamW
 from minirlhf.signals import deferred
 from minirlhf.store import checkpoint
-from minirlhf.store.files import complete_directory, discard, write_json
-from minirlhf.store.model import read_json, read_tensors, restore, save_tensors
+from minirlhf.store.files import complete_directory, discard, read_json, write_json
+from minirlhf.store.state import check_finite, put, taken
+from minirlhf.store.weights import read_tensors, save_tensors
 
 SAVES = 10  # of a stage
 
@@ -65,7 +62,7 @@ def done(place: Path) -> None:
 def save(place: Path, key: str, state: Any) -> None:
     """Write the state as place/step_NNNNNNNN, and then remove what was there before."""
     tensors, numbers = taken(state)
-    checkpoint.check_finite(tensors, f"step {state.step}", "try a lower learning rate")
+    check_finite(tensors, f"step {state.step}", "try a lower learning rate")
     place.mkdir(parents=True, exist_ok=True)
     path = checkpoint.directory_of(place, state.step)
     with complete_directory(path) as temporary:
@@ -93,50 +90,3 @@ def load(place: Path, key: str, state: Any, emit: Callable[[dict[str, Any]], Non
         warn(f"threads were {saved.get('threads')}, are {torch.get_num_threads()}: the last bits may differ")
     put(state, read_tensors(path / "state.safetensors"), saved, path)
     return int(state.step)
-
-
-def taken(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, numbers) of a stage's state."""
-    tensors, numbers = dict[str, Tensor](), dict[str, Any]()
-    for field in fields(state):
-        value = getattr(state, field.name)
-        if isinstance(value, LambdaLR):
-            numbers[field.name] = value.last_epoch
-        elif isinstance(value, float):
-            numbers[field.name] = value.hex()
-        elif isinstance(value, int):
-            numbers[field.name] = value
-        else:
-            # A copy each: safetensors refuses tensors that share their memory.
-            tensors |= {f"{field.name}/{name}": t.detach().cpu().clone() for name, t in _tensors(value).items()}
-    return tensors, numbers
-
-
-def _tensors(value: Any) -> dict[str, Tensor]:
-    if isinstance(value, nn.Module):
-        return value.state_dict()
-    found: dict[str, Tensor] = checkpoint.optimizer_tensors(value) if isinstance(value, AdamW) else value
-    return found
-
-
-def put(state: Any, tensors: dict[str, Tensor], numbers: dict[str, Any], where: Path) -> None:
-    """What `taken` took, back (CheckpointError if it does not fit)."""
-    like = next(p for f in fields(state) if isinstance(m := getattr(state, f.name), nn.Module) for p in m.parameters())
-    for field in fields(state):
-        value = getattr(state, field.name)
-        own = {name[len(field.name) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{field.name}/")}
-        try:
-            if isinstance(value, nn.Module):
-                restore(value, own, where)
-            elif isinstance(value, AdamW):
-                checkpoint.restore_optimizer(value, own, where)
-            elif isinstance(value, LambdaLR):
-                checkpoint.restore_schedule(value, checkpoint.whole(numbers[field.name]))
-            elif isinstance(value, float):
-                setattr(state, field.name, float.fromhex(numbers[field.name]))
-            elif isinstance(value, int):
-                setattr(state, field.name, checkpoint.whole(numbers[field.name]))
-            else:
-                setattr(state, field.name, {name: t.to(like.device) for name, t in own.items()})
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
-            raise CheckpointError(f"{field.name} is not as it was ({fault})", str(where), "remove it") from None

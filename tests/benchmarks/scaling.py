@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from minirlhf.bench.ours import iterations
-from minirlhf.bench.workloads import WORKLOADS, Workload
-from minirlhf.pictures import svg
+from minirlhf.report.pictures import svg
+from minirlhf.studies.bench.ours import iterations
+from minirlhf.studies.bench.workloads import WORKLOADS, Workload
 
 W1 = WORKLOADS["W1"]
 AXES = {

@@ -37,8 +37,8 @@ def inside(file, arguments):
     """The run itself, with both of them timed while PPO goes on."""
     from rich.live import Live
 
-    from minirlhf import run
     from minirlhf.cli.main import group
+    from minirlhf.pipeline import pipeline as run
 
     spent = {"panel": 0.0, "token log": 0.0}
 

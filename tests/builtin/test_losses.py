@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.builtin.losses import ppo_clip, ratio, register_policy_losses
-from minirlhf.components import check_loss
+from minirlhf.components.checks import check_loss
 from tests.helpers import built, seeded
 
 

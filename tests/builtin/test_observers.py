@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from minirlhf.builtin.observers import numbers, tensorboard
-from minirlhf.store.metrics import read_rows
+from minirlhf.store.jsonl import read_rows
 from minirlhf.testing import assert_sound
 from tests.cli.calling import done, refused
 

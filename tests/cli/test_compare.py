@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 
-from minirlhf import compare as module
-from minirlhf.compare import compare
 from minirlhf.errors import DivergedError
+from minirlhf.studies import compare as module
+from minirlhf.studies.compare import compare
 from tests.cli.calling import call, done, refused
 from tests.plugins.files import write
 from tests.report.test_page import Read
-from tests.test_compare import Stub
+from tests.studies.test_compare import Stub
 
 REWARD = """
 @hookimpl

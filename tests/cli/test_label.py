@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from minirlhf import labelling
 from minirlhf.cli.show import printable
+from minirlhf.studies import labelling
 from minirlhf.text.comparisons import read_comparisons
 from tests.cli.calling import call, done, refused
 

@@ -8,9 +8,9 @@ import tomllib
 
 import pytest
 
-from minirlhf import precision
-from minirlhf import run as composition
 from minirlhf.cli import show
+from minirlhf.pipeline import pipeline as composition
+from minirlhf.pipeline import precision
 from tests.cli.calling import call, done, refused
 
 SIX_LINES = """from minirlhf import hookimpl

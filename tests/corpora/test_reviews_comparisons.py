@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from minirlhf.stages.true_score import true_scores
 from minirlhf.text.comparisons import read_comparisons
 from minirlhf.text.corpus import read_prompts
-from minirlhf.true_score import true_scores
 
 FOLDER = Path(__file__).parents[2] / "corpora" / "reviews"
 FILES = ("comparisons.jsonl", "heldout_comparisons.jsonl", "demonstrations.jsonl")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from random import Random
 from time import monotonic, sleep
 
-import minirlhf.cli.run
-import minirlhf.run  # noqa: F401  # imported once, before the forks
+import minirlhf.pipeline.pipeline  # noqa: F401  # imported once, before the forks
 from minirlhf import signals
-from minirlhf.store import checkpoint, model
+from minirlhf.store import checkpoint
+from minirlhf.store import weights as model
 from tests.cli.calling import Result, call
 
 FORKS = multiprocessing.get_context("forkserver")

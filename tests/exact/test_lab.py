@@ -9,7 +9,7 @@ from minirlhf.errors import DivergedError
 from minirlhf.exact import graph as exact
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems, uniform
-from minirlhf.generate import generate
+from minirlhf.models.generate import generate
 from minirlhf.models.policy import Policy
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from tests.helpers import seeded

@@ -17,10 +17,12 @@ import pytest
 import tomli_w
 import torch
 
-from minirlhf.components import read_component
-from minirlhf.config import Config, load_config
+from minirlhf.components.signature import read_component
+from minirlhf.config.layers import load_config
+from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, ConfigError, InputError, PluginError, UserError
-from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.call import RewardModels
 from minirlhf.signals import time_limit
 from minirlhf.store import checkpoint
 from minirlhf.store.files import MANIFEST, complete_directory

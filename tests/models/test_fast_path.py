@@ -12,13 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minirlhf import packing
+from minirlhf.models import packing
 from minirlhf.models import policy as policy_module
+from minirlhf.models.packing import Packing
 from minirlhf.models.policy import Policy
+from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import KVCache, Transformer
-from minirlhf.packing import Packing
-from minirlhf.pretrain import token_losses
-from minirlhf.sampler import Sampler
+from minirlhf.stages.pretrain import token_losses
 from tests.helpers import BOS, CONFIG, EOS, PAD, random_rollout, seeded, small_policy, small_trunk
 
 SHAPES = [(1, 1, 1), (1, 4, 6), (2, 1, 9), (3, 7, 1), (4, 2, 2), (5, 4, 6), (9, 3, 12)]  # rows, prompt, response

@@ -76,7 +76,7 @@ def test_padding_has_finite_scores_so_that_no_nan_can_reach_a_gradient():
 
 def test_values_start_at_zero_and_a_separate_critic_leaves_the_trunk_alone():
     from minirlhf.models.policy import Policy
-    from minirlhf.sampler import Sampler
+    from minirlhf.models.sampler import Sampler
     from tests.helpers import small_trunk
 
     sampler = Sampler(1.0, banned=(PAD, BOS), stop=EOS)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from minirlhf.errors import InputError
+from minirlhf.models.packing import Packing
 from minirlhf.models.transformer import KVCache, TransformerConfig, rotary, rotate
 from minirlhf.models.transformer import attention as attend_causally
-from minirlhf.packing import Packing
 from tests.helpers import CONFIG, seeded, small_trunk
 
 pytestmark = pytest.mark.usefixtures("double")

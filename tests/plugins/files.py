@@ -3,9 +3,10 @@
 from pathlib import Path
 from textwrap import dedent
 
-from minirlhf.components import Built, read_component
+from minirlhf.components.component import Built
+from minirlhf.components.registry import Registry, load
+from minirlhf.components.signature import read_component
 from minirlhf.errors import UserError
-from minirlhf.registry import Registry, load
 
 EXAMPLES = Path(__file__).parents[2] / "plugins"
 HEADER = "from minirlhf import hookimpl\n"

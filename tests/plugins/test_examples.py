@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirlhf.components import check_loss, check_scores, check_tensor
+from minirlhf.components.checks import check_loss, check_scores, check_tensor
+from minirlhf.components.registry import load
 from minirlhf.errors import PluginError
-from minirlhf.registry import load
-from minirlhf.scoring import RewardModels, TrainerState
+from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.call import RewardModels
 from minirlhf.testing import assert_sound
 from tests.plugins.files import EXAMPLES, example
 

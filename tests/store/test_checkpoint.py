@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.controllers import KLController, Penalty
 from minirlhf.errors import CheckpointError
+from minirlhf.models.optimizer import AdamW
 from minirlhf.models.policy import Reference
-from minirlhf.optimizer import AdamW
 from minirlhf.ppo import PPOState
+from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.store import checkpoint
 from minirlhf.store.files import MANIFEST, complete_directory
 from minirlhf.tensors import Moments

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from minirlhf import pretrain, reward_model, sft
-from minirlhf.config import SFTConfig
+from minirlhf.config.schema import SFTConfig
+from minirlhf.stages import pretrain, reward_model, sft
 from minirlhf.store import progress
 from tests.cli.calling import call, done
 from tests.cli.test_reward_model import rows

@@ -1,0 +1,1 @@
+"""Plugins: how a component is read, checked, built, called and found."""

@@ -1,0 +1,181 @@
+"""Checks of a component's result, made once at the boundary: shapes, dtypes, devices, finite numbers.
+
+Not here: whose fault an exception is (guard.py), and adding rewards up (rewards/call.py). torch is imported only when a
+tensor is checked.
+"""
+
+import functools
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from minirlhf.errors import DivergedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+from minirlhf.components.component import Built
+from minirlhf.components.guard import show
+
+LARGEST = 3.4028234663852886e38  # of float32: the loop's tensors must be able to hold a score
+
+# A checked result of a reward for one completion: a score, one number a token, or None = does not apply.
+RowScore = float | list[float] | None
+
+
+Later = list[Callable[[], None]]  # checks that wait for a device: done when a loss turns out not to be finite
+
+
+def check_tensor(
+    built: Built,
+    result: Any,
+    mask: "Tensor",
+    given: Mapping[str, Any] | None = None,
+    later: Later | None = None,
+) -> "Tensor":
+    """The (B,R) tensor of a KL estimator, advantage function or policy loss, checked.
+
+    Returns it with zeros where mask (B,R) is False, so that junk there (NaN included) has no effect;
+    advantages are detached. Raises PluginError with the first bad index. `given` are the inputs of the
+    call: if one of them was not finite already, the model diverged and the plugin is not to blame:
+    DivergedError. With `later` the numbers are not looked at now, which would wait for the device: a check
+    of them is put there.
+    """
+    import torch
+
+    todo = "return a float tensor of the shape of the mask"
+    expected = f"expected a float tensor of shape {tuple(mask.shape)}"
+    if not isinstance(result, torch.Tensor):
+        raise built.error(f"returned a wrong result ({expected}, got {show(result)})", todo)
+    if result.shape != mask.shape or not result.is_floating_point():
+        got = f"{str(result.dtype).removeprefix('torch.')} of shape {tuple(result.shape)}"
+        raise built.error(f"returned a wrong result ({expected}, got {got})", todo)
+    if result.device != mask.device:
+        raise built.error(f"returned a tensor on {result.device} (expected {mask.device})", "keep the inputs' device")
+    kept = torch.where(mask, result, torch.zeros_like(result))
+    if later is None:
+        _check_finite(built, kept, mask, given or {})
+    else:
+        small = {
+            n: v.detach() for n, v in (given or {}).items() if isinstance(v, torch.Tensor) and v.shape == mask.shape
+        }
+        later.append(functools.partial(_check_finite, built, kept.detach(), mask, small))
+    return kept.detach() if built.component.kind == "advantage" else kept
+
+
+def _check_finite(built: Built, kept: "Tensor", mask: "Tensor", given: Mapping[str, Any]) -> None:
+    import torch
+
+    if bool(kept.isfinite().all()):
+        return
+    for name, value in given.items():
+        if built.names(name) and isinstance(value, torch.Tensor) and not _finite_on(value, mask):
+            raise DivergedError(f"{name} is not finite", built.component.title, "lower the learning rate")
+    row, t = (~kept.isfinite()).nonzero()[0].tolist()
+    got = f"expected a finite number, got {kept[row, t].item()}"
+    raise built.error(f"returned a wrong value at index ({row}, {t}) ({got})", "look at its divisions, exp and log")
+
+
+def check_loss(
+    built: Built,
+    result: Any,
+    mask: "Tensor",
+    given: Mapping[str, Any] | None = None,
+    later: Later | None = None,
+) -> tuple["Tensor", dict[str, "Tensor"]]:
+    """A policy loss: a (B,R) tensor, or (that, {metric: (B,R) or 0-d tensor or number}).
+
+    Returns (the loss as check_tensor gives it, the metrics, detached). Raises as check_tensor does.
+    """
+    import torch
+
+    values, logged = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    todo = "return the loss (B,R), or (loss, {name: (B,R) or 0-d tensor})"
+    if not isinstance(logged, Mapping) or not all(isinstance(name, str) for name in logged):
+        raise built.error(f"returned wrong metrics (expected a dict of tensors by name, got {show(logged)})", todo)
+    metrics = {}
+    for name, value in logged.items():
+        with built.guarded():
+            tensor = torch.tensor(float(value), device=mask.device) if isinstance(value, numbers.Real) else value
+        if not isinstance(tensor, torch.Tensor) or tensor.shape not in (mask.shape, torch.Size()):
+            got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else show(tensor)
+            raise built.error(
+                f"returned a wrong metric {name!r} (expected shape {tuple(mask.shape)} or (), got {got})",
+                todo,
+            )
+        metrics[name] = tensor.detach()
+    return check_tensor(built, values, mask, given, later), metrics
+
+
+def check_scores(built: Built, result: Any, count: int, completion_ids: Sequence[Sequence[int]]) -> list[RowScore]:
+    """What a reward returned for `count` completions: a float, None or a float a token for each.
+
+    Accepted: a list or tuple, or anything with tolist() (tensors on any device, numpy arrays), of numbers
+    that float32 can hold (floats, ints, bools, 0-d tensors), of None = does not apply, or of lists of
+    numbers, one a token of completion_ids. Refused, with the first bad index: everything else, strings and
+    NaN in particular.
+    """
+    todo = "return one float or None for each completion, or one float for each token of its completion_ids"
+    expected = f"expected {count} values, one for each completion"
+    with built.guarded():
+        rows = _plain(result)
+    if not isinstance(rows, list):
+        hint = "; does the function end without a return?" if rows is None else ""
+        raise built.error(f"returned a wrong result ({expected}, got {show(rows)}{hint})", todo)
+    if len(rows) != count:
+        first = f"index {len(rows)} is missing" if len(rows) < count else f"index {count} is one too many"
+        raise built.error(f"returned a wrong number of values ({expected}, got {len(rows)}: {first})", todo)
+    checked: list[RowScore] = []
+    for index, (row, ids) in enumerate(zip(rows, completion_ids, strict=True)):
+        try:
+            checked.append(_row_score(row, len(ids)))
+        except ValueError as fault:
+            raise built.error(f"returned a wrong value at index {index} ({fault})", todo) from None
+    return checked
+
+
+def finite_number(value: Any) -> float:
+    """A finite number that float32 can hold, as a float: Python, numpy or a 0-d tensor. Raises ValueError."""
+    plain = _plain(value)
+    try:
+        if isinstance(plain, numbers.Real) and abs(number := float(plain)) <= LARGEST:
+            return number
+    except (OverflowError, TypeError, ValueError):  # an int beyond floats, a number that is none
+        pass
+    raise ValueError(f"expected a finite number, got {show(plain)}")
+
+
+def _row_score(value: Any, tokens: int) -> RowScore:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        try:
+            return finite_number(value)
+        except ValueError:
+            raise ValueError(f"expected a finite number or None, got {show(value)}") from None
+    if len(value) != tokens:
+        raise ValueError(f"expected a number, or {tokens} numbers for its {tokens} tokens, got {len(value)} values")
+    numbers_: list[float] = []
+    for t, item in enumerate(value):
+        try:
+            numbers_.append(finite_number(item))
+        except ValueError as fault:
+            raise ValueError(f"token {t}: {fault}") from None
+    return numbers_
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, arrays, tuples and lists of them as plain lists; anything else as it is."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _finite_on(value: "Tensor", mask: "Tensor") -> bool:
+    """Finite where the mask is True, for (B,), (B,R), (B,R,V); -inf is a banned token in a distribution."""
+    import torch
+
+    if value.ndim == 1 or value.shape[: mask.ndim] != mask.shape:
+        return bool(value.isfinite().all())
+    if value.ndim == 3:
+        return not bool((value[mask].isnan() | value[mask].isposinf()).any())
+    return bool(torch.where(mask, value, torch.zeros_like(value)).isfinite().all())

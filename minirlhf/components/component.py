@@ -1,0 +1,252 @@
+"""A component: one function or class of a plugin, read, checked, built and called. Parameter names bind.
+
+Here are reading a signature, checking options, building, calling by name, and the checks of what comes
+back. Every fault of a plugin becomes one PluginError that names plugin, component, file and line. Not here:
+finding and loading plugins (registry.py), and adding rewards up (scoring.py). torch is not imported until a
+tensor is checked.
+"""
+
+import contextlib
+import copy
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minirlhf.errors import ConfigError, PluginError, UserError
+
+if TYPE_CHECKING:
+    pass
+from minirlhf.components.guard import is_module, isolated, naming, place, version_of
+from minirlhf.errors import nearest
+
+OWN = "minirlhf"  # the owner of what comes with the program
+KINDS = ("reward", "kl", "advantage", "loss", "observer")
+NOUNS = {
+    "reward": "reward",
+    "kl": "KL estimator",
+    "advantage": "advantage function",
+    "loss": "policy loss",
+    "observer": "observer",
+}
+# What a component of a kind may name. Names are only ever added; an option wins over one of them.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "reward": (
+        *("prompts", "completions", "prompt_ids", "completion_ids"),
+        *("rollout", "trainer_state", "log_metric", "log_extra"),
+    ),
+    "kl": ("logprobs", "old_logprobs", "ref_logprobs", "log_dist", "ref_log_dist", "mask"),
+    "advantage": (
+        *("rewards", "values", "mask", "scores", "greedy_scores", "group"),
+        *("logprobs", "ref_logprobs", "kl", "terminated", "bootstrap_values"),
+    ),
+    "loss": ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "mask", "beta"),
+    "observer": (),
+}
+OBSERVER_METHODS = ("start", "step", "finish")
+REQUIRED: Any = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a component: annotation evaluated (Any without one), default REQUIRED if it has none."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    def __str__(self) -> str:
+        kind = "" if self.annotation is Any else f": {inspect.formatannotation(self.annotation)}"
+        return f"{self.name}{kind}" + ("" if self.default is REQUIRED else f" = {self.default!r}")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One named function or class of a plugin, as its signature describes it.
+
+    owner = the plugin's name, path = its file (or module). inputs: names of the kind's list that it takes;
+    columns: columns of the prompt file that it needs (rewards only); defaults: parameters that keep their own
+    default unless the prompt file has such a column; takes_columns: it has **kwargs and gets all the rest.
+    """
+
+    kind: str
+    name: str
+    owner: str
+    path: str
+    fn: Callable[..., Any]
+    inputs: tuple[str, ...]
+    options: dict[str, Option]
+    columns: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
+    takes_columns: bool = False
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{NOUNS[self.kind]} {self.name!r} of plugin {self.owner!r}"
+
+    @property
+    def where(self) -> str:
+        """FILE:LINE of its definition, as far as known."""
+        return place(self.fn, self.path)
+
+    @property
+    def doc(self) -> str:
+        """First line of its docstring."""
+        return (inspect.getdoc(self.fn) or "").partition("\n")[0]
+
+    def option_faults(self, values: Mapping[str, Any]) -> list[str]:
+        """What is wrong with these options, one line a fault, each beginning with the option's name."""
+        return self._checked(values)[1]
+
+    def build(self, values: Mapping[str, Any] | None = None, *, device: Any = None) -> "Built":
+        """Fix the options; construct a class (once); an nn.Module is moved to `device`, put in eval, frozen.
+
+        Raises ConfigError with all faults of the options, PluginError if the constructor raises.
+        """
+        options, faults = self._checked(values or {})
+        if faults:
+            raise ConfigError([f"{self.title}: {fault}" for fault in faults])
+        if not inspect.isclass(self.fn):
+            return Built(self, options)
+        try:
+            with isolated(), naming(self.title, self.where, self.path, code=self.fn):
+                state: Any = self.fn(**options)
+                if is_module(state):
+                    state = state.to(device).eval().requires_grad_(False)
+        except PluginError as fault:
+            if self.owner == OWN and isinstance(fault.__cause__, UserError):
+                raise fault.__cause__ from None  # one of ours, and the user's to mend: it says what to do
+            raise
+        return Built(self, {}, state)
+
+    def _checked(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Options as their annotations want them (an int for a float, a list for a tuple), and the faults."""
+        converted, faults = {}, []
+        for name, value in values.items():
+            if name not in self.options:
+                faults.append(f"{name} = {value!r}: {self._unknown_option(name)}")
+                continue
+            try:
+                converted[name] = _convert(self, self.options[name], value)
+            except (ValueError, TypeError) as fault:
+                faults.append(f"{name} = {value!r}: {fault}")
+        missing = [o.name for o in self.options.values() if o.default is REQUIRED and o.name not in values]
+        faults += [f"{name}: {self.title} needs this option" for name in missing]
+        return converted, faults
+
+    def _unknown_option(self, name: str) -> str:
+        if name in (*self.inputs, *self.columns, *self.defaults):
+            return f"a parameter of {self.title}, but no option: options are keyword-only and have a default"
+        known = f"it has {', '.join(self.options)}" if self.options else "it has none"
+        return f"no option of {self.title}{nearest(name, self.options) or f' ({known})'}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A component with its options fixed, ready to be called. label: what a reward is called in this run."""
+
+    component: Component
+    options: dict[str, Any]
+    state: Any = None
+    label: str = ""
+
+    @property
+    def is_module(self) -> bool:
+        return is_module(self.state)
+
+    @property
+    def stateful(self) -> bool:
+        """Has state_dict and load_state_dict: checkpointed. An nn.Module is frozen: nothing to save."""
+        return not self.is_module and all(
+            callable(getattr(self.state, method, None)) for method in ("state_dict", "load_state_dict")
+        )
+
+    @property
+    def title(self) -> str:
+        label = f" (label {self.label!r})" if self.label else ""
+        return f"{self.component.title}{label}"
+
+    def names(self, name: str) -> bool:
+        """Does it take this input (or column)?"""
+        c = self.component
+        if name in c.options:
+            return False
+        return c.takes_columns or name in c.inputs or name in c.columns or name in c.defaults
+
+    def __call__(self, available: Mapping[str, Any]) -> Any:
+        """Pick its inputs by name and call it.
+
+        Raises PluginError for whatever it raises (but KeyboardInterrupt), if it changes a tensor in place,
+        and, for a KL or a loss, if the result has lost its gradient.
+        """
+        c = self.component
+        inputs = {name: value for name, value in available.items() if self.names(name)}
+        versions = {name: version_of(value) for name, value in inputs.items()}
+        with isolated(), self.guarded():
+            result = (self.state if inspect.isclass(c.fn) else c.fn)(**inputs, **self.options)
+        for name, version in versions.items():
+            if version_of(inputs[name]) != version:
+                raise self.error(f"changed its input {name} in place", f"work on {name}.clone()")
+        if c.kind in ("kl", "loss"):
+            self._check_gradient(inputs.values(), result)
+        return result
+
+    def tell(self, method: str, *arguments: Any) -> Any:
+        """Call a method of a class component; PluginError for whatever it raises (but KeyboardInterrupt)."""
+        with isolated(), self.guarded():
+            return getattr(self.state, method)(*arguments)
+
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it, whatever is raised becomes a PluginError that names this component."""
+        c = self.component
+        return naming(self.title, c.where, c.path, code=c.fn)
+
+    def error(self, what: str, todo: str) -> PluginError:
+        """A fault of this component, with plugin, file and line."""
+        return PluginError(f"{self.title} {what}", self.component.where, todo)
+
+    def _check_gradient(self, inputs: Iterable[Any], result: Any) -> None:
+        """A detached result would train nothing, silently."""
+        import torch
+
+        value = result[0] if isinstance(result, tuple) and result else result
+        if not torch.is_grad_enabled() or not isinstance(value, torch.Tensor) or value.requires_grad:
+            return
+        if any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
+            raise self.error(
+                "returned a tensor without a gradient (expected one that depends on logprobs or log_dist)",
+                "do not use .detach(), .data, .item() or no_grad on the way from the input to the result",
+            )
+
+
+def _convert(component: Component, option: Option, value: Any) -> Any:
+    """A config value as the annotation wants it; strict: "0.2" is no float, a bool no int, an int is a float.
+
+    Raises ValueError (TypeError) with the reason, PluginError for an annotation that cannot be checked.
+    """
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    # Through JSON, where being strict still lets an array be a tuple.
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("must be finite") from None
+    if option.annotation is Any:
+        return copy.deepcopy(value)
+    strict = ConfigDict(strict=True, allow_inf_nan=False)
+    try:
+        return TypeAdapter(option.annotation, config=strict).validate_json(text)
+    except ValidationError as fault:
+        first = fault.errors(include_url=False)[0]
+        at = f" at [{']['.join(str(part) for part in first['loc'])}]" if first["loc"] else ""
+        expected = inspect.formatannotation(option.annotation)
+        raise ValueError(f"expected {expected}, {first['msg'][0].lower()}{first['msg'][1:]}{at}") from None
+    except (PydanticUserError, TypeError, NameError):
+        raise PluginError(
+            f"{component.title} has an option {option.name!r} whose annotation cannot be checked"
+            f" ({inspect.formatannotation(option.annotation)})",
+            component.where,
+            "use bool, int, float, str, Literal, or lists, tuples and unions of them",
+        ) from None

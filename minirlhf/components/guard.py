@@ -1,0 +1,140 @@
+"""Running a plugin's code: its prints, its exceptions and the process state that it may change.
+
+Every fault becomes one PluginError that names plugin, component, file and line. Not here: checks of results, checks.py.
+"""
+
+import contextlib
+import functools
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from minirlhf.errors import PluginError
+from minirlhf.signals import Terminated
+
+if TYPE_CHECKING:
+    pass
+
+
+@contextlib.contextmanager
+def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None]:
+    """Whatever the plugin raises (SystemExit and RecursionError too) becomes one PluginError that names it.
+
+    The place is the last line of the plugin's own file on the way to the fault, else `where`.
+    KeyboardInterrupt and Terminated are the user's and pass.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        raise
+    except BaseException as fault:
+        at = _raised_at(fault, {path, _filename(code)}) or where
+        raise PluginError(f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it") from fault
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Prints go to stderr (stdout holds results); cwd, default dtype and grad mode are put back."""
+    torch = sys.modules.get("torch")
+    here = _cwd()
+    mode = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if here and _cwd() != here:
+            os.chdir(here)
+        if torch and mode and mode != (torch.get_default_dtype(), torch.is_grad_enabled()):
+            torch.set_default_dtype(mode[0])
+            torch.set_grad_enabled(mode[1])
+
+
+def _describe(fault: BaseException) -> str:
+    """ValueError (the message): printable, of bounded length, whatever the plugin put there."""
+    message = printable_repr(str, fault, 300)
+    return f"{type(fault).__name__} ({message})" if message else type(fault).__name__
+
+
+def _raised_at(fault: BaseException, files: set[str]) -> str:
+    """FILE:LINE of the deepest frame inside these files, or of the line of a syntax error in one of them."""
+    if isinstance(fault, SyntaxError) and fault.filename in files and fault.lineno:
+        return f"{fault.filename}:{fault.lineno}"
+    at = ""
+    for frame, line in traceback.walk_tb(fault.__traceback__):
+        if frame.f_code.co_filename in files:
+            at = f"{frame.f_code.co_filename}:{line}"
+    return at
+
+
+def plain_function(obj: Any) -> Any:
+    """The plain function behind a class, a partial, a decorated function or an object with __call__."""
+    if inspect.isclass(obj):
+        own = [own_method(obj, name) for name in ("forward", "__call__", "step", "__init__")]
+        return next((f for f in own if hasattr(f, "__code__")), obj)
+    while isinstance(obj, functools.partial):
+        obj = obj.func
+    obj = inspect.unwrap(obj) if callable(obj) else obj
+    return obj if hasattr(obj, "__globals__") else vars(type(obj)).get("__call__", obj)
+
+
+def own_method(cls: type, name: str) -> Any:
+    """A method as the class or a base defines it; a plain getattr would find type.__call__ in every class."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+
+
+def _filename(obj: Any) -> str:
+    code = getattr(plain_function(obj), "__code__", None)
+    return code.co_filename if code else ""
+
+
+def place(obj: Any, path: str) -> str:
+    """FILE:LINE of a function's definition; `path` where that is not known."""
+    code = getattr(plain_function(obj), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else path
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
+
+
+def is_module(obj: Any) -> bool:
+    """True for an nn.Module; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(obj, torch.nn.Module)
+
+
+def is_module_class(obj: Any) -> bool:
+    """True for a subclass of nn.Module; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and inspect.isclass(obj) and issubclass(obj, torch.nn.Module)
+
+
+def version_of(value: Any) -> int:
+    """How often a tensor was changed in place; an inference tensor does not count, nor does anything else."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor) or value.is_inference():
+        return 0
+    return int(value._version)
+
+
+def show(value: Any) -> str:
+    """'good' (str), nan (float), None: a value and its type, short."""
+    if value is None:
+        return "None"
+    return f"{printable_repr(repr, value, 60)} ({type(value).__name__})"
+
+
+def printable_repr(write: Callable[[Any], str], value: Any, limit: int) -> str:
+    """str or repr of a plugin's object on one line, of bounded length, whatever it does when it is asked."""
+    try:
+        text = "".join(c if c.isprintable() else " " for c in write(value))
+    except Exception:
+        return "unreadable"
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,300 @@
+"""Finding and loading plugins, and the registry of their components.
+
+A plugin comes from the package itself (BUILTINS), from a FILE or MODULE that the user names, or from an
+entry point (group `minirlhf`); never from the current directory by itself. pluggy checks hooks and collects
+components, once: every plugin gets a fresh PluginManager, so that a broken one leaves nothing behind and a
+result is credited to the plugin that gave it (results of a shared hook come back reversed, unnamed and
+without Nones).
+
+What the user named fails for any fault. An entry point that has one is left out with a warning, because a
+package that somebody installed must not stop every command.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+import minirlhf
+from minirlhf import hookspecs
+from minirlhf.components.component import KINDS, NOUNS, Component
+from minirlhf.components.guard import isolated, naming, place
+from minirlhf.components.signature import read_component
+from minirlhf.errors import PluginError, UsageError, nearest
+
+GROUP = "minirlhf"
+BUILTINS = (
+    "minirlhf.builtin.rewards",
+    "minirlhf.builtin.kl",
+    "minirlhf.builtin.advantages",
+    "minirlhf.builtin.losses",
+    "minirlhf.builtin.observers",
+    "minirlhf.builtin.trained",
+)
+BUILTIN_OWNER = "minirlhf"
+HOOKS = {
+    "reward": "register_reward_models",
+    "kl": "register_kl_estimators",
+    "advantage": "register_advantage_functions",
+    "loss": "register_policy_losses",
+    "observer": "register_observers",
+}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
+    """Load the built-ins, then the FILEs and MODULEs of `plugins`, then entry points.
+
+    Nothing is kept between two loads. MINIRLHF_LOAD_PLUGINS, if set, lists the entry points or
+    distributions to load (empty = none). Raises PluginError for any fault of a built-in or of what
+    `plugins` names.
+    """
+    registry = Registry()
+    for name in BUILTINS:
+        registry.add(_imported(name), BUILTIN_OWNER, name, BUILTIN_OWNER, minirlhf.__version__)
+    for named in plugins:
+        if named.endswith(".py") or os.sep in named:
+            registry.add_file(named)
+        else:
+            registry.add_module(named)
+    for entry_point in _entry_points() if entry_points else ():
+        registry.add_entry_point(entry_point)
+    return registry
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One plugin of a load. version: of its package, else its `__version__`, else "". source: `package NAME`, or its
+    file. fault: why nothing of it is there, "" if it is loaded."""
+
+    owner: str
+    version: str
+    source: str
+    fault: str = ""
+
+
+@dataclass
+class Registry:
+    """The components of one load, the plugins that they are from, and the warnings it gave."""
+
+    components: list[Component] = field(default_factory=list)
+    plugins: list[Plugin] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    _modules: dict[str, tuple[ModuleType, str]] = field(default_factory=dict)  # file -> (module, owner)
+    _loaded: set[str] = field(default_factory=set)  # files (or modules) whose hooks have been read
+
+    def find(self, kind: str, name: str) -> Component:
+        """The component that NAME, OWNER:NAME or FILE.py:FUNCTION means.
+
+        Raises UsageError for an unknown name (with the choices), PluginError for one that two plugins give
+        and for any fault of FILE.py:FUNCTION.
+        """
+        file, _, function = name.rpartition(":")
+        if file.endswith(".py"):
+            return self._function(kind, file, function)
+        known = [c for c in self.listing() if c.kind == kind]
+        found = [c for c in known if name in (c.name, f"{c.owner}:{c.name}")]
+        if len(found) > 1:
+            raise PluginError(
+                f"{NOUNS[kind]} {name!r} is given by two plugins",
+                " and ".join(f"{c.owner!r} ({c.where})" for c in found),
+                f"choose one: {' or '.join(f'{c.owner}:{c.name}' for c in found)}",
+            )
+        if not found:
+            names = {c.name for c in known} | {f"{c.owner}:{c.name}" for c in known}
+            choices = ", ".join(f"{c.name} ({c.owner})" for c in known) or "none"
+            raise UsageError(
+                f"unknown {NOUNS[kind]} {name!r}{nearest(name, sorted(names))}",
+                todo=f"choose from {choices}, or name a function as FILE.py:FUNCTION",
+            )
+        return found[0]
+
+    def listing(self) -> list[Component]:
+        """All components, by kind, name and owner."""
+        return sorted(self.components, key=lambda c: (KINDS.index(c.kind), c.name, c.owner))
+
+    def plugin(self, owner: str, path: str) -> Plugin:
+        """That of a component; a file whose functions were named without a hook is one as well."""
+        return next((p for p in self.plugins if p.owner == owner), Plugin(owner, "", path))
+
+    def add(self, plugin: Any, owner: str, path: str, package: str = "", version: str = "") -> None:
+        """Collect a plugin's components; the same plugin a second time is no news."""
+        file = getattr(plugin, "__file__", None)
+        source = str(Path(file).resolve()) if file else path
+        if source in self._loaded:
+            return
+        self._loaded.add(source)
+        self.components += collect(plugin, owner, source)
+        if all(p.owner != owner for p in self.plugins):  # the built-ins are several modules
+            version = version or getattr(plugin, "__version__", "")
+            self.plugins.append(Plugin(owner, str(version), f"package {package}" if package else source))
+
+    def add_module(self, name: str) -> None:
+        """Load a plugin module that the user named."""
+        module = _imported(name)
+        self.add(module, self._owner(name, "module"), name)
+
+    def add_file(self, file: str) -> None:
+        """Load a plugin file that the user named."""
+        module, owner = self._module(file)
+        self.add(module, owner, str(module.__file__))
+
+    def add_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> None:
+        """Load an installed plugin; a fault of it is one warning, and nothing of it is kept."""
+        package, version = "an unknown distribution", ""
+        if entry_point.dist:
+            package, version = entry_point.dist.name, entry_point.dist.version
+        origin = _origin(entry_point.value.partition(":")[0].strip())
+        try:
+            with isolated(), naming(f"plugin {entry_point.name!r}", origin, origin):
+                plugin = entry_point.load()
+            self.add(plugin, self._owner(entry_point.name, package), entry_point.value, package, version)
+        except PluginError as fault:
+            self.plugins.append(Plugin(entry_point.name, version, f"package {package}", str(fault)))
+            self.warnings.append(f"plugin {entry_point.name!r} of {package} is left out: {fault}")
+
+    def _function(self, kind: str, file: str, name: str) -> Component:
+        """FILE.py:FUNCTION, without any hook."""
+        module, owner = self._module(file)
+        path = str(module.__file__)
+        if not hasattr(module, name) or name.startswith("__"):
+            functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+            what = f"plugin {owner!r} has no function {name!r}{nearest(name, functions)}"
+            raise PluginError(what, path, f"it has {', '.join(functions) or 'none'}")
+        return read_component(kind, name, owner, path, getattr(module, name))
+
+    def _module(self, file: str) -> tuple[ModuleType, str]:
+        """A plugin file as a module, run once a registry; its owner is the file's stem."""
+        path = Path(file).expanduser().resolve()
+        if str(path) not in self._modules:
+            owner = self._owner(path.stem, path.parent.name)
+            self._modules[str(path)] = _run_file(path, owner), owner
+        return self._modules[str(path)]
+
+    def _owner(self, name: str, place: str) -> str:
+        """`name`, or `place/name` if another plugin is called so."""
+        taken = {c.owner for c in self.components} | {owner for _, owner in self._modules.values()}
+        candidates = [name, f"{place}/{name}", *(f"{place}/{name}-{i}" for i in range(2, len(taken) + 3))]
+        return next(c for c in candidates if c not in taken)
+
+
+def collect(plugin: Any, owner: str, path: str) -> list[Component]:
+    """The components that a plugin's hooks register. Raises PluginError for any fault, or if none come."""
+    title = f"plugin {owner!r}"
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin, name=owner)
+        manager.check_pending()  # without it, an unknown hook would be ignored silently
+    except pluggy.PluginValidationError as fault:
+        raise _hook_fault(manager, str(fault), title, path) from None
+    _check_marks(plugin, title, path)
+    components: list[Component] = []
+    for kind, hook in HOOKS.items():
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            where = place(implementation.function, path)
+            with isolated(), naming(f"{hook} of {title}", where, path):
+                result = implementation.function()
+            components += _read(result, kind, owner, path, where)
+    if not components:
+        todo = "return {name: function} from a @hookimpl function such as register_reward_models"
+        raise PluginError(f"{title} registers nothing", path, f"{todo}, or name one as FILE.py:FUNCTION")
+    return components
+
+
+def _hook_fault(manager: pluggy.PluginManager, reason: str, title: str, path: str) -> PluginError:
+    """An unknown hook, with the name that was meant; else pluggy's own words (an argument no hook has)."""
+    for name, caller in vars(manager.hook).items():
+        if isinstance(caller, pluggy.HookCaller) and not caller.has_spec():
+            where = place(caller.get_hookimpls()[0].function, path)
+            what = f"{title} has an unknown hook {name!r}{nearest(name, HOOKS.values())}"
+            return PluginError(what, where, f"hooks are {', '.join(HOOKS.values())}")
+    return PluginError(f"{title} has a wrong hook ({reason})", path, "these hooks take no arguments")
+
+
+def _check_marks(plugin: Any, title: str, path: str) -> None:
+    """A hook without @hookimpl would be ignored silently."""
+    for name, value in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
+        own = inspect.isfunction(value) and value.__module__ == plugin.__name__
+        meant = own and name.startswith("register_") and nearest(name, HOOKS.values())
+        if meant and not hasattr(value, f"{GROUP}_impl"):
+            raise PluginError(
+                f"{title} has a hook {name!r} without its mark",
+                place(value, path),
+                "decorate it with @hookimpl (from minirlhf import hookimpl)",
+            )
+
+
+def _read(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator[Component]:
+    """What one hook returned, as components."""
+    title = f"{HOOKS[kind]} of plugin {owner!r} returned"
+    if not isinstance(result, Mapping):
+        got = "None" if result is None else f"a {type(result).__name__}"
+        raise PluginError(f"{title} {got} (expected a dict)", where, "return {name: function}")
+    for name, obj in result.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            allowed = "letters, digits, '.', '_' and '-', at most 64, a letter or digit first"
+            raise PluginError(f"{title} a bad name {name!r}", where, f"use {allowed}")
+        yield read_component(kind, name, owner, path, obj)
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    """Installed plugins that MINIRLHF_LOAD_PLUGINS allows, by name."""
+    allowed = os.environ.get("MINIRLHF_LOAD_PLUGINS")
+    found = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.name, e.value))
+    if allowed is None:
+        return found
+    wanted = {name.strip() for name in allowed.split(",")}
+    return [e for e in found if e.name in wanted or (e.dist and e.dist.name in wanted)]
+
+
+def _run_file(path: Path, owner: str) -> ModuleType:
+    """Run a plugin file as a module of its own name, from its source: no bytecode is read or left behind."""
+    title = f"plugin {owner!r}"
+    if not path.is_file():
+        raise PluginError(f"{title} is not found", str(path), "give the path of a .py file")
+    name = f"minirlhf_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{title} is not a Python file", str(path), "give the path of a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    try:
+        with isolated(), naming(title, str(path), str(path)):
+            exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a plugin module by its name."""
+    title = f"plugin {name!r}"
+    with isolated(), naming(title, name, _origin(name)):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as fault:
+            if not (fault.name and f"{name}.".startswith(f"{fault.name}.")):
+                raise  # the module is there; one that it imports is not
+    raise PluginError(f"{title} is not found", todo="install it, or give the path of a .py file")
+
+
+def _origin(module: str) -> str:
+    """The file of a module, as far as it can be known without running the module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (Exception, SystemExit):  # importing a parent package failed: loading it will say why
+        return module
+    return (spec and spec.origin) or module

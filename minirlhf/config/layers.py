@@ -1,0 +1,261 @@
+"""The whole run as frozen, strict pydantic models, and how files and flags become one.
+
+Layers, later ones win: the defaults below (the preset `reviews` is exactly them), then a preset's or a file's keys,
+then options such as `--kl`, then `--set key=value`. A layer that chooses another component drops the options that
+lower layers gave to the old one. A file that has [rewards] replaces the set of rewards, and so does `--reward`, which
+keeps the options that the file gave to equal labels.
+
+The sections kl, advantage, loss and rewards.LABEL choose a component: their own keys are fixed, every other key is an
+option of that component and is checked against its signature. All faults are found in one go (ConfigError), each with
+its dotted path, its value, where it came from and what may have been meant.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from minirlhf.components import registry as plugin_registry
+from minirlhf.components.registry import Registry
+from minirlhf.config.faults import FILTERS, component_faults, cross_faults, known_keys, pairing_faults, shown, unusable
+from minirlhf.config.paths import absolute_component, absolute_paths, absolute_plugin
+from minirlhf.config.schema import CHOOSERS, OWN_KEYS, Config
+from minirlhf.config.toml import preset_text, read_file, toml_value
+from minirlhf.errors import ConfigError, nearest
+from minirlhf.exact.problems import problems
+
+
+def load_config(
+    preset_or_file: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+    rewards: Sequence[str] = (),
+    plugins: Sequence[str] = (),
+    registry_loader: Callable[[Sequence[str]], Registry] = plugin_registry.load,
+) -> tuple[Config, Registry]:
+    """Defaults < preset or file < options (dotted key -> value) < sets ("key=value"), with the loaded plugins.
+
+    Raises ConfigError with every fault, UsageError for a preset that does not exist, PluginError from a plugin.
+    """
+    draft = Draft()
+    first = preset_or_file or "reviews"
+    if first.endswith(".toml"):
+        draft.add(read_file(Path(first)), first, Path(first).absolute().parent)
+        draft.name(Path(first).stem)
+    else:
+        draft.add(tomllib.loads(preset_text(first)), f"preset {first}", Path.cwd())
+        draft.name(first)
+    cwd = Path.cwd()
+    if rewards:
+        draft.choose_rewards(rewards, cwd)
+    for key, value in (options or {}).items():
+        draft.add(nested(key, value), option_name(key), cwd)
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            draft.faults.append(f"--set {shown(text)}: expected key=value, such as ppo.lr=1e-3")
+            continue
+        draft.add(nested(key.strip(), toml_value(value)), "--set", cwd)
+    draft.add_plugins(plugins, cwd)
+    draft.settle(cwd)
+    registry = registry_loader(draft.plugin_names())
+    return draft.finish(registry), registry
+
+
+class Draft:
+    """Layers on their way to a Config: plain nested dicts, where each value came from, and the faults so far."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}  # dotted path -> the layer that set it
+        self.faults: list[str] = []
+
+    def name(self, stem: str) -> None:
+        """What the run is called, unless a file says it."""
+        run = self.values.setdefault("run", {})
+        if isinstance(run, dict):
+            run.setdefault("preset", re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:64] or "run")
+
+    def add(self, layer: dict[str, Any], source: str, folder: Path) -> None:
+        """Put a layer on top; paths in it are relative to `folder`."""
+        if not self._usable(layer, source):
+            return
+        layer = absolute_paths(layer, folder)
+        if isinstance(layer.get("rewards"), dict) and source.endswith(".toml") | source.startswith("preset "):
+            self.values.pop("rewards", None)
+        for path, value in leaves(layer):
+            self._drop_options(path, value)
+            place, *rest = self._descend(path[:-1])
+            if rest:
+                self.faults.append(f"{'.'.join(path)} = {shown(value)} ({source}): {rest[0]} is a value, not a section")
+                continue
+            place[path[-1]] = value
+            self.origin[".".join(path)] = source
+
+    def choose_rewards(self, chosen: Sequence[str], folder: Path) -> None:
+        """`--reward LABEL[=WEIGHT]`: this set and no other; a label that was there keeps its options."""
+        before = self.values.get("rewards")
+        before = before if isinstance(before, dict) else {}
+        self.values["rewards"] = {}
+        for text in (text for text in chosen if self._usable({text: text}, "--reward")):
+            use, weight = split_weight(text)
+            label, use = use.rpartition(":")[2], absolute_component(use, folder)
+            if label in self.values["rewards"]:
+                self.faults.append(f"--reward {text}: label {label!r} is given twice; name them in a file instead")
+            kept = before.get(label, {})
+            same = isinstance(kept, dict) and use in (label, kept.get("use", label))
+            reward = dict(kept) if same else {}
+            given = {} if use == label else {"use": use}
+            given |= {} if weight is None else {"weight": weight}
+            self.values["rewards"][label] = reward | given
+            self.origin |= {f"rewards.{label}{key}": "--reward" for key in ("", *(f".{name}" for name in given))}
+
+    def settle(self, cwd: Path) -> None:
+        """What the defaults cannot know: the bases are kept under the current directory."""
+        run = self.values.get("run")
+        if isinstance(run, dict):
+            run.setdefault("bases", str(cwd / "runs" / "bases"))
+        exact = self.values.get("exact")
+        name = exact.get("problem") if isinstance(exact, dict) else None
+        if isinstance(name, str) and name in problems():  # a problem brings what is part of it, unless it is set
+            problem = problems()[name]
+            self.values.setdefault("rewards", {"problem": {}})
+            sampling = {"temperature": 1.0, "max_new_tokens": problem.horizon}
+            for section, values in {"kl": {"coef": problem.beta}, "sampler": sampling}.items():
+                given = self.values.setdefault(section, {})
+                if isinstance(given, dict):
+                    given |= {key: value for key, value in values.items() if key not in given}
+
+    def add_plugins(self, names: Sequence[str], folder: Path) -> None:
+        there = self.values.get("plugins", [])
+        if names and isinstance(there, list) and self._usable({"plugins": list(names)}, "--plugin"):
+            self.values["plugins"] = [*there, *(absolute_plugin(name, folder) for name in names)]
+
+    def plugin_names(self) -> list[str]:
+        names = self.values.get("plugins", [])
+        return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+
+    def finish(self, registry: Registry) -> Config:
+        """Validate everything at once."""
+        config = None
+        try:
+            config = Config.model_validate_json(json.dumps(self._split(), default=str))
+        except ValidationError as faults:
+            self.faults += [self._fault(dict(fault)) for fault in faults.errors(include_url=False)]
+        unknown = [self._at(path, reason) for path, reason in component_faults(self._split(), registry)]
+        self.faults += unknown
+        if config is not None:
+            self.faults += [self._at(path, reason) for path, reason in cross_faults(config)]
+            if not unknown:
+                self.faults += [self._at(path, reason) for path, reason in pairing_faults(config, registry)]
+        if self.faults or config is None:
+            raise ConfigError(self.faults)
+        return config
+
+    def _usable(self, layer: dict[str, Any], source: str) -> bool:
+        """False, with a fault, for a layer that holds what nothing here could work on."""
+        faults = [f"{path} ({source}): {reason}" for path, reason in unusable(layer)]
+        self.faults += faults
+        return not faults
+
+    def _descend(self, path: Sequence[str]) -> Iterator[Any]:
+        """The dict at a path, made where missing; or (None, the dotted path that is no dict)."""
+        place = self.values
+        for depth, key in enumerate(path):
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                return iter((None, ".".join(path[: depth + 1])))
+        return iter((place,))
+
+    def _drop_options(self, path: Sequence[str], value: Any) -> None:
+        """Another component chosen: the old one's options do not fit it."""
+        section, key = tuple(path[:-1]), path[-1]
+        if section[:1] == ("rewards",) and len(section) == 2 and key == "use":
+            own, at = OWN_KEYS["rewards"], self.values.get("rewards", {})
+            place = at.get(section[1]) if isinstance(at, dict) else None
+        elif len(section) == 1 and CHOOSERS.get(section[0]) == key:
+            own, place = OWN_KEYS[section[0]], self.values.get(section[0])
+        else:
+            return
+        if isinstance(place, dict) and place.get(key) != value:
+            for option in [name for name in place if name not in own]:
+                del place[option]
+
+    def _split(self) -> dict[str, Any]:
+        """The values with the options of components under `options`, and a reward's `use` filled in."""
+        out = dict(self.values)
+        for name in CHOOSERS:
+            if isinstance(out.get(name), dict):
+                out[name] = with_options(out[name], OWN_KEYS[name])
+        if isinstance(out.get("rewards"), dict):
+            out["rewards"] = {
+                label: with_options({"use": label, **reward}, OWN_KEYS["rewards"])
+                if isinstance(reward, dict)
+                else reward
+                for label, reward in out["rewards"].items()
+            }
+        return out
+
+    def _at(self, path: str, reason: str) -> str:
+        """PATH (where it came from): REASON; a path may be followed by ` = value`."""
+        key = path.partition(" = ")[0]
+        source = self.origin.get(key) or self.origin.get(key.rpartition(".")[0])
+        return f"{path}{f' ({source})' if source else ''}: {reason}"
+
+    def _fault(self, fault: dict[str, Any]) -> str:
+        """One of pydantic's faults in our words."""
+        path, value = ".".join(str(part) for part in fault["loc"]), fault.get("input")
+        reason = str(fault["msg"])
+        reason = reason[0].lower() + reason[1:]
+        kind = str(fault["type"])
+        if kind == "extra_forbidden":
+            section, key = fault["loc"][:-1], str(fault["loc"][-1])
+            if section == ("sampler",) and key in FILTERS:
+                reason = (
+                    "a run samples from the policy itself, because a token outside such a cut has probability 0 in "
+                    "sampling and not in the loss; use it with `minirlhf sample`"
+                )
+            else:
+                reason = f"there is no such key{nearest(key, known_keys(section))}"
+        elif kind.endswith("_type") and isinstance(value, str) and re.fullmatch(r"[-+0-9.eE_]+|true|false", value):
+            reason += "; this is a string: remove the quotes"
+        return self._at(f"{path} = {shown(value)}", reason)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b`, 1 -> {"a": {"b": 1}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def leaves(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of everything that is no table; an empty table is a leaf, so that it exists."""
+    for key, value in layer.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def with_options(section: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """The section's own keys, and all others under `options`."""
+    kept = {k: v for k, v in section.items() if k in own}
+    return {**kept, "options": {k: v for k, v in section.items() if k not in own}}
+
+
+def option_name(key: str) -> str:
+    """The flag that sets a key, for messages."""
+    flags = {"kl.estimator": "--kl", "advantage.function": "--advantage", "loss.policy": "--loss"}
+    return flags.get(key, f"--{key.rpartition('.')[2]}")
+
+
+def split_weight(text: str) -> tuple[str, Any]:
+    """LABEL[=WEIGHT] -> (label, weight or None); a weight that is no number is left for validation to refuse."""
+    use, equals, weight = text.rpartition("=")
+    return (use, toml_value(weight)) if equals else (text, None)

@@ -1,0 +1,88 @@
+"""Configurations as TOML and as JSON Schema: reading files and presets, writing a config that can be run again."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from minirlhf.config.schema import CHOOSERS, Config
+from minirlhf.errors import ConfigError, UsageError, nearest
+
+MAX_BYTES = 1 << 20  # a config of more than 1 MiB is something else given by mistake
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values as a file has them: options among the keys of their section, keys without a value left out."""
+    plain: dict[str, Any] = config.model_dump(mode="json")
+    for section in [*(plain[name] for name in CHOOSERS), *plain["rewards"].values()]:
+        section.update(section.pop("options"))
+    cleaned: dict[str, Any] = _without_none(plain)
+    return cleaned
+
+
+def dump_toml(config: Config) -> str:
+    """The config as TOML that loads back to an equal one."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a file; the keys of a component section that are not its own are its component's options."""
+    schema = Config.model_json_schema()
+    for definition in schema["$defs"].values():
+        if "options" in definition["properties"]:
+            del definition["properties"]["options"]
+            definition["additionalProperties"] = True
+        definition["required"] = []
+    schema["properties"]["rewards"].pop("default", None)
+    return schema
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the program."""
+    folder = resources.files("minirlhf") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """The TOML of a preset (UsageError with the nearest name for one that does not exist)."""
+    if name not in preset_names():
+        raise UsageError(
+            f"unknown preset {name!r}{nearest(name, preset_names())}",
+            todo=f"choose from {', '.join(preset_names())}, or give a file that ends in .toml",
+        )
+    return (resources.files("minirlhf") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts (ConfigError with file and line for one that is none)."""
+    try:
+        if not path.is_file():
+            raise ConfigError([f"{path}: no such file" if not path.exists() else f"{path}: not a regular file"])
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError([f"{path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}"])
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as fault:
+        raise ConfigError([f"{path}: cannot be read ({fault.strerror})"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: not UTF-8 text; save it as UTF-8"]) from None
+    except tomllib.TOMLDecodeError as fault:
+        raise ConfigError([f"{path}: not TOML: {fault}"]) from None
+    except (RecursionError, ValueError) as fault:
+        raise ConfigError([f"{path}: not TOML: {type(fault).__name__}"]) from None
+
+
+def toml_value(text: str) -> Any:
+    """A TOML value if it parses, else the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text

@@ -1,0 +1,130 @@
+"""Cached decoding: prompts in, a Rollout out.
+
+All rows of a batch are decoded together, one token a step, over a KV cache that is allocated once. A row stops when
+it samples EOS; the batch stops when every row has, or at max_new_tokens. A truncated response stays truncated: no
+EOS is forced into it, because the policy did not choose one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlhf.models.policy import Policy
+from minirlhf.models.rollout import Rollout
+from minirlhf.models.sampler import Sampler
+from minirlhf.models.transformer import KVCache
+from minirlhf.text.tokenizer import Tokenizer
+
+LOOK_EVERY = 8  # decoding steps between two looks at which rows have stopped (a look waits for the device)
+FEW = 0.8  # share of the rows still going at which the others are dropped
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """B prompts ready to be continued: ids (B,P) left-padded, mask (B,P), group (B,), texts and columns."""
+
+    ids: Tensor
+    mask: Tensor
+    group: Tensor
+    texts: tuple[str, ...]
+    columns: dict[str, tuple[Any, ...]]
+
+    @classmethod
+    def build(
+        cls,
+        texts: Sequence[str],
+        columns: Sequence[dict[str, Any]],
+        tokenizer: Tokenizer,
+        *,
+        responses: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> "PromptBatch":
+        """Encode prompts (BOS first), repeat each `responses` times in a row, pad on the left."""
+        encoded = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+        width = max(len(ids) for ids in encoded)
+        ids = torch.full((len(encoded), width), tokenizer.pad_id)
+        mask = torch.zeros(len(encoded), width, dtype=torch.bool)
+        for row, tokens in enumerate(encoded):
+            ids[row, width - len(tokens) :] = torch.tensor(tokens)
+            mask[row, width - len(tokens) :] = True
+        group = torch.arange(len(encoded))
+        names = sorted({name for row in columns for name in row})
+        spread = [i for i in range(len(encoded)) for _ in range(responses)]
+        return cls(
+            ids=ids[spread].to(device),
+            mask=mask[spread].to(device),
+            group=group[spread].to(device),
+            texts=tuple(texts[i] for i in spread),
+            columns={name: tuple(columns[i].get(name) for i in spread) for name in names},
+        )
+
+    def parts(self, size: int) -> Iterator["PromptBatch"]:
+        """The same prompts, `size` rows at a time."""
+        for start in range(0, len(self.texts), size):
+            rows = slice(start, start + size)
+            columns = {name: values[rows] for name, values in self.columns.items()}
+            yield PromptBatch(self.ids[rows], self.mask[rows], self.group[rows], self.texts[rows], columns)
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    prompts: PromptBatch,
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    sampler: Sampler | None = None,
+) -> Rollout:
+    """Sample one response a row with the policy's own sampler (or another one, for `sample`).
+
+    One uniform a row and step is drawn before the first token, so that what a row samples depends on neither the
+    device nor on when the other rows stop.
+    """
+    sampler = sampler or policy.sampler
+    (b, p), device = prompts.ids.shape, prompts.ids.device
+    uniform = torch.rand(b, max_new_tokens, generator=generator).to(device)
+    ids = torch.full((b, max_new_tokens), tokenizer.pad_id, device=device)
+    cache = KVCache(policy.model.config, b, p + max_new_tokens, policy.model.embed_tokens.weight)
+    rows, alive = torch.arange(b, device=device), torch.ones(b, dtype=torch.bool, device=device)  # those decoded
+    hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1]
+    for length in range(1, max_new_tokens + 1):
+        token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])
+        ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
+        alive = alive & (token != sampler.stop)
+        if length % LOOK_EVERY == 0:
+            going = alive.nonzero().squeeze(1)
+            if not len(going):
+                break
+            if len(going) <= FEW * len(rows):  # finished rows are not decoded any further
+                rows, alive, token = rows[going], alive[going], token[going]
+                cache.keep(going)
+        if length < max_new_tokens:
+            hidden = policy.model(token.unsqueeze(1), cache=cache)[:, -1]
+    return _rollout(prompts, ids, tokenizer, sampler.stop)
+
+
+def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
+    """Cut to the longest response and decode the texts."""
+    real = ids != tokenizer.pad_id  # PAD is banned from sampling: a slot that holds it was not reached
+    lengths = real.sum(dim=1).tolist()
+    longest = max(1, *lengths)
+    ids, real = ids[:, :longest].contiguous(), real[:, :longest].contiguous()
+    terminated = ((ids == stop) & real).any(dim=1)
+    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    completions = tuple(tokenizer.decode([i for i in row if i != stop]) for row in rows)
+    return Rollout(
+        prompt_ids=prompts.ids,
+        prompt_mask=prompts.mask,
+        response_ids=ids,
+        response_mask=real,
+        mask=real.clone(),
+        terminated=terminated,
+        group=prompts.group,
+        prompts=prompts.texts,
+        completions=completions,
+        columns=dict(prompts.columns),
+    )

@@ -1,0 +1,51 @@
+"""What PPO computes in: float32, or bfloat16 after it has been held against float32."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minirlhf.config.schema import Config
+from minirlhf.errors import UsageError
+from minirlhf.models.generate import generate
+from minirlhf.models.transformer import Transformer
+from minirlhf.ppo import Parts, PPOState
+from minirlhf.streams import generator
+
+PROBE_RESPONSES = 16  # on which the precision of PPO is held against float32
+MOST_PRECISION_ERROR = 0.1  # nats: beyond it, what a clip of 0.2 cuts is rounding
+
+
+@contextmanager
+def precision(config: Config, state: PPOState) -> Iterator[None]:
+    """Policy, critic and reference in the precision of PPO; in float32 again afterwards, for evaluation and disk."""
+    models = [*state.policy.modules(), *state.reference.policy.modules()]
+    trunks = [module for module in models if isinstance(module, Transformer)]
+    try:
+        for trunk in trunks:
+            trunk.in_bfloat16 = config.ppo.precision == "bfloat16"
+        yield
+    finally:
+        for trunk in trunks:
+            trunk.in_bfloat16 = False
+
+
+def precision_error(config: Config, state: PPOState, parts: Parts) -> float:
+    """The largest difference, in nats, between the reference's log-probs in this precision and in float32, on responses
+    to the first prompts; UsageError where it is too large to learn from."""
+    if config.ppo.precision == "float32":
+        return 0.0
+    model = state.reference.policy
+    rollout = generate(
+        model, next(parts.prompts(0).parts(PROBE_RESPONSES)), parts.tokenizer,
+        max_new_tokens=config.sampler.max_new_tokens, generator=generator(config.run.seed, "precision", 0),
+    )  # fmt: skip
+    lower = state.reference.score(rollout).logprobs
+    model.model.in_bfloat16 = False
+    error = float((lower - state.reference.score(rollout).logprobs).abs().max())
+    model.model.in_bfloat16 = True
+    if not error <= MOST_PRECISION_ERROR:
+        raise UsageError(
+            f"{config.ppo.precision} moves log-probs by {error:.2g} nats",
+            "ppo.precision",
+            "use float32 with this model",
+        )
+    return error

@@ -1,0 +1,295 @@
+"""Scores: what the chosen reward models gave to a batch of finished responses, summed with their weights.
+
+    total_i = sum over labels of weight x shape(score_i); None (does not apply) leaves the sum, token rewards add up.
+    shape(s) = clip((s - mean) / std): mean and std are the reference's where a reward is normalised, else 0 and 1.
+
+A reward function gets copies of what it names (texts, ids, columns of the prompt file, the rollout's
+tensors), so nothing that it does to them reaches the run. TRL's signature runs unchanged: (prompts,
+completions, completion_ids, **kwargs), sync or async. Not here: what the rules do to the sum (shaping.py).
+"""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from minirlhf.components.checks import RowScore, check_scores, finite_number
+from minirlhf.components.component import INPUTS, Built
+from minirlhf.components.guard import isolated
+from minirlhf.config.schema import Config
+from minirlhf.errors import PluginError, nearest
+from minirlhf.models.rollout import Rollout
+from minirlhf.rewards.batch import RewardBatch, TrainerState
+from minirlhf.rewards.shape import Scored
+from minirlhf.signals import TimeUp, time_limit
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a batch of n responses got.
+
+    total: the weighted sums, None where no reward model applied. by_label: what each gave (token rewards
+    summed), as it is. token_rewards: the part of the total that has a place (weighted, in units of std), one number a
+    token of completion_ids, or None if nobody gave such; the rest of the total belongs to the last token. metrics
+    and extras: what the functions logged, as reward/LABEL/NAME (the mean of the logged numbers; n values).
+    """
+
+    total: list[float | None]
+    by_label: dict[str, list[float | None]]
+    token_rewards: list[list[float]] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is done to a reward's score before it is weighed: (score - mean) / std, then cut to +- clip.
+
+    normalize: mean and std are still to be measured (`RewardModels.fit`).
+    """
+
+    normalize: bool = False
+    clip: float | None = None
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, score: float) -> float:
+        shaped = (score - self.mean) / self.std
+        return shaped if self.clip is None else min(max(shaped, -self.clip), self.clip)
+
+
+class RewardModels:
+    """The rewards of a run: models = (label, weight, built) each; shapes = label -> Shape, where a score is shaped."""
+
+    def __init__(self, models: Sequence[tuple[str, float, Built]], shapes: Mapping[str, Shape] | None = None) -> None:
+        self.models = [(label, weight, replace(built, label=label)) for label, weight, built in models]
+        self.shapes = {label: Shape() for label, _, _ in models} | dict(shapes or {})
+
+    @property
+    def normalized(self) -> list[str]:
+        """The labels whose scores are to be normalised."""
+        return [label for label, shape in self.shapes.items() if shape.normalize]
+
+    def fit(self, by_label: Mapping[str, Sequence[float | None]]) -> None:
+        """Take mean and (unbiased) standard deviation of these scores for the rewards that are normalised; one whose
+        scores are all the same is only centred."""
+        for label in self.normalized:
+            given = [score for score in by_label[label] if score is not None]
+            mean = sum(given) / len(given) if given else 0.0
+            std = math.sqrt(sum((s - mean) ** 2 for s in given) / (len(given) - 1)) if len(given) > 1 else 0.0
+            std = std if std > 1e-6 * max(1.0, abs(mean)) else 1.0
+            self.shapes[label] = replace(self.shapes[label], mean=mean, std=std)
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Every column that a function needs is in the prompt file, or PluginError with what may be meant."""
+        for _, _, built in self.models:
+            for name in built.component.columns:
+                if name not in columns:
+                    near = nearest(name, (*INPUTS["reward"], *columns))
+                    found = f"the columns of the prompt file ({', '.join(sorted(columns)) or 'none'})"
+                    raise built.error(
+                        f"takes an unknown input {name!r}{near}",
+                        f"inputs are {', '.join(INPUTS['reward'])} and {found}",
+                    )
+
+    def score(
+        self,
+        *,
+        prompts: list[str],
+        completions: list[str],
+        prompt_ids: list[list[int]],
+        completion_ids: list[list[int]],
+        columns: Mapping[str, Sequence[Any]],
+        trainer_state: TrainerState,
+        rollout: Any = None,
+    ) -> Scores:
+        """Call every reward model once, async ones together, and add up. rollout: an experience.Rollout.
+
+        Raises PluginError (plugin, file, label, first bad index) for whatever a function does wrong.
+        """
+        batch = RewardBatch(prompts, completions, prompt_ids, completion_ids, columns, trainer_state, rollout)
+        calls = [_Call(built, part) for _, _, built in self.models for part in batch.parts(built)]
+        _run(calls)
+        given: dict[str, list[RowScore]] = {}
+        for call in calls:
+            given.setdefault(call.built.label, []).extend(call.scores())
+        metrics, extras = _logged(calls)
+        return _added(self.models, self.shapes, given, completion_ids, metrics, extras)
+
+
+class _Call:
+    """One call of one reward model, with what it returned and what it logged."""
+
+    def __init__(self, built: Built, batch: RewardBatch) -> None:
+        self.built, self.batch = built, batch
+        self.result: Any = None
+        self.metrics: list[tuple[str, float]] = []
+        self.extras: list[tuple[str, list[Any]]] = []
+
+    def start(self) -> None:
+        """Call it; an async function leaves something to await in `result`."""
+        logs = {"log_metric": self.log_metric, "log_extra": self.log_extra}
+        inputs = self.batch.inputs(self.built) | logs
+        with _inference_mode() if self.built.is_module else nullcontext():
+            self.result = self.built(inputs)
+
+    async def finish(self) -> None:
+        try:
+            with self.built.guarded():
+                self.result = await self.result
+        except PluginError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the loop is being ended: no fault of the function
+                raise asyncio.CancelledError from None
+            raise
+
+    def scores(self) -> list[RowScore]:
+        ids = self.batch.completion_ids
+        return check_scores(self.built, self.result, len(ids), ids)
+
+    def log_metric(self, name: str, value: Any) -> None:
+        """TRL's: a number to log under a name; the mean over a step's calls is kept."""
+        self.metrics.append((_text(name), finite_number(value)))
+
+    def log_extra(self, column: str, values: Any) -> None:
+        """TRL's: one value a completion, shown beside the samples."""
+        listed = values.tolist() if hasattr(values, "tolist") else list(values)
+        expected = len(self.batch.completions)
+        if len(listed) != expected:
+            raise ValueError(f"expected {expected} values to log as {column!r}, got {len(listed)}")
+        self.extras.append((_text(column), listed))
+
+
+def _run(calls: list[_Call]) -> None:
+    """Call all in order, then await together what is left to await. The first fault, in order, is raised."""
+    try:
+        for call in calls:
+            call.start()
+        waiting = [call for call in calls if inspect.isawaitable(call.result)]
+        if waiting:
+            with isolated():
+                outcomes = _in_a_loop(_gather([call.finish() for call in waiting]))
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
+    finally:
+        for call in calls:  # a coroutine that is never awaited would warn when it is collected
+            if inspect.iscoroutine(call.result):
+                call.result.close()
+
+
+async def _gather(tasks: list[Awaitable[None]]) -> list[BaseException | None]:
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _in_a_loop(work: Coroutine[Any, Any, list[BaseException | None]]) -> list[BaseException | None]:
+    """asyncio.run, also where a loop is running already (a notebook): there in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def _added(
+    models: list[tuple[str, float, Built]],
+    shapes: Mapping[str, Shape],
+    given: dict[str, list[RowScore]],
+    completion_ids: list[list[int]],
+    metrics: dict[str, float],
+    extras: dict[str, list[Any]],
+) -> Scores:
+    """The weighted sum over the labels, and the part of it that is placed token by token."""
+    total: list[float | None] = [None] * len(completion_ids)
+    by_label: dict[str, list[float | None]] = {}
+    tokens = [[0.0] * len(ids) for ids in completion_ids]
+    placed = False
+    for label, weight, _ in models:
+        sums: list[float | None] = []
+        for i, row in enumerate(given.get(label, [])):
+            value = sum(row) if isinstance(row, list) else row
+            sums.append(value)
+            if value is not None:
+                total[i] = (total[i] or 0.0) + weight * shapes[label](value)
+            if isinstance(row, list):
+                placed, scale = True, weight / shapes[label].std
+                tokens[i] = [old + scale * new for old, new in zip(tokens[i], row, strict=True)]
+        by_label[label] = sums
+    return Scores(total, by_label, tokens if placed else None, metrics, extras)
+
+
+def _logged(calls: list[_Call]) -> tuple[dict[str, float], dict[str, list[Any]]]:
+    """Means of the metrics and the extra columns, each as reward/LABEL/NAME: no two rewards share a name."""
+    numbers: dict[str, list[float]] = {}
+    extras: dict[str, list[Any]] = {}
+    for call in calls:
+        prefix = f"reward/{call.built.label}"
+        for name, number in call.metrics:
+            numbers.setdefault(f"{prefix}/{name}", []).append(number)
+        for name, values in call.extras:
+            extras.setdefault(f"{prefix}/{name}", []).extend(values)
+    return {name: sum(values) / len(values) for name, values in numbers.items()}, extras
+
+
+def _inference_mode() -> Any:
+    import torch
+
+    return torch.inference_mode()
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a name to log under must be a string, got {type(name).__name__}")
+    return name
+
+
+def call_rewards(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scores:
+    """Texts, ids and columns of a rollout to the reward models, in the time that they have."""
+    limit = config.run.reward_timeout_s
+    try:
+        with time_limit(limit, f"longer than run.reward_timeout_s = {limit:g} s" if limit else ""):
+            return models.score(
+                prompts=list(rollout.prompts),
+                completions=list(rollout.completions),
+                prompt_ids=rollout.prompt_id_lists,
+                completion_ids=rollout.completion_id_lists,
+                columns={name: list(values) for name, values in rollout.columns.items()},
+                rollout=rollout,
+                trainer_state=TrainerState(
+                    global_step=step,
+                    max_steps=config.ppo.iterations,
+                    epoch=step / max(1, config.ppo.iterations),
+                    tokenizer_hash=tokenizer.hash,
+                ),
+            )
+    except TimeUp as fault:  # between two calls, or while several are awaited
+        labels = ", ".join(label for label, _, _ in models.models)
+        raise PluginError(f"rewards took {fault}", labels, "raise it, or make them faster") from None
+
+
+def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scored:
+    """What the reward models give a rollout, as tensors on its device."""
+    result = call_rewards(models, rollout, step, config, tokenizer)
+    device, (b, r) = rollout.mask.device, rollout.mask.shape
+    token_rewards = torch.zeros(b, r)
+    for row, placed in enumerate(result.token_rewards or []):
+        token_rewards[row, : len(placed)] = torch.tensor(placed)
+    metrics = dict(result.metrics)
+    for label, values in result.by_label.items():
+        given = [v for v in values if v is not None]
+        metrics[f"reward/{label}"] = sum(given) / len(given) if given else 0.0
+    metrics["count/unscored"] = float(sum(v is None for v in result.total))
+    return Scored(
+        scores=torch.tensor([v or 0.0 for v in result.total], device=device),
+        valid=torch.tensor([v is not None for v in result.total], device=device),
+        token_rewards=token_rewards.to(device),
+        metrics=metrics,
+    )

@@ -1,0 +1,1 @@
+"""Parts of an iteration: experience, terms, controllers, metrics, alarms."""

@@ -1,0 +1,83 @@
+"""Advice about configurations that run but optimise something else than they seem to.
+
+Not here: combinations that are refused (config/faults.py), and what metrics show during a run (alarms.py).
+"""
+
+from collections.abc import Iterator
+
+from minirlhf.components.registry import BUILTIN_OWNER
+from minirlhf.config.schema import Config
+
+
+def doubts(config: Config) -> list[str]:
+    """Choices that optimise something else than they seem to, each with the reason in a sentence."""
+    return [*kl_doubts(config), *other_doubts(config)]
+
+
+def other_doubts(c: Config) -> Iterator[str]:
+    """What the advantage function, the loss and the rest change about the objective."""
+    own = [(r.use, r.weight, r.normalize, r.clip) for r in c.rewards.values()]
+    if c.exact.problem and own != [("problem", 1.0, False, None)]:
+        yield f"the optimality of {c.exact.problem} is that of its own score, not what this run is rewarded for"
+    if c.corpus.preferences and not any(r.use.endswith("trained") for r in c.rewards.values()):
+        yield "corpus.preferences: no reward is trained from these comparisons; choose it by --reward trained"
+    updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
+    function, loss = c.advantage.function.removeprefix(f"{BUILTIN_OWNER}:"), c.loss.policy
+    if loss.removeprefix(f"{BUILTIN_OWNER}:") == "pg" and updates > 1:
+        yield (
+            f"loss pg with {updates} updates a rollout: it has no importance ratio, so from the second update on it is "
+            "the gradient of a policy that is gone; use ratio, or one epoch of one minibatch"
+        )
+    if function == "grpo":
+        yield (
+            "advantage grpo: the division by each group's standard deviation weighs prompts by how little their "
+            "responses differ, which is not the gradient of the mean score; dr_grpo leaves it out"
+        )
+    if function in ("rloo", "dr_grpo") and c.advantage.whiten in ("batch", "population"):
+        yield (
+            f"advantage {function} with whiten = {c.advantage.whiten}: the batch's standard deviation changes from one "
+            "rollout to the next and with it the size of the step; use none"
+        )
+    if c.advantage.options.get("gamma", 1.0) != 1.0 and c.kl.coef and c.kl.place != "loss":
+        yield (
+            f"advantage.gamma = {c.advantage.options['gamma']} with the KL in the reward: later KL counts less, so "
+            "what is optimised is not score - beta KL of the sequence"
+        )
+    if c.loss.aggregation == "sequence_mean":
+        yield (
+            "loss.aggregation = sequence_mean: a token of a short response weighs more than one of a long response, "
+            "which is not the gradient of the mean score where lengths differ; token_mean and constant are"
+        )
+
+
+def kl_doubts(config: Config) -> list[str]:
+    """What this KL estimator in this place does not do."""
+    owner, _, estimator = config.kl.estimator.rpartition(":")
+    place = config.kl.place
+    if not config.kl.coef or owner not in ("", BUILTIN_OWNER):
+        return []
+    reasons = {
+        ("exact", "reward"): "given the tokens before it, the exact KL does not depend on the token taken, so only the "
+        "KL of later tokens is penalised (none at all for responses of one token); kl.place=both has the full gradient",
+        ("k1", "loss"): "the gradient of k1 in the loss is zero in expectation: it regularises nothing; use k2 or k3 "
+        "in the loss, or k1 in the reward",
+        ("k2", "reward"): "k2 in the reward is not the gradient of a KL, because k2 is biased as an estimate; use k1",
+        ("k3", "reward"): "k3 in the reward is not the gradient of the KL: runs climb, then collapse; use k1",
+        (
+            "ratio_k3",
+            "reward",
+        ): "ratio_k3 in the reward is k3 (the ratio is 1 where the rewards are made), not the "
+        "gradient of the KL: runs climb, then collapse; use k1",
+        ("ratio_k3", "both"): "ratio_k3 in both places counts each token's own KL twice, in the reward and through the "
+        "ratio; use exact, k1 or k3",
+        ("ratio_k3", "loss"): "the gradient of each token's KL given those before it, as k2's: later KL is left out",
+        ("abs", "reward"): "|log ratio| in the reward is a distance, not a KL, and pulls in both directions; use k1",
+        ("k2", "both"): "k2 in both places is the gradient of E[k2], which is not the KL; use exact, k1 or k3",
+        ("abs", "both"): "|log ratio| is a distance, not a KL; use exact, k1 or k3",
+        ("abs", "loss"): "the gradient of |log ratio| has one size at every distance and is not that of a KL; use k2",
+        ("exact", "loss"): "the KL of each token given those before it: how a token changes later KL is left out",
+        ("k2", "loss"): "the gradient of each token's KL given those before it: later KL is left out",
+        ("k3", "loss"): "the gradient of the reverse direction KL(ref, policy), token by token (as in GRPO)",
+    }
+    reason = reasons.get((estimator, place))
+    return [f"kl {estimator} in {place}: {reason}"] if reason else []

@@ -1,0 +1,141 @@
+"""What is logged about an iteration, one formula a line. Names are TRL's where TRL's PPO has the metric.
+
+Every mean is over the mask (tokens) or over the rows that have one (responses). README.md lists each metric with its
+formula and unit, and a test holds the two together.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minirlhf.rl.experience import Experience
+from minirlhf.tensors import masked_mean, masked_sum, moments
+
+Metrics = dict[str, float]
+
+
+def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, beta: float, eos: int) -> Metrics:
+    """About the responses, before the epochs: entropy (B,R), penalty = beta kl in the reward (B,R), beta of the KL."""
+    e, mask = experience, experience.mask
+    rows = mask.any(dim=1)
+    count = rows.sum().clamp(min=1)
+    values = {
+        "objective/kl": masked_sum(e.kl, mask) / count,
+        "objective/entropy": -masked_sum(e.old_logprobs, mask) / count,
+        "objective/non_score_reward": -masked_sum(penalty, mask) / count,
+        "objective/rlhf_reward": masked_sum(e.rewards, mask) / count,
+        "objective/scores": masked_mean(e.scores, rows),
+        "policy/entropy_avg": masked_mean(entropy, mask),
+        "val/num_eos_tokens": ((e.rollout.response_ids == eos) & e.rollout.response_mask).sum(),
+        "response/length": e.rollout.response_mask.sum() / len(e),
+        "response/eos_rate": e.rollout.terminated.float().mean(),
+        "count/masked_rows": (~rows).sum(),
+    }
+    read = torch.stack([value.double() for value in values.values()]).tolist()
+    metrics = dict(zip(values, read, strict=True))
+    metrics["objective/scores_std"] = moments(e.scores, rows).std()
+    metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
+    log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
+    metrics["objective/score_length_correlation"] = correlation(
+        e.scores[rows], e.rollout.response_mask.sum(dim=1)[rows].to(e.scores)
+    )
+    metrics["response/repetition"] = repeated_triples(e.rollout.completion_id_lists)
+    residual = residual_std(e.scores - beta * log_ratio, e.rollout.group, rows)
+    if residual is not None:
+        metrics |= {
+            "objective/residual_std": residual,
+            "count/flat_groups": flat_groups(e.scores, e.rollout.group, rows),
+        }
+    return metrics
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation of x and y (n,); 0 where one of them does not vary."""
+    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    scale = float(x.norm() * y.norm())
+    return float((x * y).sum()) / scale if scale > 1e-12 else 0.0
+
+
+def repeated_triples(rows: Sequence[Sequence[int]]) -> float:
+    """Share of the token triples of a response that were in it before, over all responses: 0 = nothing repeated."""
+    total, distinct = 0, 0
+    for ids in rows:
+        triples = list(zip(ids, ids[1:], ids[2:], strict=False))
+        total, distinct = total + len(triples), distinct + len(set(triples))
+    return 1 - distinct / total if total else 0.0
+
+
+def flat_groups(scores: Tensor, group: Tensor, rows: Tensor) -> float:
+    """Share of the prompts with two responses or more whose scores are all the same."""
+    _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
+    kept, empty = scores[rows], scores.new_zeros(len(sizes))
+    highest = empty.scatter_reduce(0, index, kept, "amax", include_self=False)
+    lowest = empty.scatter_reduce(0, index, kept, "amin", include_self=False)
+    several = sizes > 1
+    return float(((highest == lowest) & several).sum() / several.sum().clamp(min=1))
+
+
+def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None:
+    """Standard deviation within a prompt, pooled over the prompts with two responses or more; None without any.
+
+    residuals (B,) = r - beta log(pi/ref) of whole responses, group (B,) their prompts, rows (B,) = counts. Only at
+    the optimum is r - beta log(pi/ref) the same for all responses to a prompt, so 0 says that there is nothing left
+    to gain at this beta. Across prompts it differs by how hard they are. Unit: score.
+    """
+    _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
+    x = residuals[rows].detach().double()
+    freedom = int((sizes - 1).sum())
+    if freedom == 0:
+        return None
+    means = x.new_zeros(len(sizes)).scatter_add(0, index, x) / sizes
+    return float(((x - means[index]).square().sum() / freedom).sqrt())
+
+
+class Averages:
+    """Sums over the micro-batches of one minibatch, kept on the device until they are read all at once."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens  # of the whole minibatch, 0-d
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, shares: dict[str, Tensor]) -> None:
+        """0-d tensors that are already shares of the minibatch's value."""
+        for name, value in shares.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def add_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
+        """(b,R) values a token, or 0-d ones of a micro-batch: averaged over the tokens of the minibatch."""
+        for name, value in values.items():
+            spread = value.detach().double().expand(mask.shape)
+            self.add({name: masked_sum(spread, mask) / self.tokens})
+
+    def add_largest(self, name: str, value: Tensor, mask: Tensor) -> None:
+        """The largest of value (b,R) over the mask, over all micro-batches."""
+        largest = torch.where(mask, value.detach(), torch.zeros_like(value)).max()
+        self.sums[name] = torch.maximum(self.sums.get(name, largest), largest)
+
+    def read(self) -> Metrics:
+        """Everything as floats: one synchronisation."""
+        return dict(zip(self.sums, torch.stack([x.double() for x in self.sums.values()]).tolist(), strict=True))
+
+
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 = perfect, 0 = no better than a constant."""
+    total = moments(returns, mask).variance()
+    return 1.0 - moments(returns - values, mask).variance() / total if total > 0 else 0.0
+
+
+def update_metrics(updates: list[Metrics], beta: float, lr: float) -> Metrics:
+    """Means over the optimiser steps of an iteration (none when no row could be learned from)."""
+    names = updates[0].keys() if updates else ()
+    means = {name: sum(u[name] for u in updates) / len(updates) for name in names if name != "log_ratio"}
+    ratios = torch.tensor([u["val/ratio"] for u in updates], dtype=torch.float64)
+    return {
+        **means,
+        "val/ratio_var": float(ratios.var()) if len(updates) > 1 else 0.0,
+        "policy/first_log_ratio": updates[0]["log_ratio"] if updates else 0.0,
+        "count/updates": float(len(updates)),
+        "kl/coef": beta,
+        "lr": lr,
+    }

@@ -1,0 +1,128 @@
+"""The token log: what the models thought of some responses, token by token, after the update that learned from them.
+
+One row a response, plain numbers and texts, ready for a file; the report's token view and `minirlhf inspect` read them.
+What the update used (value, reward, advantage, old log-prob, the reference's distributions) is the rollout's; what it
+led to (log-prob, alternatives, KL of the whole distributions) is scored here: without gradients, without randomness and
+without a stateful component, so that a run with a token log and one without are the same to the bit.
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from functools import cache
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlhf.builtin import kl
+from minirlhf.components.component import Built
+from minirlhf.errors import PluginError
+from minirlhf.models.policy import Policy
+from minirlhf.models.rollout import LogDist
+from minirlhf.rl.experience import Experience
+from minirlhf.text.tokenizer import SPECIAL, Tokenizer
+
+LIKELIEST = 5  # alternatives of each token
+NUMBERS = 1 << 22  # of a distribution's, at a time
+
+
+@torch.no_grad()
+def token_log(
+    experience: Experience, policy: Policy, loss: Built, beta: float, tokenizer: Tokenizer, count: int
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row for each of the first `count` responses; lists have an entry a response token, EOS included.
+
+    prompt, score (None if it counts for nothing: no reward applied, or the row is masked), terminated; tokens their
+    texts; old_logprob, kl (the chosen estimator's), value, reward, advantage as the update used them; logprob,
+    ref_logprob, exact (KL over the vocabulary) after it, in nats; clipped, whether the loss held the token back (None
+    where the loss does not say); likeliest, for each token [text, log-prob of the policy, of the reference] of the five
+    that the policy finds most likely now. beta: that of the loss (N10).
+    """
+    if not count:
+        return
+    some = experience.rows(torch.arange(min(count, len(experience))))
+    now = policy.score(some.rollout)
+    columns = {
+        "old_logprob": some.old_logprobs, "logprob": now.logprobs, "ref_logprob": some.ref_logprobs, "kl": some.kl,
+        "value": some.old_values, "reward": some.rewards, "advantage": some.advantages,
+    }  # fmt: skip
+    held_back = clipped(loss, some, now.logprobs, beta)
+    whole = distributions(now.log_dist, some.ref_log_dist, some.rollout.response_mask, tokenizer)
+    for row, (ids, (exact, choices)) in enumerate(zip(some.rollout.completion_id_lists, whole, strict=True)):
+        real = some.rollout.response_mask[row]
+        yield {
+            "prompt": some.rollout.prompts[row],
+            "score": some.scores[row].item() if some.learnable[row] else None,
+            "terminated": bool(some.rollout.terminated[row]),
+            "tokens": pieces(tokenizer, ids),
+            **{name: rounded(values[row][real]) for name, values in columns.items()},
+            "exact": exact,
+            "clipped": None if held_back is None else held_back[row][real].bool().tolist(),
+            "likeliest": choices,
+        }
+
+
+def distributions(
+    now: LogDist, ref: LogDist, real: Tensor, tokenizer: Tokenizer
+) -> Iterator[tuple[list[float | None], list[list[list[Any]]]]]:
+    """Of each row of `real` (B,R): KL(policy, reference) of its tokens, and their most likely alternatives.
+
+    Some rows of distributions at a time: at a vocabulary of 50,000 those of one response are 40 MB.
+    """
+    names = cache(lambda token: token_text(tokenizer, token))
+    size = max(1, NUMBERS // (real.shape[1] * tokenizer.vocab_size))
+    for start in range(0, len(real), size):
+        part = slice(start, min(start + size, len(real)))
+        log_dist, ref_dist = now(part), ref(part)
+        exact, top = kl.exact(log_dist, ref_dist), log_dist.topk(min(LIKELIEST, log_dist.shape[-1]))
+        theirs = ref_dist.gather(-1, top.indices)
+        for row, here in enumerate(real[part]):
+            ids, p, q = (x[row][here].flatten() for x in (top.indices, top.values, theirs))
+            texts = [names(token) for token in ids.tolist()]
+            choices = [list(choice) for choice in zip(texts, rounded(p), rounded(q), strict=True)]
+            width = top.indices.shape[-1]
+            each = [choices[at : at + width] for at in range(0, len(choices), width)]
+            yield rounded(exact[row][here]), [[choice for choice in some if choice[1] is not None] for some in each]
+
+
+def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Tensor | None:
+    """What the loss logs as `clipfrac` for the tokens (B,R) at these log-probs; None if it logs none.
+
+    One that is a class may count its calls and is not asked. Its result was checked in the update; here nothing is
+    refused, so that weights which are not finite are found where they would be saved.
+    """
+    if loss.state is not None:
+        return None
+    known = {
+        "logprobs": logprobs.detach().requires_grad_(), "old_logprobs": some.old_logprobs,
+        "ref_logprobs": some.ref_logprobs, "advantages": some.advantages, "mask": some.mask, "beta": beta,
+    }  # fmt: skip
+    try:
+        with torch.enable_grad():  # as in the update: it may take a gradient itself
+            found = loss(known)
+    except PluginError:  # it has learned from these responses; that it cannot be asked again is no fault of the run
+        return None
+    held_back = found[1].get("clipfrac") if isinstance(found, tuple) else None
+    return held_back if isinstance(held_back, Tensor) and held_back.shape == some.mask.shape else None
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each token, which together are the text of all: a character stands where its last byte is."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    last = len(ids) - 1
+    return [decoder.decode(tokenizer.token_bytes(token), final=i == last) for i, token in enumerate(ids)]
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token by itself: half a character as its bytes, a special token by its name."""
+    special = {tokenizer.pad_id: SPECIAL[0], tokenizer.bos_id: SPECIAL[1], tokenizer.eos_id: SPECIAL[2]}
+    return special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
+
+
+def rounded(values: Tensor) -> list[float | None]:
+    """To six decimals; what is not finite (a banned token's log-prob) as None."""
+    found: list[float | None] = values.double().round(decimals=6).tolist()
+    return (
+        found if bool(values.isfinite().all()) else [None if x is None or abs(x) == inf or x != x else x for x in found]
+    )

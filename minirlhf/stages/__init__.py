@@ -1,0 +1,1 @@
+"""How each model is made and measured: pretraining, SFT, reward model, evaluation."""

@@ -1,0 +1,246 @@
+"""What a run starts from: a base, pretrained once, and fine-tuned where there are demonstrations; then reused.
+
+For a problem of the exact lab it is fitted to the problem's reference instead of pretrained.
+
+    BASES/HASH/      config.json  model.safetensors  tokenizer.json  tokenizer_config.json  base.json  MANIFEST.json
+    BASES/sft-HASH/  the same
+
+HASH is over everything that decides the weights. A directory is made under a lock, so that two runs which start
+together pretrain once; one that fails its manifest is made again. What was killed or stopped while it was made goes on
+where its progress is (store/progress.py).
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from minirlhf.config.schema import Config
+from minirlhf.events import Emit
+from minirlhf.exact import lab
+from minirlhf.exact.problems import Problem, problems
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.sampler import Sampler
+from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.stages import sft
+from minirlhf.stages.artifacts import FACTS, kept
+from minirlhf.stages.data import load_documents
+from minirlhf.stages.pretrain import PretrainState, heldout_loss, train, windows
+from minirlhf.store import progress
+from minirlhf.store.files import complete_directory, read_json, write_json
+from minirlhf.store.layout import kept_name
+from minirlhf.store.weights import load_transformer, save_transformer
+from minirlhf.streams import generator
+from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations
+from minirlhf.text.files import corpus_hash
+from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
+
+FORMAT = 2  # raise when the same settings would give other weights
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run starts from, on disk: directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds)."""
+
+    directory: Path
+    trunk: Transformer
+    tokenizer: Tokenizer
+    facts: dict[str, Any]
+
+
+def problem_of(config: Config) -> Problem | None:
+    """The problem of the exact lab that this run is about, if it is about one."""
+    return None if config.exact.problem is None else problems()[config.exact.problem]
+
+
+def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
+    """What the policy's distribution is in this run: its temperature, and what may not be chosen."""
+    problem, temperature = problem_of(config), config.sampler.temperature
+    if problem is not None:
+        return lab.sampler_of(problem, tokenizer, temperature)
+    return Sampler(temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+
+
+def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
+    """What KL is measured against: the policy as it is now, or the table of a problem."""
+    problem = problem_of(config)
+    return Reference(policy) if problem is None else lab.TableReference(policy, problem, tokenizer)
+
+
+def base_key(config: Config) -> dict[str, Any]:
+    """Everything that decides the weights of the base."""
+    corpus, problem = config.corpus, problem_of(config)
+    if problem is not None:
+        return {
+            "format": FORMAT,
+            "problem": problem.name,
+            "table": lab.fingerprint(problem),
+            "temperature": config.sampler.temperature,
+            "model": config.model.model_dump(exclude={"separate_critic"}),
+            "seed": config.pretrain.seed,
+        }
+    return {
+        "format": FORMAT,
+        "corpus": {
+            "sha256": corpus_hash(corpus.text),
+            "heldout_share": corpus.heldout_share,
+            "errors": corpus.errors,
+        },
+        "tokenizer": config.tokenizer.model_dump(),
+        "model": config.model.model_dump(exclude={"separate_critic"}),
+        "pretrain": config.pretrain.model_dump(),
+    }
+
+
+def start_key(config: Config) -> dict[str, Any]:
+    """Everything that decides the weights that a run starts from."""
+    key = base_key(config)
+    source = config.corpus.demonstrations
+    if source is None:
+        return key
+    shown = corpus_hash(source, which="demonstrations")
+    return {"base": key, "demonstrations": shown, "sft": config.sft.model_dump()}
+
+
+def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) -> Base:
+    """What SFT makes of the base, found or made; the base itself where there are no demonstrations."""
+    if config.corpus.demonstrations is None:
+        return base
+    key = start_key(config)
+
+    def fine_tune(directory: Path) -> None:
+        build_sft(directory, key, config, base, device, emit)
+
+    directory = kept(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
+    return load_base(directory, device)
+
+
+def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
+    """Find the base of this configuration, or make it."""
+    key = base_key(config)
+    build = fit_base if config.exact.problem else build_base
+
+    def make(directory: Path) -> None:
+        build(directory, key, config, device, emit)
+
+    return load_base(kept(Path(config.run.bases), "", key, make, emit, "base"), device)
+
+
+def base_place(config: Config) -> Path:
+    """Where the base of this configuration is, or will be."""
+    return Path(config.run.bases) / kept_name("", base_key(config))
+
+
+def load_base(directory: Path, device: torch.device) -> Base:
+    """Read what `prepare_base` or `prepare_start` has made."""
+    trunk = load_transformer(directory).to(device)
+    return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
+
+
+def read_shown(config: Config) -> tuple[list[Demonstration], list[str]] | None:
+    """Demonstrations, and notes on what was left out; None where the config has none."""
+    source = config.corpus.demonstrations
+    if source is None:
+        return None
+    found, notes = read_demonstrations(source, config.corpus.errors)
+    check_enough(found, source)
+    return found, notes
+
+
+def build_sft(
+    directory: Path, key: dict[str, Any], config: Config, base: Base, device: torch.device, emit: Emit
+) -> None:
+    """Fine-tune a copy of the base; the directory appears when it is complete."""
+    started, settings, shown = perf_counter(), config.sft, read_shown(config)
+    assert shown is not None, "there is nothing to build without"
+    fitting, more = sft.encode(shown[0], base.tokenizer, config.model.max_positions)
+    check_enough(fitting, str(config.corpus.demonstrations))
+    examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
+    for note in [*shown[1], *more]:
+        emit({"event": "warning", "message": note})
+    model, steps = copy.deepcopy(base.trunk), sft.steps_of(examples, settings)
+    counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
+    emit({"event": "stage", "stage": "sft", "reused": False, **counts})
+
+    before, state = sft.heldout_loss(model, held, settings.batch_size), sft.SFTState.start(model, settings)
+
+    def told(step: int, metrics: dict[str, float]) -> None:
+        emit({"event": "sft", "step": step, "steps": steps, **metrics})
+
+    going = progress.place_of(directory)
+    progress.drive(going, kept_name("sft-", key), state, sft.train(state, examples, settings), steps, told, emit)
+    after = sft.heldout_loss(model, held, settings.batch_size)
+    facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
+    facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}
+    with complete_directory(directory) as temporary:
+        save_transformer(temporary, model, base.tokenizer)
+        write_json(temporary / FACTS["sft"], {**facts, "key": key})
+    emit({"event": "sft_finished", "directory": str(directory), **facts})
+
+
+def build_base(directory: Path, key: dict[str, Any], config: Config, device: torch.device, emit: Emit) -> None:
+    """Train the tokenizer and the transformer; the directory appears when it is complete."""
+    started, documents = perf_counter(), load_documents(config.corpus)
+    emit({"event": "stage", "stage": "pretrain", "documents": len(documents.train), "steps": config.pretrain.steps})
+    texts = [document.text for document in documents.train]
+    tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
+    data = windows(texts, tokenizer, config.pretrain.sequence_length)
+    heldout = windows([d.text for d in documents.heldout], tokenizer, config.pretrain.sequence_length)
+    model = Transformer(transformer_config(config, tokenizer))
+    model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
+    state = PretrainState.start(model, config.pretrain)
+    total = config.pretrain.steps
+    every = max(1, total // 20)
+
+    def told(step: int, metrics: dict[str, float]) -> None:
+        if step % every == 0 or step == total:
+            emit({"event": "pretrain", "step": step, "steps": total, **metrics})
+
+    going = progress.place_of(directory)
+    progress.drive(going, kept_name("", key), state, train(state, data, config.pretrain), total, told, emit)
+    seconds = perf_counter() - started
+    facts = {
+        "heldout_loss": heldout_loss(model, heldout, config.pretrain.batch_size),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": state.tokens,
+        "seconds": seconds,
+        "tokens_per_s": state.tokens / seconds,
+    }
+    with complete_directory(directory) as temporary:
+        save_transformer(temporary, model, tokenizer)
+        write_json(temporary / "base.json", {**facts, "key": key})
+    emit({"event": "stage", "stage": "base", "reused": False, "directory": str(directory), **facts})
+
+
+def fit_base(directory: Path, key: dict[str, Any], config: Config, device: torch.device, emit: Emit) -> None:
+    """Fit the transformer to the reference of the config's problem; the directory appears when it is complete."""
+    started, problem = perf_counter(), problem_of(config)
+    assert problem is not None, "chosen by exact.problem"
+    tokenizer = lab.tokenizer_of()
+    model = Transformer(transformer_config(config, tokenizer))
+    model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
+    facts = lab.fit(model, problem, tokenizer, config.sampler.temperature, config.pretrain.seed)
+    facts |= {"parameters": sum(p.numel() for p in model.parameters()), "seconds": perf_counter() - started}
+    with complete_directory(directory) as temporary:
+        save_transformer(temporary, model, tokenizer)
+        write_json(temporary / "base.json", {**facts, "key": key})
+    emit({"event": "stage", "stage": "base", "reused": False, "directory": str(directory), **facts})
+
+
+def transformer_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
+    """The model section under Hugging Face's names; the vocabulary is the tokenizer's own size."""
+    model = config.model
+    return TransformerConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        max_position_embeddings=model.max_positions,
+        rope_theta=model.rope_theta,
+        rms_norm_eps=model.norm_eps,
+    )

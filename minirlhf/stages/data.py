@@ -1,0 +1,135 @@
+"""What a run reads: documents to pretrain on, prompts to train on, prompts held out for evaluation.
+
+Which file serves for what, and what happens when one is missing, is decided here and said in `notes`, which the run
+prints: nothing is dropped, split or repeated in silence.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minirlhf.config.schema import CorpusConfig
+from minirlhf.errors import InputError
+from minirlhf.exact.lab import prompts_of
+from minirlhf.exact.problems import Problem
+from minirlhf.models.generate import PromptBatch
+from minirlhf.streams import generator
+from minirlhf.text.corpus import (
+    Document,
+    Prompt,
+    fit_prompts,
+    openings,
+    read_documents,
+    read_prompts,
+    split_documents,
+    split_prompts,
+)
+from minirlhf.text.files import is_packaged
+from minirlhf.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents for pretraining and for its held-out loss."""
+
+    train: list[Document]
+    heldout: list[Document]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Training and held-out prompts that fit the context, and what was done to get them."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+    notes: list[str]
+
+
+def load_documents(corpus: CorpusConfig) -> Documents:
+    """Read `corpus.text` and hold out `corpus.heldout_share` of it by hash (more of a small one)."""
+    return Documents(*split_documents(read_documents(corpus.text, corpus.errors), corpus.heldout_share))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Prompts as they were read, before a tokenizer says which fit; heldout None = to be split off."""
+
+    train: list[Prompt]
+    heldout: list[Prompt] | None
+    notes: list[str]
+
+    @property
+    def columns(self) -> set[str]:
+        return {name for prompt in [*self.train, *(self.heldout or [])] for name in prompt.columns}
+
+
+def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved: Collection[str]) -> Candidates:
+    """The prompts of the config; else those that come with a packaged corpus; else openings of held-out documents.
+
+    documents may be None where no opening is needed. `reserved` = names that no column may have, because a reward's own
+    inputs are called so.
+    """
+    source = corpus.prompts or (corpus.text if is_packaged(corpus.text) else None)
+    if source is None:
+        assert documents is not None, "openings are theirs"
+        found = openings(documents.heldout, corpus.opening_words)
+        if not found:
+            todo = "give corpus.prompts, or more and longer documents"
+            raise InputError("no held-out document goes on after its opening: there is no prompt", corpus.text, todo)
+        return Candidates(found, None, [f"no prompts given: {len(found)} openings of held-out documents serve"])
+    train = read_prompts(source, corpus.errors, which="prompts", reserved=reserved)
+    other = corpus.heldout_prompts or (source if is_packaged(source) else None)
+    if other is None:
+        return Candidates(train, None, [])
+    return Candidates(train, read_prompts(other, corpus.errors, which="heldout_prompts", reserved=reserved), [])
+
+
+def lab_candidates(problem: Problem) -> Candidates:
+    """The prompts of a problem: there are no others to hold out."""
+    prompts = [Prompt(text, columns) for text, columns in prompts_of(problem)]
+    return Candidates(prompts, prompts, [])
+
+
+def fit(candidates: Candidates, tokenizer: Tokenizer, longest: int) -> Prompts:
+    """Prompts of at most `longest` tokens, BOS included; without a held-out file a fifth is held out by hash.
+
+    What does not fit leaves before the split, so that "under ten" counts prompts that can be used.
+    """
+    train, dropped = fit_prompts(candidates.train, tokenizer, longest - 1)
+    if candidates.heldout is None:
+        train, heldout, note = split_prompts(train)
+    else:
+        heldout, note = fit_prompts(candidates.heldout, tokenizer, longest - 1)
+    return Prompts(train, heldout, [*candidates.notes, *(n for n in (dropped, note) if n)])
+
+
+@dataclass(frozen=True)
+class PromptStream:
+    """Training prompts in batches: every pass in a fresh order, a batch goes on into the next pass where one ends."""
+
+    prompts: list[Prompt]
+    tokenizer: Tokenizer
+    seed: int
+    size: int
+    responses: int
+    device: torch.device
+
+    def __call__(self, step: int) -> PromptBatch:
+        """The prompts of an iteration: they depend on (seed, step) alone."""
+        first, count = step * self.size, len(self.prompts)
+        orders = {epoch: self._order(epoch) for epoch in range(first // count, (first + self.size - 1) // count + 1)}
+        picked = [orders[at // count][at % count] for at in range(first, first + self.size)]
+        return batch([self.prompts[i] for i in picked], self.tokenizer, self.device, self.responses)
+
+    def _order(self, epoch: int) -> list[int]:
+        order: list[int] = torch.randperm(len(self.prompts), generator=generator(self.seed, "prompts", epoch)).tolist()
+        return order
+
+
+def batch(prompts: list[Prompt], tokenizer: Tokenizer, device: torch.device, responses: int = 1) -> PromptBatch:
+    """Encode prompts with their columns."""
+    texts: list[str] = [prompt.text for prompt in prompts]
+    columns: list[dict[str, Any]] = [dict(prompt.columns) for prompt in prompts]
+    return PromptBatch.build(texts, columns, tokenizer, responses=responses, device=device)

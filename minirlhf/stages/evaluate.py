@@ -1,0 +1,217 @@
+"""Before against after: the reference and the policy on the same held-out prompts with the same random numbers.
+
+`evaluate` returns the content of evaluation.json and the completions side by side. KL is always exact (summed over
+the vocabulary and then over the tokens of the policy's own responses, nats per sequence, at the training
+temperature), whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirlhf.builtin.kl import exact
+from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.rollout import Rollout
+from minirlhf.rewards.shape import Scored
+from minirlhf.rl.metrics import residual_std
+from minirlhf.streams import generator
+from minirlhf.tensors import masked_sum
+from minirlhf.text.tokenizer import Tokenizer
+
+ROWS = 64  # responses generated and scored at a time
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """summary = what evaluation.json holds (without the times); rows = prompt, both completions, both scores."""
+
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def evaluate(
+    policy: Policy,
+    reference: Reference,
+    prompts: PromptBatch,
+    reward_models: Callable[[Rollout], Scored],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    resamples: int,
+    seed: int,
+) -> Evaluation:
+    """Sample one response a prompt from both sides, score them, measure; seed fixes every random number."""
+    sides = {"reference": reference.policy, "policy": policy}
+    rollouts = {
+        name: [
+            generate(model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "eval", index))
+            for index, part in enumerate(prompts.parts(ROWS))
+        ]
+        for name, model in sides.items()
+    }
+    scores = {name: torch.cat([score_or_nan(reward_models(r)) for r in rolls]) for name, rolls in rollouts.items()}
+    kl = torch.cat([sequence_kl(policy, reference, rollout) for rollout in rollouts["policy"]])
+    ids = {name: [ids for r in rolls for ids in r.completion_id_lists] for name, rolls in rollouts.items()}
+    texts = {name: [text for r in rolls for text in r.completions] for name, rolls in rollouts.items()}
+    ended = {name: torch.cat([r.terminated for r in rolls]) for name, rolls in rollouts.items()}
+    bigrams = {name: pairs(rows, tokenizer.eos_id) for name, rows in ids.items()}
+    equal = min(len(b) for b in bigrams.values())
+    both = ~(scores["policy"].isnan() | scores["reference"].isnan())
+    gain = (scores["policy"] - scores["reference"])[both]
+    summary: dict[str, Any] = {"prompts": len(kl)}
+    for name in sides:
+        summary[name] = {
+            **describe(scores[name][~scores[name].isnan()]),
+            "length_mean": sum(len(i) for i in ids[name]) / len(ids[name]),
+            "eos_rate": ended[name].double().mean().item(),
+            "distinct_2": distinct_share(bigrams[name][:equal]),
+            "distinct_share": distinct_share(texts[name]),
+        }
+    low, high = bootstrap_interval(gain, resamples, generator(seed, "bootstrap", 0))
+    summary |= {
+        "score_gain": mean(gain),
+        "score_gain_ci95": [low, high],
+        "win_rate": mean((gain > 0).double() + 0.5 * (gain == 0).double()),
+        "kl_nats_per_sequence": kl.mean().item(),
+    }
+    rows = [
+        {"prompt": prompt, "reference": before, "policy": after, "reference_score": old, "policy_score": new}
+        for prompt, before, after, old, new in zip(
+            prompts.texts, texts["reference"], texts["policy"],
+            numbers(scores["reference"]), numbers(scores["policy"]), strict=True,
+        )
+    ]  # fmt: skip
+    return Evaluation(summary, rows)
+
+
+@torch.no_grad()
+def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tensor:
+    """sum_t KL(pi(.|s_t), ref(.|s_t)) along the policy's own responses: (B,) nats per sequence.
+
+    Its mean estimates KL(pi, ref) over whole responses without bias, with less variance than sum_t log pi/ref.
+    """
+    active, frozen = policy.score(rollout), reference.score(rollout)
+    sums = []
+    for row in range(len(rollout)):
+        rows = slice(row, row + 1)
+        kl = exact(active.log_dist(rows), frozen.log_dist(rows))
+        sums.append(masked_sum(kl, rollout.mask[rows]))
+    return torch.stack(sums).double()
+
+
+@torch.no_grad()
+def residual_spread(
+    model: Policy,
+    reference: Reference,
+    prompts: PromptBatch,
+    shaped_scores: Callable[[Rollout], tuple[Tensor, Tensor]],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    beta: float,
+    seed: int,
+) -> float | None:
+    """`residual_std` of a model's own responses: std within a prompt of r - beta log(model/ref), score units.
+
+    0 at the optimum. prompts holds each prompt several times; shaped_scores gives scores (B,) and which rows count.
+    """
+    residuals, groups, counts = [], [], []
+    for index, part in enumerate(prompts.parts(ROWS)):
+        rollout = generate(
+            model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "residual", index)
+        )
+        scores, rows = shaped_scores(rollout)
+        log_ratio = model.score(rollout).logprobs - reference.score(rollout).logprobs
+        residuals.append(scores - beta * torch.where(rollout.mask, log_ratio, 0.0).sum(dim=1))
+        groups.append(rollout.group)
+        counts.append(rows)
+    return residual_std(torch.cat(residuals), torch.cat(groups), torch.cat(counts))
+
+
+def best_of_n(
+    reference: Reference,
+    prompts: PromptBatch,
+    samples: int,
+    reward_models: Callable[[Rollout], Scored],
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[dict[str, float]]:
+    """What choosing buys without any training: `n`, `kl` (at most, nats) and `score` of the best of n responses of the
+    reference, for n = 1, 2, 4, ... up to `samples`; prompts holds each prompt so many times. None without scores."""
+    found = []
+    for index, part in enumerate(prompts.parts(ROWS)):
+        random = generator(seed, "best_of_n", index)
+        rollout = generate(reference.policy, part, tokenizer, max_new_tokens=max_new_tokens, generator=random)
+        found.append(score_or_nan(reward_models(rollout)))
+    scores = torch.cat(found).view(-1, samples)
+    scores = scores[~scores.isnan().any(dim=1)].sort(dim=1).values
+    sizes = [2**i for i in range(samples.bit_length())] if len(scores) else []
+    return [
+        {"n": n, "kl": best_of_n_kl(n), "score": (scores @ chances_of_best(samples, n)).mean().item()} for n in sizes
+    ]
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n: what best-of-n spends at most, nats per sequence."""
+    return math.log(n) - (n - 1) / n
+
+
+def chances_of_best(samples: int, n: int) -> Tensor:
+    """P(the i-th smallest of `samples` is the largest of n drawn without replacement) = C(i-1, n-1) / C(samples, n)."""
+    i = torch.arange(1, samples + 1, dtype=torch.float64)
+    below = torch.lgamma(i) - torch.lgamma((i - n + 1).clamp(min=1))
+    log = below - math.lgamma(n) - (math.lgamma(samples + 1) - math.lgamma(n + 1) - math.lgamma(samples - n + 1))
+    return torch.where(i >= n, log.exp(), 0.0)
+
+
+def score_or_nan(scored: Scored) -> Tensor:
+    """Scores (B,), NaN where no reward model applied."""
+    return torch.where(scored.valid, scored.scores, float("nan")).double().cpu()
+
+
+def numbers(scores: Tensor) -> list[float | None]:
+    """Scores as JSON has them: null where nobody scored."""
+    return [None if score != score else score for score in scores.tolist()]
+
+
+def describe(scores: Tensor) -> dict[str, float]:
+    """Mean, unbiased standard deviation and 90th percentile (linear interpolation) of some scores."""
+    if not len(scores):
+        return {"score_mean": 0.0, "score_std": 0.0, "score_p90": 0.0}
+    return {
+        "score_mean": mean(scores),
+        "score_std": scores.std().item() if len(scores) > 1 else 0.0,
+        "score_p90": scores.quantile(0.9).item(),
+    }
+
+
+def mean(x: Tensor) -> float:
+    return x.mean().item() if len(x) else 0.0
+
+
+def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator) -> tuple[float, float]:
+    """95 % percentile interval of the mean of gains (n,), prompts resampled with replacement."""
+    if not len(gains):
+        return 0.0, 0.0
+    picks = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
+    means = gains[picks].mean(dim=1)
+    return means.quantile(0.025).item(), means.quantile(0.975).item()
+
+
+def pairs(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
+    """The bigrams of token ids inside each response, EOS left out, in the order of the responses."""
+    texts = [[i for i in row if i != eos] for row in rows]
+    return [pair for ids in texts for pair in pairwise(ids)]
+
+
+def distinct_share(items: Sequence[object]) -> float:
+    """Distinct items over items; compare sides at equal numbers only, because it falls with the number."""
+    return len(set(items)) / len(items) if items else 0.0

@@ -1,0 +1,227 @@
+"""From a file of comparisons to a reward model on disk: start, training, normalisation, report.
+
+OUT/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json     Hugging Face's layout
+      score.json           mean and standard deviation of the start's own scores, the tokenizer's hash
+      reward_model.json    the report, the settings
+      config.toml  MANIFEST.json
+
+Of an ensemble the first two lines are in OUT/0, OUT/1, ...
+"""
+
+import copy
+import shlex
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from minirlhf.config.schema import Config
+from minirlhf.config.toml import dump_toml
+from minirlhf.errors import UsageError
+from minirlhf.events import Emit
+from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.policy import Policy
+from minirlhf.models.scorer import Ensemble, Scorer
+from minirlhf.signals import Terminated
+from minirlhf.stages.artifacts import FACTS, kept
+from minirlhf.stages.base import Base, prepare_base, prepare_start, read_shown, sampler_of, start_key
+from minirlhf.stages.reward_model import (
+    Pair,
+    RewardModelState,
+    accuracy,
+    encode,
+    margins,
+    normalise,
+    report,
+    steps_of,
+    train,
+)
+from minirlhf.store import progress
+from minirlhf.store.files import complete_directory, write_json, write_text
+from minirlhf.store.layout import kept_name
+from minirlhf.store.lock import locked
+from minirlhf.store.weights import save_scorer
+from minirlhf.streams import generator
+from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons
+from minirlhf.text.files import corpus_hash, is_packaged
+
+FILE = FACTS["reward_model"]
+PREFIX = "reward-"
+FEW = 50  # prompts below which the comparisons of the report also decide when to stop
+
+
+def train_reward_model(config: Config, out: Path | None, device: torch.device, emit: Emit) -> Path:
+    """Read `corpus.preferences`, train, report; returns the directory. Faults of the file are found before training."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    directory = (out or Path("runs") / f"reward-model-{config.run.preset}-{stamp}").absolute()
+    if directory.exists():
+        raise UsageError("the directory exists", str(directory), "choose another --out, or remove it")
+    pairs = read_pairs(config)
+    read_shown(config)
+    start = prepare_start(config, prepare_base(config, device, emit), device, emit)
+    going = progress.place_of(directory)
+    try:
+        with locked(going / ".lock"):
+            build(config, directory, start, pairs, device, emit)
+            progress.done(going)
+    except (KeyboardInterrupt, Terminated) as told:
+        how = f"the same command with --out {shlex.quote(str(directory))} goes on"
+        raise type(told)(how) from told
+    return directory
+
+
+def reward_model_key(config: Config) -> dict[str, Any]:
+    """Everything that decides the weights of the reward model of a config."""
+    source = config.corpus.preferences
+    assert source is not None, "a reward waits for it"
+    files = ("comparisons", "heldout_comparisons") if is_packaged(source) else ("comparisons",)
+    return {
+        "start": start_key(config),
+        "comparisons": [corpus_hash(source, which=name) for name in files],
+        "settings": config.reward_model.model_dump(),
+        "sampler": config.sampler.model_dump(),
+    }
+
+
+def reward_model_place(config: Config) -> Path:
+    """Where the reward model of this configuration's comparisons is, or will be: beside the bases."""
+    return Path(config.run.bases) / kept_name(PREFIX, reward_model_key(config))
+
+
+def prepare_reward_model(config: Config, start: Base, device: torch.device, emit: Emit) -> Path:
+    """Find the reward model of this configuration's comparisons, or train it."""
+
+    def make(directory: Path) -> None:
+        build(config, directory, start, read_pairs(config), device, emit)
+
+    return kept(Path(config.run.bases), PREFIX, reward_model_key(config), make, emit, "reward_model")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons to use, those to report on where the source has a file of them, and what was left out."""
+
+    found: list[Comparison]
+    heldout: list[Comparison] | None
+    notes: list[str]
+
+
+def read_pairs(config: Config) -> Pairs:
+    """The comparisons of `corpus.preferences`, or so many of them; a packaged corpus has others for the report."""
+    source, errors, settings = config.corpus.preferences, config.corpus.errors, config.reward_model
+    if source is None:
+        raise UsageError("there is nothing to learn from", "corpus.preferences", "give a file of comparisons")
+    found, notes = read_comparisons(source, errors)
+    check_enough(found, source)
+    heldout = None
+    if is_packaged(source):
+        heldout, more = read_comparisons(source, errors, which="heldout_comparisons")
+        notes = [*notes, *more]
+    if settings.pairs is not None and settings.pairs > len(found):
+        what, todo = f"there are {len(found)} comparisons", "lower it, or leave it out"
+        raise UsageError(what, f"reward_model.pairs = {settings.pairs}", todo)
+    if settings.pairs is not None:
+        order = torch.randperm(len(found), generator=generator(settings.seed, "reward-model/pairs", 0)).tolist()
+        found = [found[i] for i in sorted(order[: settings.pairs])]
+    return Pairs(found, heldout, notes)
+
+
+def divide(pairs: list[Pair], heldout: list[Pair] | None, config: Config) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """(training, watched to decide when to stop, held out for the report). The report is of comparisons that decided
+    nothing, unless there are too few prompts (FEW) to hold out twice."""
+    settings = config.reward_model
+    if heldout is None:
+        check_enough(pairs, str(config.corpus.preferences))
+        pairs, heldout = hold_out(pairs, settings.heldout_share, generator(settings.seed, "reward-model/split", 0))
+    if len({pair.prompt for pair in pairs}) < FEW:
+        return pairs, heldout, heldout
+    watched = generator(settings.seed, "reward-model/watched", 0)
+    return (*hold_out(pairs, settings.heldout_share, watched), heldout)
+
+
+def build(config: Config, directory: Path, start: Base, read: Pairs, device: torch.device, emit: Emit) -> None:
+    """Train on copies of the start and save; the directory appears when it is complete."""
+    longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
+    encoded = [encode(part, start.tokenizer, longest) for part in (read.found, read.heldout) if part is not None]
+    pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
+    for note in [*read.notes, *(note for part in encoded for note in part[1])]:
+        emit({"event": "warning", "message": note})
+    apart = len(watched) if watched is not heldout else 0  # 0: those of the report decide when to stop as well
+    sizes = {"pairs": len(pairs), "watched": apart, "heldout": len(heldout), "ensemble": count}
+    emit({"event": "stage", "stage": "reward_model", "reused": False, **sizes})
+    responses = own_responses(config, start, pairs, device)
+    members, best_steps = [], []
+    for index in range(count):
+        going = progress.place_of(directory) / str(index)
+        model, best_step = build_member(config, index, start, pairs, watched, device, going, emit)
+        normalise(model, responses)
+        members.append(model)
+        best_steps.append(best_step)
+    facts: dict[str, Any] = {
+        "report": report(members[0] if count == 1 else Ensemble(members), heldout),
+        "best_step": best_steps[0] if count == 1 else best_steps,
+        "train_pairs": len(pairs),
+        "watched_pairs": len(watched),
+        "settings": config.reward_model.model_dump(),
+        "seconds": perf_counter() - started,
+    }
+    facts["report"]["decided_when_to_stop"] = watched is heldout
+    if count > 1:
+        facts["report"]["members"] = [accuracy(margins(model, heldout)) for model in members]
+    with complete_directory(directory) as temporary:
+        for index, model in enumerate(members):
+            place = temporary if count == 1 else temporary / str(index)
+            place.mkdir(exist_ok=True)
+            save_scorer(place, model, start.tokenizer)
+        write_json(temporary / FILE, facts)
+        write_text(temporary / "config.toml", dump_toml(config))
+    emit({"event": "reward_model_finished", "directory": str(directory), **facts})
+
+
+def build_member(
+    config: Config,
+    index: int,
+    start: Base,
+    pairs: list[Pair],
+    watched: list[Pair],
+    device: torch.device,
+    going: Path,
+    emit: Emit,
+) -> tuple[Scorer, int]:
+    """A reward model with its own first head and its own order of the comparisons, and its best step; its progress is
+    kept in `going`."""
+    settings = config.reward_model.model_copy(update={"seed": config.reward_model.seed + 1000 * index})
+    random = generator(settings.seed, "reward-model/head", 0)
+    model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(device)
+    state = RewardModelState.start(model, settings)
+
+    steps, total = train(state, pairs, watched, settings), steps_of(pairs, settings)
+
+    def told(step: int, metrics: dict[str, float]) -> None:
+        emit({"event": "reward_model", "member": index, "step": step, "steps": total, **metrics})
+
+    progress.drive(going, kept_name(PREFIX, reward_model_key(config)), state, steps, total, told, emit)
+    return model, state.best_step
+
+
+@torch.no_grad()
+def own_responses(config: Config, base: Base, comparisons: list[Pair], device: torch.device) -> list[list[int]]:
+    """Ids of the base's own responses to prompts of the comparisons, as PPO will score them: prompt and response."""
+    sampler, new = sampler_of(config, base.tokenizer), config.sampler.max_new_tokens
+    room = config.model.max_positions - new - 1
+    texts = [c.prompt for c in comparisons if len(base.tokenizer.encode(c.prompt)) <= room] or [""]
+    picks = torch.randint(
+        len(texts), (config.reward_model.samples,), generator=generator(config.reward_model.seed, "own", 0)
+    )
+    chosen = [texts[i] for i in picks.tolist()]
+    batch = PromptBatch.build(chosen, [{} for _ in chosen], base.tokenizer, device=device)
+    rows: list[list[int]] = []
+    for index, part in enumerate(batch.parts(64)):
+        random = generator(config.reward_model.seed, "own/sample", index)
+        rollout = generate(Policy(base.trunk, sampler), part, base.tokenizer, max_new_tokens=new, generator=random)
+        pairs = zip(rollout.prompt_id_lists, rollout.completion_id_lists, strict=True)
+        rows += [[*prompt, *completion] for prompt, completion in pairs]
+    return rows

@@ -1,0 +1,150 @@
+"""The base model: next-token training on documents, a fixed number of steps (never the clock).
+
+Documents become windows [BOS] text [EOS]; a document longer than a window is cut and its pieces follow each other
+without BOS. A batch takes windows of similar length, which its attention likes; it is packed, so that no padding is
+computed. Loss: cross-entropy in nats a token. AdamW with warm-up and a cosine schedule.
+
+Not here: mixed precision.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from minirlhf.config.schema import PretrainConfig
+from minirlhf.errors import DivergedError
+from minirlhf.models.optimizer import AdamW
+from minirlhf.models.packing import Packing
+from minirlhf.models.transformer import Transformer
+from minirlhf.streams import generator
+from minirlhf.text.tokenizer import Tokenizer
+
+POOL = 16  # batches whose windows are sorted by length together: few enough to stay random
+
+
+@dataclass
+class PretrainState:
+    """Model, optimiser, schedule and counters; complete between two yields of `train`."""
+
+    model: Transformer
+    optimizer: AdamW
+    schedule: LambdaLR
+    step: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def start(cls, model: Transformer, config: PretrainConfig) -> "PretrainState":
+        """Weight decay on matrices only: on norms it would pull the scale to 0 for no reason."""
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+        return cls(model, optimizer, LambdaLR(optimizer, lambda step: rate(step, config)))
+
+
+def rate(step: int, config: PretrainConfig) -> float:
+    """The share of lr at a step of pretraining."""
+    return warm_cosine(step, config.steps, config.warmup, config.final_lr)
+
+
+def warm_cosine(step: int, steps: int, warmup: int, final: float) -> float:
+    """The share of a learning rate: linear warm-up (at most half of all steps), then half a cosine down to `final`."""
+    warmup = min(warmup, (steps + 1) // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def windows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:
+    """Token windows of at most `length`: [BOS] text [EOS], cut where longer; overlapping by one token, so that
+    every token but a BOS is predicted once."""
+    cut = []
+    for ids in tokenizer.encode_batch(list(texts)):
+        ids = [tokenizer.bos_id, *ids, tokenizer.eos_id]
+        cut += [ids[i : i + length] for i in range(0, max(1, len(ids) - 1), length - 1)]
+    return cut
+
+
+def batches(data: Sequence[list[int]], size: int, seed: int) -> Iterator[list[list[int]]]:
+    """Endless batches of `size` windows, each pass over the data in a fresh order."""
+    epoch = 0
+    while True:
+        order: list[int] = torch.randperm(len(data), generator=generator(seed, "pretrain", epoch)).tolist()
+        shuffled = []
+        for start in range(0, len(order), size * POOL):
+            pool = sorted(order[start : start + size * POOL], key=lambda i: len(data[i]))
+            shuffled += [pool[i : i + size] for i in range(0, len(pool), size)]
+        for i in torch.randperm(len(shuffled), generator=generator(seed, "pretrain-batches", epoch)).tolist():
+            yield [data[row] for row in shuffled[i]]
+        epoch += 1
+
+
+def token_losses(
+    model: Transformer, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+) -> tuple[Tensor, int]:
+    """Summed cross-entropy in nats and the number of tokens predicted: those of each row from `starts` on (from 1
+    where nothing is said), each from what stands before it in its row. Rows are packed: no padding is computed.
+    """
+    device = model.embed_tokens.weight.device
+    packing = Packing.of([len(row) - 1 for row in rows], device)
+    hidden = model.packed(torch.tensor([token for row in rows for token in row[:-1]]).to(device), packing)  # (N,W)
+    targets = [token for row, start in zip(rows, starts or [1] * len(rows), strict=True) for token in row[start:]]
+    if starts is not None:
+        learned = [at >= start - 1 for row, start in zip(rows, starts, strict=True) for at in range(len(row) - 1)]
+        hidden = hidden[torch.tensor(learned).nonzero().squeeze(1).to(device)]
+    logits = hidden @ model.embed_tokens.weight.T  # (n,V)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits, torch.tensor(targets).to(device), reduction="sum"), len(targets)
+
+
+def train(
+    state: PretrainState, data: Sequence[list[int]], config: PretrainConfig
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Steps until `pretrain.steps`; yields (step, {loss in nats a token, lr, tokens, tokens_per_s}) after each."""
+    stream = batches(data, config.batch_size, config.seed)
+    for _ in range(state.step):
+        next(stream)  # a resumed run continues where the data was
+    state.model.train()
+    while state.step < config.steps:
+        started = perf_counter()
+        total, count = token_losses(state.model, next(stream))
+        loss = total / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+        read, size = torch.stack([loss.detach(), norm]).tolist()
+        if not (math.isfinite(read) and math.isfinite(size)):
+            raise DivergedError(
+                f"pretraining loss = {read}, gradient norm = {size}",
+                f"step {state.step + 1}",
+                "try a lower pretrain.lr",
+            )
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        lr = state.schedule.get_last_lr()[0]
+        state.schedule.step()
+        state.step += 1
+        state.tokens += count
+        seconds = perf_counter() - started
+        yield state.step, {"loss": read, "lr": float(lr), "tokens": state.tokens, "tokens_per_s": count / seconds}
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: Transformer, rows: Sequence[Sequence[int]], size: int, starts: Sequence[int] | None = None
+) -> float:
+    """Mean cross-entropy in nats a token over held-out rows (those from `starts` on), `size` rows at a time."""
+    model.eval()
+    total, count = 0.0, 0
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for at in range(0, len(order), size):
+        part = order[at : at + size]
+        nats, tokens = token_losses(model, [rows[i] for i in part], starts and [starts[i] for i in part])
+        total, count = total + float(nats), count + tokens
+    return total / max(1, count)

@@ -1,0 +1,228 @@
+"""Training a reward model from comparisons (N17), and what is to be known before one trusts it.
+
+Bradley-Terry: P(chosen is better) = sigmoid(score(chosen) - score(rejected) - margin); the loss is minus the log of it,
+smoothed labels and label probabilities mixed in. Training starts from a base, stops early on held-out accuracy and
+keeps the best weights; then scores are normalised to mean 0 and standard deviation 1 over the base's own responses.
+The report: accuracy with its interval, calibration, margins, how much the score goes with length.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minirlhf.config.schema import RewardModelConfig
+from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.optimizer import AdamW
+from minirlhf.models.scorer import Ensemble, Scorer
+from minirlhf.rl.metrics import correlation
+from minirlhf.stages.pretrain import warm_cosine
+from minirlhf.streams import generator
+from minirlhf.text.comparisons import Comparison
+from minirlhf.text.tokenizer import Tokenizer, text_ids
+
+BINS = 10  # of the reliability table
+GAPS = (0.0, 0.5, 1.0, 2.0)  # where the rows of `by_gap` begin, score units
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison as ids: [BOS] prompt completion EOS, twice."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
+    probability: float
+    gap: float | None = None
+    prompt: str = field(default="", compare=False)
+
+
+def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
+    """Pairs of at most `longest` tokens a side, and notes on what was left out (InputError if nothing is left)."""
+    pairs, dropped = [], []
+    for c in comparisons:
+        chosen, rejected = (text_ids(tokenizer, c.prompt, side, True) for side in (c.chosen, c.rejected))
+        if max(len(chosen), len(rejected)) > longest:
+            dropped.append(f"{c.where}: {max(len(chosen), len(rejected))} tokens, {longest} fit: the row is left out")
+        else:
+            pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap, c.prompt))
+    if not pairs:
+        raise InputError("no comparison fits", dropped[0] if dropped else "", "raise model.max_positions")
+    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
+    return pairs, dropped[:3] + more
+
+
+def bradley_terry(
+    chosen: Tensor, rejected: Tensor, margin: Tensor, probability: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """-q log sigmoid(d) - (1 - q) log sigmoid(-d), d = chosen - rejected - margin, q = probability after smoothing.
+
+    Scores (n,), margins (n,) in score units, probabilities (n,) that `chosen` is better -> (n,) nats; finite at any
+    difference. smoothing = the share of labels taken to be wrong.
+    """
+    d = chosen - rejected - margin
+    q = probability * (1 - smoothing) + (1 - probability) * smoothing
+    return -q * F.logsigmoid(d) - (1 - q) * F.logsigmoid(-d)
+
+
+@dataclass
+class RewardModelState:
+    """Model, optimiser and counters, and the best weights so far; complete between two yields of `train`."""
+
+    model: Scorer
+    optimizer: AdamW
+    step: int = 0
+    best: float = -1.0  # held-out accuracy
+    best_step: int = 0
+    worse: int = 0  # looks since then
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, model: Scorer, config: RewardModelConfig) -> "RewardModelState":
+        return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+
+
+def steps_of(pairs: Sequence[Pair], config: RewardModelConfig) -> int:
+    """Optimiser steps of a training on these comparisons that nothing ends early."""
+    return config.epochs * math.ceil(len(pairs) / config.batch_size)
+
+
+def train(
+    state: RewardModelState, pairs: Sequence[Pair], heldout: Sequence[Pair], config: RewardModelConfig
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Steps until `epochs` are done or the held-out accuracy has not risen for `patience` looks.
+
+    Yields (step, {loss, accuracy, heldout_accuracy where it was measured}). Afterwards the model has its best weights.
+    """
+    per_epoch = math.ceil(len(pairs) / config.batch_size)
+    total = steps_of(pairs, config)
+    every = max(1, min(per_epoch, total // 10))
+    while state.step < total and state.worse < config.patience:
+        order = torch.randperm(
+            len(pairs), generator=generator(config.seed, "reward-model", state.step // per_epoch)
+        ).tolist()
+        at = state.step % per_epoch * config.batch_size
+        metrics = update(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
+        if state.step % every == 0 or state.step == total:
+            metrics["heldout_accuracy"] = accuracy(margins(state.model, heldout))
+            if metrics["heldout_accuracy"] > state.best:
+                state.best, state.best_step, state.worse = metrics["heldout_accuracy"], state.step, 0
+                state.best_weights = copy.deepcopy(state.model.state_dict())
+            else:
+                state.worse += 1
+        yield state.step, metrics
+    state.model.load_state_dict(state.best_weights or state.model.state_dict())
+
+
+def update(state: RewardModelState, batch: Sequence[Pair], config: RewardModelConfig, total: int) -> dict[str, float]:
+    """One optimiser step on a batch of pairs."""
+    model = state.model.train()
+    device = model.score.weight.device
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.lr * warm_cosine(state.step, total, config.warmup, 0.05)
+    chosen, rejected = model([p.chosen for p in batch] + [p.rejected for p in batch]).chunk(2)
+    margin, probability = (
+        torch.tensor([getattr(p, name) for p in batch], device=device) for name in ("margin", "probability")
+    )
+    loss = bradley_terry(chosen, rejected, margin, probability, config.label_smoothing).mean()
+    centre = (chosen + rejected).square().mean()  # scores have no zero of their own
+    (loss + config.centring * centre).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    values = torch.stack([loss.detach(), norm.to(loss.dtype), (chosen > rejected).to(loss.dtype).mean()]).tolist()
+    if not all(math.isfinite(value) for value in values):
+        raise DivergedError(f"reward-model loss = {values[0]}", f"step {state.step + 1}", "try a lower reward_model.lr")
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return {"loss": values[0], "accuracy": values[2]}
+
+
+def margins(model: Scorer, pairs: Sequence[Pair]) -> Tensor:
+    """score(chosen) - score(rejected) of each pair, before normalisation: (n,) float64 on the CPU."""
+    scores = model.eval().scores([p.chosen for p in pairs] + [p.rejected for p in pairs], normalised=False)
+    chosen, rejected = scores.double().cpu().chunk(2)
+    return chosen - rejected
+
+
+def accuracy(margins: Tensor) -> float:
+    """Share of pairs whose chosen side scores higher; a tie counts half."""
+    return float((margins > 0).double().mean() + 0.5 * (margins == 0).double().mean())
+
+
+def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What to know about a reward model, from held-out pairs.
+
+    Who is preferred is decided by the normalised scores, which a run is given; what is stated are the log odds of the
+    scores as they are. (Of one model both say the same.)
+
+    accuracy with its 95 % interval (Wilson); loss; ece = mean distance of stated and observed probability, bins
+    weighted; reliability = for each bin of the stated probability of the side that the model prefers: how often, what
+    it said, how often it was right; margin_mean in score units; length_correlation = Pearson's, of a side's score with
+    its number of tokens; longer_wins = accuracy of preferring the longer side. Where the pairs know how much better a
+    side really is: ceiling = accuracy of a judge who knows it, against these labels; of_ceiling = (accuracy - 0.5) /
+    (ceiling - 0.5); by_gap = how often the model prefers the side that is really better, by how much better it is.
+    """
+    sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    raw, scores = (x.double().cpu() for x in model.eval().both(sides))
+    found, judged = (x[: len(pairs)] - x[len(pairs) :] for x in (raw, scores))
+    right, n = accuracy(judged), len(pairs)
+    lengths = torch.tensor([float(len(side)) for side in sides], dtype=torch.float64)
+    longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs], dtype=torch.float64)
+    stated, correct = torch.sigmoid(found.abs()), (found > 0).double()
+    table, ece = [], 0.0
+    for low in torch.linspace(0.5, 1, BINS + 1)[:-1].tolist():
+        inside = (stated >= low) & (stated < low + 0.5 / BINS + (1e-9 if low > 0.94 else 0))
+        if bool(inside.any()):
+            said, was = float(stated[inside].mean()), float(correct[inside].mean())
+            table.append({"pairs": int(inside.sum()), "stated": said, "right": was})
+            ece += float(inside.double().mean()) * abs(said - was)
+    return {
+        "pairs": n,
+        "accuracy": right,
+        "accuracy_ci95": list(wilson(right, n)),
+        "loss": float(-F.logsigmoid(found).mean()),
+        "ece": ece,
+        "reliability": table,
+        "margin_mean": float(found.mean()),
+        "length_correlation": correlation(scores, lengths),
+        "longer_wins": accuracy(longer),
+        **against_truth(judged, [p.gap for p in pairs]),
+    }
+
+
+def against_truth(found: Tensor, gaps: Sequence[float | None]) -> dict[str, Any]:
+    """What a report says of margins (n,) where all gaps are known; nothing where they are not."""
+    known = [gap for gap in gaps if gap is not None]
+    if len(known) < len(gaps):
+        return {}
+    truth = torch.tensor(known, dtype=torch.float64)
+    ceiling, rows = accuracy(truth), []
+    for low, high in zip(GAPS, (*GAPS[1:], math.inf), strict=True):
+        inside = (truth.abs() >= low) & (truth.abs() < high) & (truth != 0)
+        if bool(inside.any()):
+            right = accuracy((found * truth.sign())[inside])
+            rows.append({"from": low, "pairs": int(inside.sum()), "right": right})
+    share = (accuracy(found) - 0.5) / (ceiling - 0.5) if ceiling > 0.5 else 0.0
+    return {"ceiling": ceiling, "of_ceiling": share, "by_gap": rows}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n (Wilson's score interval)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+@torch.no_grad()
+def normalise(model: Scorer, rows: Sequence[Sequence[int]]) -> None:
+    """Make scores mean 0 and standard deviation 1 over these texts, the reference policy's own responses."""
+    scores = model.eval().scores(rows, normalised=False).double()
+    model.mean.copy_(scores.mean())
+    spread = float(scores.std()) if len(rows) > 1 else 0.0
+    model.std.fill_(spread if spread > 1e-6 else 1.0)

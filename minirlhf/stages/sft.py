@@ -1,0 +1,98 @@
+"""Supervised fine-tuning: a base learns to continue prompts as demonstrations do (step 1 of 2203.02155).
+
+The loss is the cross-entropy of the completion's tokens alone, its EOS included: a prompt is given, not to be learned.
+Demonstrations are packed end to end, each seeing itself only, so that no padding is computed. Every completion token of
+a batch weighs the same. AdamW with warm-up and a cosine schedule.
+
+Not here: reading files (text/comparisons.py), what is kept on disk (base.py).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from minirlhf.config.schema import SFTConfig
+from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.optimizer import AdamW
+from minirlhf.models.transformer import Transformer
+from minirlhf.stages import pretrain
+from minirlhf.stages.pretrain import token_losses, warm_cosine
+from minirlhf.streams import generator
+from minirlhf.text.comparisons import Demonstration
+from minirlhf.text.tokenizer import Tokenizer, text_ids
+
+
+@dataclass(frozen=True)
+class Example:
+    """A demonstration as ids, [BOS] prompt completion EOS; the completion begins at `start`."""
+
+    ids: list[int]
+    start: int
+    prompt: str = field(default="", compare=False)
+
+
+def encode(
+    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, longest: int
+) -> tuple[list[Example], list[str]]:
+    """Examples of at most `longest` tokens, and notes on what was left out (InputError if nothing is left)."""
+    examples, dropped = list[Example](), list[str]()
+    for d in demonstrations:
+        ids = text_ids(tokenizer, d.prompt, d.completion, True)
+        if len(ids) > longest:
+            dropped.append(f"{d.where}: {len(ids)} tokens, {longest} fit: the row is left out")
+        else:
+            examples.append(Example(ids, len(text_ids(tokenizer, d.prompt, "", False)), d.prompt))
+    if not examples:
+        raise InputError("no demonstration fits", dropped[0] if dropped else "", "raise model.max_positions")
+    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
+    return examples, dropped[:3] + more
+
+
+@dataclass
+class SFTState:
+    """Model, optimiser and counters; complete between two yields of `train`."""
+
+    model: Transformer
+    optimizer: AdamW
+    step: int = 0
+    tokens: int = 0  # completion tokens learned from
+
+    @classmethod
+    def start(cls, model: Transformer, config: SFTConfig) -> "SFTState":
+        return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+
+
+def steps_of(examples: Sequence[Example], config: SFTConfig) -> int:
+    """Optimiser steps of a training on these examples."""
+    return config.epochs * math.ceil(len(examples) / config.batch_size)
+
+
+def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> Iterator[tuple[int, dict[str, float]]]:
+    """Steps until `sft.epochs` are done, each pass in a fresh order; yields (step, {loss in nats a token})."""
+    per_epoch, total = math.ceil(len(examples) / config.batch_size), steps_of(examples, config)
+    state.model.train()
+    while state.step < total:
+        epoch, at = divmod(state.step, per_epoch)
+        order = torch.randperm(len(examples), generator=generator(config.seed, "sft", epoch)).tolist()
+        batch = [examples[i] for i in order[at * config.batch_size : (at + 1) * config.batch_size]]
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.lr * warm_cosine(state.step, total, config.warmup, 0.05)
+        nats, count = token_losses(state.model, [e.ids for e in batch], [e.start for e in batch])
+        loss = nats / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
+        read, size = torch.stack([loss.detach(), norm]).tolist()
+        if not (math.isfinite(read) and math.isfinite(size)):
+            raise DivergedError(f"SFT loss = {read}, gradient norm = {size}", f"step {state.step + 1}", "lower sft.lr")
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += count
+        yield state.step, {"loss": read}
+
+
+def heldout_loss(model: Transformer, examples: Sequence[Example], size: int) -> float:
+    """Mean cross-entropy in nats a completion token."""
+    return pretrain.heldout_loss(model, [e.ids for e in examples], size, [e.start for e in examples])

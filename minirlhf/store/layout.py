@@ -1,0 +1,22 @@
+"""Names inside run directories and artifact caches."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from minirlhf.errors import UsageError
+from minirlhf.store.files import MANIFEST
+
+
+def kept_name(prefix: str, key: dict[str, Any]) -> str:
+    """What a thing of this key is called under `run.bases`."""
+    return prefix + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_run(directory: Path) -> None:
+    """It is the directory of a run (UsageError)."""
+    if not (directory / "config.toml").is_file():
+        raise UsageError("there is no run in it", str(directory), "give a directory that `minirlhf run` has made")
+    if (directory / MANIFEST).exists():
+        raise UsageError("this is no run but a saved model", str(directory), "give the directory of a run")

@@ -1,0 +1,1 @@
+"""Many runs, one answer: comparisons, over-optimisation, audits, benchmarks, labelling."""

@@ -1,0 +1,152 @@
+"""A workload on minirlhf: the loop of ppo.py itself, between its yields nothing but a clock.
+
+`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS` speaks as peer.py does: it prints `ready`, then runs
+an iteration for every line of its standard input. WHAT is minirlhf, or `rollout` for the rollout alone.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from minirlhf.builtin import advantages, kl, losses
+from minirlhf.components.signature import read_component
+from minirlhf.config.schema import Config
+from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.optimizer import AdamW
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.rollout import Rollout
+from minirlhf.models.sampler import Sampler
+from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.ppo import Parts, PPOState, train
+from minirlhf.rewards.shape import Scored
+from minirlhf.rl.controllers import KLController, Penalty
+from minirlhf.streams import generator
+from minirlhf.studies.bench.workloads import Workload
+from minirlhf.tensors import Moments
+
+PAD, BOS, EOS = 0, 1, 2
+LR = 1e-7  # so small that every iteration is the same work
+COMMON = 8.0  # what all embeddings share: so large that the last norm leaves h . common at sqrt(width)
+
+
+class Ids:
+    """A tokenizer of numbers: nothing here depends on what a token says."""
+
+    pad_id, bos_id, eos_id = PAD, BOS, EOS
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def trunk_of(work: Workload) -> Transformer:
+    """Random weights whose every distribution is almost uniform, but for an EOS of the workload's chance.
+
+    All embeddings share a direction, which the last norm keeps: the EOS has more of it, and so a constant logit more.
+    """
+    sizes = TransformerConfig(
+        work.vocab, work.width, work.ff, work.layers, work.heads, work.heads, work.prompt_max + work.response
+    )
+    trunk = Transformer(sizes)
+    with torch.no_grad():
+        for name, parameter in trunk.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator(0, name, 0)) * 0.02)
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+        trunk.embed_tokens.weight[:, 0] = COMMON
+        if work.eos:
+            odds = work.eos / (1 - work.eos) * (work.vocab - 3)
+            trunk.embed_tokens.weight[EOS, 0] += float(torch.tensor(odds).log()) / work.width**0.5
+    return trunk
+
+
+def prompts_of(work: Workload, step: int) -> PromptBatch:
+    """Random prompts of random lengths, left-padded: the same in every run."""
+    random = generator(0, "bench/prompts", step)
+    lengths = torch.randint(work.prompt_min, work.prompt_max + 1, (work.responses,), generator=random)
+    lengths[0] = work.prompt_max
+    ids = torch.randint(3, work.vocab, (work.responses, work.prompt_max), generator=random)
+    mask = torch.arange(work.prompt_max).flip(0) < lengths.unsqueeze(1)
+    texts = tuple("" for _ in range(work.responses))
+    return PromptBatch(torch.where(mask, ids, PAD), mask, torch.arange(work.responses), texts, {})
+
+
+def even(rollout: Rollout, step: int) -> Scored:
+    """A rule that costs nothing: the share of even ids."""
+    scores = (((rollout.response_ids % 2 == 0) & rollout.mask).sum(dim=1) / rollout.mask.sum(dim=1)).float()
+    return Scored(scores, torch.ones_like(scores, dtype=torch.bool), torch.zeros(rollout.mask.shape))
+
+
+def policy_of(work: Workload) -> Policy:
+    """The model, and a sampler that may end a response or, without an EOS, never does."""
+    banned = (PAD, BOS) if work.eos else (PAD, BOS, EOS)
+    return Policy(trunk_of(work), Sampler(1.0, banned, EOS), separate_critic=work.separate_critic)
+
+
+def iterations(work: Workload) -> Iterator[dict[str, float]]:
+    """Endless iterations of PPO; each yields the seconds of its stages, `tokens` and `whole`."""
+    policy = policy_of(work)
+    optimizer = AdamW(policy.parameters(), lr=LR, eps=1e-5, weight_decay=0.0)
+    state = PPOState(
+        policy, Reference(policy), optimizer, LambdaLR(optimizer, lambda _: 1.0), KLController(0.05, None, 1),
+        Penalty(0.0, None), Moments(0.0, 0.0, 0),
+    )  # fmt: skip
+    config = Config.model_validate(
+        {
+            "ppo": {
+                "iterations": 1 << 30, "prompts_per_iteration": work.responses, "epochs": work.epochs,
+                "minibatch_size": work.minibatch, "lr": LR, "schedule": "constant",
+            },
+            "sampler": {"temperature": 1.0, "max_new_tokens": work.response},
+        }
+    )  # fmt: skip
+    built = {
+        kind: read_component(kind, function.__name__, "builtin", __file__, function).build()
+        for kind, function in (("kl", kl.k1), ("advantage", advantages.gae), ("loss", losses.ppo_clip))
+    }
+    tokenizer: Any = Ids()
+    parts = Parts(
+        lambda step: prompts_of(work, step), even, built["kl"], built["advantage"], built["loss"], "batch", tokenizer
+    )
+    started = perf_counter()
+    for _, experience, metrics in train(state, parts, config):
+        now = perf_counter()
+        stages = {name: metrics[f"time/{name}"] for name in ("rollout", "score", "learn")}
+        yield {**stages, "whole": now - started, "tokens": float(experience.mask.sum())}
+        started = perf_counter()
+
+
+def rollouts(work: Workload) -> Iterator[dict[str, float]]:
+    """Endless rollouts alone."""
+    policy, tokenizer, step = policy_of(work), Ids(), 0
+    while True:
+        prompts = prompts_of(work, step)
+        started = perf_counter()
+        rollout = generate(
+            policy, prompts, tokenizer, max_new_tokens=work.response, generator=generator(0, "bench/rollout", step),  # type: ignore[arg-type]
+        )  # fmt: skip
+        yield {"whole": perf_counter() - started, "tokens": float(rollout.mask.sum())}
+        step += 1
+
+
+def main() -> None:
+    """Do what the arguments say until the input ends."""
+    what, work, threads = sys.argv[1], Workload(**json.loads(sys.argv[2])), int(sys.argv[3])
+    torch.set_num_threads(threads)
+    turns = rollouts(work) if what == "rollout" else iterations(work)
+    sys.stdout.write('"ready"\n')
+    sys.stdout.flush()
+    for _ in iter(sys.stdin.readline, ""):
+        found = next(turns)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        sys.stdout.write(json.dumps({**found, "peak_mb": peak}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""torch.optim.AdamW is the reference: the same numbers to the bit, without importing torch's compiler."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from minirlhf.models.optimizer import AdamW
+from tests.helpers import seeded
+
+SHAPES = [(3, 4), (5,), (2, 2, 2)]
+
+
+def trained(kind, steps, **options):
+    """Parameters after some steps of random gradients, under a schedule; the second has none at first."""
+    g = seeded(3)
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in SHAPES]
+    groups = [{"params": parameters[:1], "weight_decay": 0.3}, {"params": parameters[1:], "weight_decay": 0.0}]
+    optimizer = kind(groups, lr=0.1, betas=(0.8, 0.95), eps=1e-5, **options)
+    schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    for step in range(steps):
+        for i, parameter in enumerate(parameters):
+            if not (i == 1 and step == 0):
+                parameter.grad = torch.randn(parameter.shape, generator=g)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in parameters)
+    return parameters, [optimizer.state[p] for p in parameters]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_it_is_torchs_adamw_to_the_bit(steps):
+    ours, state = trained(AdamW, steps)
+    theirs, expected = trained(torch.optim.AdamW, steps, fused=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert [set(s) for s in state] == [set(s) for s in expected]
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(state, expected, strict=True) for k in a)
+
+
+def test_the_first_step_by_hand():
+    """m_hat / sqrt(v_hat) = sign(g) at the first step, after the decay."""
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    p.grad = torch.tensor([0.5, 3.0])
+    AdamW([p], lr=0.1, eps=0.0, weight_decay=0.5).step()
+    assert torch.allclose(p, torch.tensor([0.95 - 0.1, -1.9 - 0.1]))
+
+
+def test_a_step_imports_no_compiler():
+    code = (
+        "import sys, torch, minirlhf.pipeline.pipeline\n"
+        "from minirlhf.models.optimizer import AdamW\n"
+        "p = torch.nn.Parameter(torch.ones(3))\n"
+        "optimizer = AdamW([p], lr=0.1)\n"
+        "torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)\n"
+        "p.sum().backward()\n"
+        "optimizer.step()\n"
+        "optimizer.zero_grad()\n"
+        "print('torch._dynamo' in sys.modules, p[0].item() < 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -1,0 +1,52 @@
+"""Sampling and scoring use one distribution; inverse CDF draws it exactly; cuts touch `sample` only."""
+
+import pytest
+import torch
+
+from minirlhf.models.sampler import Sampler
+
+LOGITS = torch.tensor([[0.0, 1.0, 2.0, 3.0, -1.0]])
+
+
+def test_log_dist_is_softmax_at_the_temperature_without_banned_ids():
+    log_dist = Sampler(2.0, banned=(0, 3), stop=4).log_dist(LOGITS)
+    weights = torch.tensor([0.0, 0.5, 1.0, 0.0, -0.5]).exp() * torch.tensor([0, 1, 1, 0, 1])
+    assert log_dist.exp()[0].tolist() == pytest.approx((weights / weights.sum()).tolist())
+    assert log_dist[0, 0] == float("-inf")
+
+
+def test_inverse_cdf_gives_each_id_its_share_of_the_unit_interval():
+    sampler = Sampler(1.0, banned=(0, 3), stop=4)
+    n = 200_000
+    uniform = (torch.arange(n) + 0.5) / n
+    ids = sampler.sample(LOGITS.expand(n, -1), uniform)
+    share = torch.bincount(ids, minlength=5) / n
+    # Stratified uniforms: the share differs from the probability by at most one step at each end.
+    assert (share - sampler.log_dist(LOGITS)[0].exp()).abs().max() < 3e-5
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+@pytest.mark.parametrize("banned", [(0, 1), (3, 4), (0, 4)])
+def test_an_impossible_id_is_never_taken_even_at_the_ends(uniform, banned):
+    ids = Sampler(1.0, banned=banned, stop=2).sample(LOGITS, torch.tensor([uniform]))
+    assert ids.item() not in banned
+
+
+def test_temperature_zero_is_greedy():
+    assert Sampler(0.0, banned=(3,), stop=4).sample(LOGITS, torch.tensor([0.99])).item() == 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "possible"),
+    [
+        ({"top_k": 2}, {2, 3}),
+        ({"top_p": 0.6}, {3}),  # p(3) = .636
+        ({"top_p": 0.7}, {2, 3}),  # the token that crosses the border stays
+        ({"min_p": 0.3}, {2, 3}),  # p(2)/p(3) = e^-1 = .37, p(1)/p(3) = .14
+    ],
+)
+def test_cuts_restrict_what_is_sampled_and_not_what_is_scored(cut, possible):
+    plain, sampler = Sampler(1.0, banned=(), stop=4), Sampler(1.0, banned=(), stop=4, **cut)
+    ids = sampler.sample(LOGITS.expand(1000, -1), torch.arange(1000) / 1000)
+    assert set(ids.tolist()) == possible
+    assert torch.equal(sampler.log_dist(LOGITS), plain.log_dist(LOGITS))

@@ -1,0 +1,168 @@
+"""From scores to rewards: the order of the rules, each rule by hand, and where the score lands."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minirlhf.builtin.advantages import gae
+from minirlhf.config.schema import PPOConfig, TruncationConfig
+from minirlhf.rewards.shape import Scored, one_slot_more, place_rewards, shape_scores
+from minirlhf.tensors import Moments
+from tests.helpers import random_rollout
+
+pytestmark = pytest.mark.usefixtures("double")
+
+NONE_YET = Moments(0.0, 0.0, 0)
+KEEP = TruncationConfig()
+NEXT = torch.tensor([10.0, 20.0, 30.0, 40.0])
+ENDED = torch.tensor([True, False, True, False])  # rows 1 and 3 are cut
+
+
+def rollout():
+    return replace(random_rollout(4), terminated=ENDED)
+
+
+def scored(scores, valid=(True,) * 4):
+    return Scored(torch.tensor(scores), torch.tensor(valid), torch.zeros(4, 6))
+
+
+def shape(scores, valid=(True,) * 4, running=NONE_YET, truncation=KEEP, **ppo):
+    return shape_scores(scored(scores, valid), rollout(), NEXT, running, PPOConfig(**ppo), truncation)
+
+
+def test_without_rules_scores_pass_untouched():
+    out = shape([1.0, -2.0, 3.0, 0.5])
+    assert out.scores.tolist() == [1.0, -2.0, 3.0, 0.5]
+    assert torch.equal(out.rollout.mask, rollout().mask)
+    assert out.bootstrap.tolist() == [0, 0, 0, 0]
+    assert out.running == NONE_YET
+
+
+def test_normalisation_uses_all_scores_so_far_and_this_batch_by_hand():
+    """1, 2, 4 now: mean 7/3, unbiased variance 7/3. Then 5, 8, 10 beside them: sum 30 of 6, squares 210."""
+    first = shape([1.0, 2.0, 99.0, 4.0], valid=(True, True, False, True), score_normalize=True)
+    assert first.running == Moments(7.0, 21.0, 3)  # the unscored 99 is in neither
+    std = math.sqrt(7 / 3)
+    assert first.scores.tolist() == pytest.approx([(1 - 7 / 3) / std, (2 - 7 / 3) / std, 0, (4 - 7 / 3) / std])
+    second = shape([5.0, 8.0, 10.0, 0.0], (True, True, True, False), first.running, score_normalize=True)
+    assert second.running == Moments(30.0, 210.0, 6)
+    std = math.sqrt((210 - 30 * 30 / 6) / 5)
+    assert second.scores.tolist() == pytest.approx([0, 3 / std, 5 / std, 0])
+
+
+@pytest.mark.parametrize("scores", [[7.0, 7.0, 7.0, 7.0], [7.0, 0.0, 0.0, 0.0]])
+def test_normalising_equal_scores_or_a_single_one_gives_zero_and_no_nan(scores):
+    valid = (True,) * 4 if scores[1] else (True, False, False, False)
+    assert shape(scores, valid, score_normalize=True).scores.tolist() == [0, 0, 0, 0]
+
+
+def test_the_clip():
+    assert shape([5.0, -5.0, 0.5, -0.5], score_clip=1.5).scores.tolist() == [1.5, -1.5, 0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "expected"),
+    [
+        ("keep", None, [1.0, 2.0, 3.0, 4.0]),
+        ("penalty", 0.5, [1.0, 1.5, 3.0, 3.5]),  # subtracted where there is no EOS
+        ("replace", -7.0, [1.0, -7.0, 3.0, -7.0]),
+        ("mask", None, [1.0, 0.0, 3.0, 0.0]),
+        ("bootstrap", None, [1.0, 2.0, 3.0, 4.0]),
+    ],
+)
+def test_each_truncation_rule_by_hand(rule, value, expected):
+    out = shape([1.0, 2.0, 3.0, 4.0], truncation=TruncationConfig(rule=rule, value=value))
+    assert out.scores.tolist() == expected
+    assert out.bootstrap.tolist() == ([0, 20, 0, 40] if rule == "bootstrap" else [0, 0, 0, 0])
+    kept = ENDED if rule == "mask" else torch.ones(4, dtype=torch.bool)
+    assert torch.equal(out.rollout.mask, rollout().mask & kept.unsqueeze(1))
+    assert torch.equal(out.rollout.response_mask, rollout().response_mask)  # attention sees what was sampled
+
+
+def test_the_order_is_normalise_then_clip_then_truncation_rule():
+    """2, 4, 6, 8: mean 5, std sqrt(20/3) = 2.58; clipped to +-1 they are -1, -0.387, 0.387, 1; then minus 3."""
+    out = shape(
+        [2.0, 4.0, 6.0, 8.0],
+        truncation=TruncationConfig(rule="penalty", value=3.0),
+        score_normalize=True,
+        score_clip=1.0,
+    )
+    one = 1 / math.sqrt(20 / 3)
+    assert out.scores.tolist() == pytest.approx([-1, -one - 3, one, 1 - 3])  # the penalty is not clipped away
+    replaced = shape([1.0] * 4, truncation=TruncationConfig(rule="replace", value=-9.0), score_clip=0.5)
+    assert replaced.scores.tolist() == [0.5, -9.0, 0.5, -9.0]
+
+
+@pytest.mark.parametrize(("rule", "value"), [("keep", None), ("penalty", 2.0), ("replace", 2.0)])
+def test_a_row_that_nobody_scored_has_no_mask_and_no_score_whatever_the_rule(rule, value):
+    truncation = TruncationConfig(rule=rule, value=value)
+    out = shape([1.0, 5.0, 1.0, 1.0], (True, False, True, True), truncation=truncation)
+    assert out.scores[1] == 0
+    assert not out.rollout.mask[1].any()
+    assert torch.equal(out.rollout.mask[[0, 2, 3]], rollout().mask[[0, 2, 3]])
+
+
+# ---- rewards a token ---------------------------------------------------------------------------------------
+
+MASK = torch.tensor([[True, True, True, False], [True, False, True, False], [False] * 4, [True, False, False, False]])
+PENALTY = torch.tensor([[0.1, 0.2, 0.3, 9.0], [0.4, 9.0, 0.5, 9.0], [9.0] * 4, [0.0, 9.0, 9.0, 9.0]])
+
+
+def test_the_score_lands_on_the_last_token_of_the_mask_not_behind_it():
+    rewards = place_rewards(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.zeros(4, 4), PENALTY, MASK)
+    expected = [[-0.1, -0.2, 0.7, 0], [-0.4, 0, 1.5, 0], [0, 0, 0, 0], [4.0, 0, 0, 0]]
+    assert torch.allclose(rewards, torch.tensor(expected), atol=1e-12)
+
+
+def test_token_rewards_keep_their_place_and_the_rest_goes_to_the_last_token():
+    tokens = torch.tensor([[0.5, 0.0, 0.25, 5.0], [0.0, 5.0, 0.0, 5.0], [5.0] * 4, [3.0, 5.0, 5.0, 5.0]])
+    scores = torch.tensor([1.0, 2.0, 3.0, 2.0])  # row 0: 0.75 has a place, 0.25 is left; row 3: 3 placed, -1 left
+    rewards = place_rewards(scores, tokens, torch.zeros(4, 4), MASK)
+    expected = [[0.5, 0, 0.5, 0], [0, 0, 2, 0], [0, 0, 0, 0], [2, 0, 0, 0]]
+    assert torch.allclose(rewards, torch.tensor(expected), atol=1e-12)
+
+
+def test_every_row_sums_to_its_score_minus_its_penalty():
+    g = torch.Generator().manual_seed(0)
+    mask = torch.rand(50, 7, generator=g) < 0.6
+    scores, tokens = torch.randn(50, generator=g), torch.randn(50, 7, generator=g)
+    penalty = torch.randn(50, 7, generator=g)
+    rewards = place_rewards(scores, tokens, penalty, mask)
+    expected = torch.where(mask.any(dim=1), scores - (penalty * mask).sum(dim=1), 0.0)
+    assert (rewards.sum(dim=1) - expected).abs().max() < 1e-10
+    assert (rewards[~mask] == 0).all()
+
+
+def test_junk_under_the_mask_has_no_effect_and_an_all_masked_row_is_zero():
+    nan = float("nan")
+    scores, tokens = torch.tensor([1.0, 2.0, nan, 4.0]), torch.zeros(4, 4)
+    clean = place_rewards(torch.tensor([1.0, 2.0, 0.0, 4.0]), tokens, PENALTY, MASK)
+    dirty = place_rewards(scores, tokens.masked_fill(~MASK, nan), PENALTY.masked_fill(~MASK, nan), MASK)
+    assert torch.equal(clean, dirty)
+    assert dirty[2].tolist() == [0, 0, 0, 0]
+
+
+def test_a_score_behind_the_eos_by_hand():
+    """Two tokens, V = .5, 1 and 3 behind the EOS, score 4, penalty .1 a token, gae with lambda .5:
+    slot: 4 - 3 = 1; last: -.1 + 3 - 1 + .5 x 1 = 2.4; first: -.1 + 1 - .5 + .5 x 2.4 = 1.6. The second row was cut: its
+    score 4 is on its last token: 3.9 - 1 = 2.9, and -.1 + 1 - .5 + .5 x 2.9 = 1.85. The third takes no part."""
+    mask = torch.tensor([[True, True], [True, True], [False, False]])
+    known = {
+        "mask": mask,
+        "values": torch.tensor([[0.5, 1.0]] * 3),
+        "scores": torch.tensor([4.0, 4.0, 0.0]),
+        "bootstrap_values": torch.zeros(3),
+        "kl": torch.ones(3, 2),
+        "rewards": torch.full((3, 2), float("nan")),
+    }
+    scored = Scored(known["scores"], torch.tensor([True, True, False]), torch.zeros(3, 2))
+    ended, after = torch.tensor([True, False, True]), torch.tensor([3.0, 7.0, 9.0])
+    wide = one_slot_more(known, scored, torch.full((3, 2), 0.1), ended, after)
+    assert wide["mask"].tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    found = gae(wide["rewards"], wide["values"], wide["mask"], wide["bootstrap_values"], lam=0.5)
+    assert torch.allclose(found, torch.tensor([[1.6, 2.4, 1.0], [1.85, 2.9, 0.0], [0.0, 0.0, 0.0]]))
+    # At lambda 1 the place does not matter: what V behind the EOS says cancels.
+    one = gae(wide["rewards"], wide["values"], wide["mask"], wide["bootstrap_values"], lam=1.0)
+    assert torch.allclose(one[0, :2], torch.tensor([4 - 0.2 - 0.5, 4 - 0.1 - 1.0]))

@@ -1,0 +1,215 @@
+"""Metrics by hand on a rollout of 2 x 3 tokens, and averages that do not depend on how a minibatch is split."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minirlhf.models.rollout import Rollout
+from minirlhf.rl.experience import Experience
+from minirlhf.rl.metrics import (
+    Averages,
+    correlation,
+    explained_variance,
+    flat_groups,
+    repeated_triples,
+    residual_std,
+    rollout_metrics,
+    update_metrics,
+)
+from tests.helpers import EOS, seeded
+
+pytestmark = pytest.mark.usefixtures("double")
+
+NAN = float("nan")
+MASK = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def experience(**changed) -> Experience:
+    """Two responses of three and two tokens; the second stopped. The sixth position is junk."""
+    rollout = Rollout(
+        prompt_ids=torch.tensor([[1], [1]]),
+        prompt_mask=torch.ones(2, 1, dtype=torch.bool),
+        response_ids=torch.tensor([[3, 4, 5], [6, EOS, EOS]]),  # the last one is padding that happens to look like EOS
+        response_mask=MASK,
+        mask=MASK.clone(),
+        terminated=torch.tensor([False, True]),
+        group=torch.tensor([0, 1]),
+        prompts=("", ""),
+        completions=("", ""),
+        columns={},
+    )
+    given = {
+        "rollout": rollout,
+        "old_logprobs": torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, NAN]]),
+        "ref_logprobs": torch.zeros(2, 3),
+        "old_values": torch.tensor([[0.0, 1.0, 2.0], [3.0, 5.0, NAN]]),
+        "kl": torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.6, NAN]]),
+        "scores": torch.tensor([1.0, 4.0]),
+        "rewards": torch.tensor([[-0.1, -0.2, 0.7], [-0.4, 3.4, NAN]]),
+        "advantages": torch.zeros(2, 3),
+        "returns": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN]]),
+        "ref_log_dist": lambda rows: torch.zeros(2, 3, 13)[rows],
+    }
+    return Experience(**(given | changed))
+
+
+def test_every_metric_of_a_rollout_by_hand():
+    entropy = torch.tensor([[1.0, 1.5, 2.0], [0.5, 1.0, NAN]])
+    penalty = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.06, NAN]])
+    metrics = rollout_metrics(experience(), entropy, penalty, 0.1, EOS)
+    # errors R - V: 1, 1, 1, 1, 0 have mean 0.8 and variance 0.8/4; R: 1..5 have variance 10/4
+    assert metrics == pytest.approx(
+        {
+            "objective/kl": (0.6 + 1.0) / 2,  # nats per sequence
+            "objective/entropy": 15 / 2,  # -log p of the tokens taken, nats per sequence
+            "objective/non_score_reward": -0.16 / 2,
+            "objective/rlhf_reward": (0.4 + 3.0) / 2,
+            "objective/scores": 2.5,
+            "objective/scores_std": math.sqrt(4.5),  # 1, 4: unbiased variance 2 x 1.5^2
+            "policy/entropy_avg": 6 / 5,  # nats per token
+            "val/num_eos_tokens": 1,
+            "response/length": 2.5,
+            "response/eos_rate": 0.5,
+            "count/masked_rows": 0,
+            "value/explained_variance": 1 - 0.2 / 2.5,
+            "objective/score_length_correlation": -1,  # two points: 1 with three tokens, 4 with two
+            "response/repetition": 0,
+        },
+        abs=1e-10,
+    )
+
+
+def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
+    whole = experience()
+    out = rollout_metrics(
+        replace(whole, rollout=whole.rollout.keeping(torch.tensor([True, False]))),
+        torch.ones(2, 3),
+        torch.ones(2, 3),
+        0.1,
+        EOS,
+    )
+    assert out["objective/kl"] == pytest.approx(0.6, abs=1e-10)
+    assert out["objective/scores"] == 1
+    assert out["objective/scores_std"] == 0
+    assert out["objective/non_score_reward"] == -3
+    assert out["count/masked_rows"] == 1
+    assert out["response/length"] == 2.5
+    assert out["val/num_eos_tokens"] == 1
+
+
+def test_a_rollout_without_any_scored_row_has_finite_metrics():
+    whole = experience()
+    nobody = replace(whole, rollout=whole.rollout.keeping(torch.tensor([False, False])))
+    out = rollout_metrics(nobody, torch.full((2, 3), NAN), torch.full((2, 3), NAN), 0.1, EOS)
+    assert all(math.isfinite(value) for value in out.values())
+    assert out["count/masked_rows"] == 2
+    assert out["objective/kl"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 1.0),
+        ([11.0, 12.0, 13.0, 14.0, 15.0], 1.0),  # a constant error explains everything
+        ([7.0, 7.0, 7.0, 7.0, 7.0], 0.0),  # a constant explains nothing
+        ([-1.0, -2.0, -3.0, -4.0, -5.0], -3.0),  # errors 2, 4, .., 10: four times the variance
+    ],
+)
+def test_explained_variance_is_1_0_and_negative(values, expected):
+    full = torch.full((2, 3), NAN)
+    returns, guess = full.masked_scatter(MASK, torch.arange(1.0, 6.0)), full.masked_scatter(MASK, torch.tensor(values))
+    assert explained_variance(returns, guess, MASK) == pytest.approx(expected, abs=1e-10)
+
+
+def test_returns_without_variance_explain_nothing_and_divide_by_nothing():
+    assert explained_variance(torch.full((2, 3), 4.0), torch.zeros(2, 3), MASK) == 0.0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_averages_over_micro_batches_equal_those_over_the_whole(size):
+    """Ragged rows and one without tokens: a mean of micro-batch means would weigh their tokens differently."""
+    g = seeded()
+    mask = torch.arange(4) < torch.tensor([[1], [4], [0], [2], [3]])
+    x = torch.randn(5, 4, generator=g).masked_fill(~mask, NAN)
+    flags = torch.rand(5, 4, generator=g) < 0.5
+    log = Averages(tokens=mask.sum())
+    for start in range(0, 5, size):
+        rows = slice(start, start + size)
+        share = torch.where(mask[rows], x[rows], 0.0).sum() / 10
+        log.add({"share": share.requires_grad_()})
+        log.add_means({"x": x[rows], "flag": flags[rows], "constant": torch.tensor(3.0)}, mask[rows])
+        log.add_largest("largest", x[rows].abs(), mask[rows])
+    read = log.read()
+    kept = [x[i, t].item() for i in range(5) for t in range(4) if mask[i, t]]
+    hits = [flags[i, t].item() for i in range(5) for t in range(4) if mask[i, t]]
+    assert read["x"] == pytest.approx(sum(kept) / 10, abs=1e-10)
+    assert read["share"] == pytest.approx(sum(kept) / 10, abs=1e-10)
+    assert read["flag"] == pytest.approx(sum(hits) / 10, abs=1e-10)
+    assert read["constant"] == pytest.approx(3.0, abs=1e-10)
+    assert read["largest"] == pytest.approx(max(abs(v) for v in kept), abs=1e-10)
+
+
+def test_updates_are_averaged_and_the_first_log_ratio_is_the_first_ones():
+    updates = [
+        {"log_ratio": 1e-7, "val/ratio": 1.0, "loss/policy_avg": 2.0},
+        {"log_ratio": 0.5, "val/ratio": 1.3, "loss/policy_avg": -1.0},
+    ]
+    metrics = update_metrics(updates, beta=0.07, lr=1e-3)
+    assert metrics == pytest.approx(
+        {
+            "val/ratio": 1.15,
+            "val/ratio_var": 2 * 0.15**2,  # unbiased, over the updates
+            "loss/policy_avg": 0.5,
+            "policy/first_log_ratio": 1e-7,
+            "count/updates": 2,
+            "kl/coef": 0.07,
+            "lr": 1e-3,
+        },
+        abs=1e-12,
+    )
+
+
+def test_an_iteration_without_updates_still_has_its_counts():
+    assert update_metrics([], 0.07, 1e-3) == {
+        "val/ratio_var": 0.0,
+        "policy/first_log_ratio": 0.0,
+        "count/updates": 0.0,
+        "kl/coef": 0.07,
+        "lr": 1e-3,
+    }
+
+
+def test_the_residual_is_the_spread_within_prompts_pooled():
+    """Groups 0: 1, 3 (variance 2, one degree of freedom); 5: 2, 2, 5 (variance 3, two); 7 has one row left."""
+    residuals = torch.tensor([1.0, 2.0, 3.0, 2.0, 5.0, 40.0, 9.0, 10.0])
+    group = torch.tensor([0, 5, 0, 5, 5, 5, 7, 7])
+    rows = torch.tensor([True, True, True, True, True, False, True, False])
+    assert residual_std(residuals, group, rows) == pytest.approx(math.sqrt((2 * 1 + 3 * 2) / 3), abs=1e-12)
+    assert residual_std(residuals, torch.arange(8), rows) is None
+    assert residual_std(torch.full((4,), 0.1), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)) < 1e-7
+
+
+def test_the_residual_of_a_rollout_is_zero_at_the_optimum():
+    """r = beta log(pi/ref) + constant of the prompt is what the optimum looks like."""
+    whole = experience()
+    same = replace(whole.rollout, group=torch.zeros(2, dtype=torch.long))
+    log_ratio = torch.where(whole.mask, whole.old_logprobs - whole.ref_logprobs, 0.0).sum(dim=1)
+    best = replace(whole, rollout=same, scores=0.3 * log_ratio + 2)
+    assert rollout_metrics(best, torch.ones(2, 3), torch.ones(2, 3), 0.3, EOS)["objective/residual_std"] < 1e-6
+    off = rollout_metrics(best, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)["objective/residual_std"]
+    by_hand = 0.2 * abs(float(log_ratio[0] - log_ratio[1])) / math.sqrt(2)
+    assert off == pytest.approx(by_hand, abs=1e-6)
+    assert "objective/residual_std" not in rollout_metrics(whole, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)
+
+
+def test_repetition_correlation_and_flat_groups_by_hand():
+    # 1 2 3 1 2 3 has triples 123 231 312 123: one of four again; 4 5 has none.
+    assert repeated_triples([[1, 2, 3, 1, 2, 3], [4, 5]]) == pytest.approx(0.25)
+    assert repeated_triples([[1, 2]]) == 0
+    assert correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])) == pytest.approx(1)
+    assert correlation(torch.tensor([1.0, 2.0]), torch.tensor([5.0, 5.0])) == 0
+    group, rows = torch.tensor([0, 0, 1, 1, 2, 3, 3]), torch.tensor([True] * 6 + [False])
+    scores = torch.tensor([1.0, 1.0, 1.0, 2.0, 9.0, 4.0, 5.0])  # of 0, 1 (2 and 3 have one row): 0 is flat
+    assert flat_groups(scores, group, rows) == pytest.approx(0.5)

@@ -1,0 +1,320 @@
+"""Before against after: equal sides, the exact KL by enumeration, every number of the summary by hand."""
+
+import math
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+
+from minirlhf.models.generate import PromptBatch
+from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.rollout import Rollout
+from minirlhf.models.sampler import Sampler
+from minirlhf.rewards.shape import Scored
+from minirlhf.stages import evaluate as module
+from minirlhf.stages.evaluate import best_of_n, bootstrap_interval, distinct_share, evaluate, pairs, sequence_kl
+from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy, small_trunk
+
+TEXTS = ("ab", "c", "dab", "fgh", "j", "jj", "ca")
+
+
+def prompts(texts=TEXTS) -> PromptBatch:
+    return PromptBatch.build(texts, [{} for _ in texts], Letters())
+
+
+def share_of_c(rollout: Rollout) -> Scored:
+    scores = torch.tensor([text.count("c") / max(1, len(text)) for text in rollout.completions])
+    return Scored(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
+
+
+def evaluated(policy, reference, reward=share_of_c, seed=0, texts=TEXTS, tokens=6):
+    return evaluate(
+        policy, reference, prompts(texts), reward, Letters(), max_new_tokens=tokens, resamples=200, seed=seed
+    )
+
+
+# ---- pairing -----------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_is_the_reference_gains_exactly_nothing(monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 3)  # 7 prompts in three parts, each with its own random numbers
+    policy = small_policy()
+    result = evaluated(policy, Reference(policy))
+    summary = result.summary
+    assert summary["score_gain"] == 0.0
+    assert summary["score_gain_ci95"] == [0.0, 0.0]
+    assert summary["win_rate"] == 0.5
+    assert summary["kl_nats_per_sequence"] == pytest.approx(0.0, abs=1e-6)
+    assert summary["policy"] == summary["reference"]
+    assert summary["prompts"] == 7
+    for row, text in zip(result.rows, TEXTS, strict=True):
+        assert row["prompt"] == text
+        assert row["policy"] == row["reference"]
+        assert row["policy_score"] == row["reference_score"]
+    assert len({row["policy"] for row in result.rows}) > 3
+
+
+@pytest.mark.usefixtures("double")
+def test_the_kl_of_a_policy_to_itself_is_zero_in_float64():
+    policy = small_policy()
+    assert evaluated(policy, Reference(policy)).summary["kl_nats_per_sequence"] == pytest.approx(0.0, abs=1e-10)
+
+
+def test_the_reference_side_does_not_depend_on_the_policy_and_the_seed_decides():
+    base = Reference(small_policy())
+    one, two = evaluated(small_policy(1), base), evaluated(small_policy(2), base)
+    assert [row["reference"] for row in one.rows] == [row["reference"] for row in two.rows]
+    assert [row["policy"] for row in one.rows] != [row["policy"] for row in two.rows]
+    sides = [dict(result.summary["reference"]) for result in (one, two)]
+    for side in sides:
+        side.pop("distinct_2")  # at equal numbers of bigrams, so the other side's number is in it
+    assert sides[0] == sides[1]
+    again, other = evaluated(small_policy(1), base), evaluated(small_policy(1), base, seed=1)
+    assert one == again
+    assert [row["reference"] for row in one.rows] != [row["reference"] for row in other.rows]
+
+
+# ---- KL ----------------------------------------------------------------------------------------------------
+
+
+def narrow(seed: int) -> Policy:
+    """Only EOS, c and d can be sampled: 7 responses of up to two tokens, 15 of up to three."""
+    banned = tuple(i for i in range(13) if i not in (EOS, 5, 6))
+    return Policy(small_trunk(seed), Sampler(0.8, banned=banned, stop=EOS))
+
+
+def every_response(horizon: int) -> list[list[int]]:
+    done, open_rows = [], [[]]
+    for _ in range(horizon):
+        grown = [[*row, token] for row in open_rows for token in (EOS, 5, 6)]
+        done += [row for row in grown if row[-1] == EOS]
+        open_rows = [row for row in grown if row[-1] != EOS]
+    return done + open_rows
+
+
+def next_token(policy: Policy, ids: list[int]) -> dict[int, float]:
+    """log-probabilities of EOS, c, d by an unpadded forward pass, at temperature 0.8."""
+    with torch.no_grad():
+        logits = policy.model.embed_tokens.weight @ policy.model(torch.tensor([ids]))[0, -1] / 0.8
+    kept = {token: logits[token].item() for token in (EOS, 5, 6)}
+    total = math.log(sum(math.exp(x) for x in kept.values()))
+    return {token: x - total for token, x in kept.items()}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("horizon", [1, 2, 3])
+def test_the_sequence_kl_against_enumeration(horizon):
+    """Each response's number is the sum of its states' KLs, and their mean under the policy is KL(pi, ref) of whole
+    responses, which knows nothing of tokens: sum over y of pi(y) log(pi(y) / ref(y))."""
+    policy, base = narrow(1), narrow(2)
+    prompt, rows = [BOS, 3, 4], every_response(horizon)
+    assert len(rows) == 2 ** (horizon + 1) - 1
+    ids = torch.tensor([row + [PAD] * (horizon - len(row)) for row in rows])
+    start = torch.tensor([prompt]).expand(len(rows), -1)
+    blank, names = torch.zeros(len(rows), dtype=torch.long), ("",) * len(rows)
+    rollout = Rollout(
+        start, start > 0, ids, ids != PAD, ids != PAD, (ids == EOS).any(dim=1), blank, names, names, {}
+    )  # fmt: skip
+    got = sequence_kl(policy, Reference(base), rollout)
+    log_pi, log_ref = [], []
+    for row, value in zip(rows, got.tolist(), strict=True):
+        total, a, b = 0.0, 0.0, 0.0
+        for t, token in enumerate(row):
+            p, q = next_token(policy, prompt + row[:t]), next_token(base, prompt + row[:t])
+            total += sum(math.exp(p[x]) * (p[x] - q[x]) for x in p)
+            a, b = a + p[token], b + q[token]
+        assert value == pytest.approx(total, abs=1e-10)
+        log_pi.append(a)
+        log_ref.append(b)
+    assert sum(math.exp(a) for a in log_pi) == pytest.approx(1, abs=1e-10)
+    whole = sum(math.exp(a) * (a - b) for a, b in zip(log_pi, log_ref, strict=True))
+    mean = sum(math.exp(a) * kl for a, kl in zip(log_pi, got.tolist(), strict=True))
+    assert whole > 0.1
+    assert mean == pytest.approx(whole, abs=1e-10)
+
+
+def test_the_reported_kl_is_that_of_the_policys_own_responses():
+    policy, base = small_policy(1), Reference(small_policy(2))
+    summary = evaluated(policy, base).summary
+    batch = prompts()
+    rollout = module.generate(policy, batch, Letters(), max_new_tokens=6, generator=module.generator(0, "eval", 0))
+    expected = sequence_kl(policy, base, rollout).mean().item()
+    assert summary["kl_nats_per_sequence"] == pytest.approx(expected, rel=1e-5)
+    assert summary["kl_nats_per_sequence"] > 0.1
+
+
+# ---- the summary by hand -----------------------------------------------------------------------------------
+
+BEFORE = ["abc", "abcab", "dd", "f"]  # the last one ends with EOS, and so does the second
+AFTER = ["aaaa", "ab", "", "abab"]
+
+
+def told(texts, ended) -> Rollout:
+    """Responses as given; those that ended carry EOS."""
+    rows = [Letters().encode(text) + ([EOS] if end else []) for text, end in zip(texts, ended, strict=True)]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+    start = torch.full((len(rows), 1), BOS)
+    return Rollout(
+        start, start > 0, ids, ids != PAD, ids != PAD, torch.tensor(ended), torch.arange(len(rows)),
+        tuple(f"p{i}" for i in range(len(rows))), tuple(texts), {},
+    )  # fmt: skip
+
+
+def summary_of(monkeypatch, scores: dict[str, float | None]):
+    """`evaluate` of BEFORE (reference) and AFTER (policy), with a score for each text; None = nobody scored it."""
+    policy, reference = small_policy(1), Reference(small_policy(2))
+    rollouts = {
+        id(reference.policy): told(BEFORE, [False, True, False, True]),
+        id(policy): told(AFTER, [False, True, True, False]),
+    }
+    monkeypatch.setattr(module, "generate", lambda model, *_, **__: rollouts[id(model)])
+
+    def reward(rollout):
+        given = [scores[text] for text in rollout.completions]
+        valid = torch.tensor([x is not None for x in given])
+        junk = torch.tensor([99.0 if x is None else x for x in given])
+        return Scored(junk, valid, torch.zeros(rollout.mask.shape))
+
+    return evaluate(policy, reference, prompts(TEXTS[:4]), reward, Letters(), max_new_tokens=6, resamples=100, seed=0)
+
+
+SCORES = {"abc": 1.0, "abcab": 2.0, "dd": 4.0, "f": 5.0} | {"aaaa": 3.0, "ab": 2.0, "": 0.5, "abab": 6.0}
+
+
+def test_every_number_of_the_summary_by_hand(monkeypatch):
+    result = summary_of(monkeypatch, SCORES)
+    before, after = result.summary["reference"], result.summary["policy"]
+    # scores 1, 2, 4, 5: mean 3, squares about it 4 1 1 4; 90 %: 0.7 of the way from the 3rd to the 4th
+    assert before["score_mean"] == pytest.approx(3.0)
+    assert before["score_std"] == pytest.approx(math.sqrt(10 / 3))
+    assert before["score_p90"] == pytest.approx(4.7)
+    assert before["length_mean"] == pytest.approx((3 + 6 + 2 + 2) / 4)  # tokens, EOS counted
+    assert before["eos_rate"] == 0.5
+    assert before["distinct_share"] == 1.0
+    assert after["score_mean"] == pytest.approx(11.5 / 4)
+    assert after["score_p90"] == pytest.approx(3 + 0.7 * 3)  # 0.5, 2, 3, 6
+    assert after["length_mean"] == pytest.approx((4 + 3 + 1 + 4) / 4)
+    assert after["eos_rate"] == 0.5
+    # bigrams: before ab bc | ab bc ca ab | dd (7); after aa aa aa | ab | ab ba ab (7)
+    assert before["distinct_2"] == pytest.approx(4 / 7)
+    assert after["distinct_2"] == pytest.approx(3 / 7)
+    assert result.summary["score_gain"] == pytest.approx((2 + 0 - 3.5 + 1) / 4)
+    assert result.summary["win_rate"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    low, high = result.summary["score_gain_ci95"]
+    assert -3.5 <= low < -0.125 < high <= 2
+    assert [row["policy_score"] for row in result.rows] == [3.0, 2.0, 0.5, 6.0]
+    assert [row["reference"] for row in result.rows] == BEFORE
+    assert [row["policy"] for row in result.rows] == AFTER
+
+
+def test_what_nobody_scored_is_null_and_leaves_every_mean_and_its_pair(monkeypatch):
+    result = summary_of(monkeypatch, SCORES | {"abc": None, "": None})
+    assert result.summary["reference"]["score_mean"] == pytest.approx(11 / 3)  # 2, 4, 5
+    assert result.summary["policy"]["score_mean"] == pytest.approx(11 / 3)  # 3, 2, 6
+    assert result.summary["score_gain"] == pytest.approx((0 + 1) / 2)  # the pairs that both sides have
+    assert result.summary["win_rate"] == pytest.approx((0.5 + 1) / 2)
+    assert [row["reference_score"] for row in result.rows] == [None, 2.0, 4.0, 5.0]
+    assert [row["policy_score"] for row in result.rows] == [3.0, 2.0, None, 6.0]
+    assert result.summary["reference"]["length_mean"] == pytest.approx(13 / 4)  # a text is a text
+
+
+def test_when_nobody_scored_anything_the_numbers_are_finite(monkeypatch):
+    result = summary_of(monkeypatch, dict.fromkeys(SCORES))
+    assert result.summary["score_gain"] == 0.0
+    assert result.summary["score_gain_ci95"] == [0.0, 0.0]
+    assert result.summary["policy"]["score_mean"] == 0.0
+    assert {row["policy_score"] for row in result.rows} == {None}
+
+
+def test_distinct_2_is_taken_at_equal_numbers_of_bigrams(monkeypatch):
+    """A side with fewer bigrams repeats less: 7 against 3 are compared at the first 3 of each."""
+    monkeypatch.setattr("tests.stages.test_evaluate.AFTER", ["ab", "ab", "bc", ""])
+    result = summary_of(monkeypatch, dict.fromkeys(SCORES) | {"bc": None})
+    assert result.summary["policy"]["distinct_2"] == pytest.approx(2 / 3)  # ab ab bc
+    assert result.summary["reference"]["distinct_2"] == pytest.approx(2 / 3)  # ab bc ab of seven
+    assert result.summary["policy"]["distinct_share"] == pytest.approx(3 / 4)
+
+
+def test_bigrams_stay_inside_a_response_and_leave_eos_out():
+    assert pairs([[3, 4, EOS], [5], [], [6, 6, 6]], EOS) == [(3, 4), (6, 6), (6, 6)]
+    assert distinct_share([]) == 0.0
+    assert distinct_share(["a", "a", "b", "a"]) == 0.5
+
+
+# ---- the interval ------------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_interval_on_data_whose_answer_is_known():
+    assert bootstrap_interval(torch.full((9,), 0.3).double(), 100, seeded()) == pytest.approx((0.3, 0.3))
+    assert bootstrap_interval(torch.tensor([0.0, 1.0]).double(), 500, seeded()) == (0.0, 1.0)  # each 1/4 of resamples
+    assert bootstrap_interval(torch.tensor([]).double(), 100, seeded()) == (0.0, 0.0)
+    # 400 numbers of mean 2 and population std 3: the mean's own error is 3/20, 95 % of it 1.96 times that
+    gains = 2 + 3 * torch.tensor([1.0, -1.0] * 200).double()
+    low, high = bootstrap_interval(gains, 4000, seeded())
+    assert (low, high) == pytest.approx((2 - 1.96 * 0.15, 2 + 1.96 * 0.15), abs=0.03)
+    assert bootstrap_interval(gains, 4000, seeded()) == (low, high)
+
+
+def test_a_policy_that_was_pushed_towards_the_reward_shows_it():
+    """The embedding of c is made larger along the mean state: more c, an interval above 0, more wins than losses."""
+    base = small_policy()
+    pushed = small_policy()
+    reference = Reference(base)
+    rollout = module.generate(base, prompts(), Letters(), max_new_tokens=6, generator=seeded())
+    with torch.no_grad():
+        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], dim=1)
+        state = pushed.model(ids).flatten(0, 1).mean(dim=0)
+        pushed.model.embed_tokens.weight[5] += 3 * state / state.norm()
+    summary = evaluated(pushed, reference, texts=TEXTS * 10).summary
+    assert summary["policy"]["score_mean"] > summary["reference"]["score_mean"]
+    assert summary["score_gain"] == pytest.approx(
+        summary["policy"]["score_mean"] - summary["reference"]["score_mean"], abs=1e-6
+    )
+    assert summary["score_gain_ci95"][0] > 0
+    assert summary["win_rate"] > 0.5
+    assert summary["kl_nats_per_sequence"] > 0
+
+
+def test_a_masked_token_is_not_in_the_kl():
+    policy, base = small_policy(1), Reference(small_policy(2))
+    rollout = told(BEFORE, [False, True, False, True])
+    whole = sequence_kl(policy, base, rollout)
+    holes = rollout.mask.clone()
+    holes[:, 0] = False
+    part = sequence_kl(policy, base, replace(rollout, mask=holes))
+    first = replace(rollout, mask=rollout.mask & ~holes)
+    assert torch.allclose(whole, part + sequence_kl(policy, base, first))
+    assert (part < whole).all()
+
+
+# ---- best of n ---------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
+    """Two prompts with four responses each, one with an unscored one: the best of every subset, by enumeration."""
+    scores = torch.tensor([[3.0, -1, 4, 1], [0, 2, 7, 1], [1, float("nan"), 2, 3]])
+    given = iter(scores.flatten().split(5))  # in parts that begin within a prompt
+
+    def reward(rollout):
+        part = next(given)
+        return Scored(part.nan_to_num(), ~part.isnan(), torch.zeros(rollout.mask.shape))
+
+    monkeypatch.setattr(module, "ROWS", 5)
+    several = PromptBatch.build(TEXTS[:3], [{}] * 3, Letters(), responses=4)
+    found = best_of_n(Reference(small_policy(0)), several, 4, reward, Letters(), max_new_tokens=3, seed=0)
+    for point, n in zip(found, (1, 2, 4), strict=True):
+        every = [max(c) for row in scores[:2].tolist() for c in combinations(row, n)]
+        assert point["score"] == pytest.approx(sum(every) / len(every))
+        assert (point["n"], point["kl"]) == (n, pytest.approx(math.log(n) - 1 + 1 / n))
+
+
+def test_of_responses_that_nobody_scores_there_is_no_best():
+    def nobody(rollout):
+        return Scored(
+            torch.zeros(len(rollout)), torch.zeros(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape)
+        )
+
+    several = PromptBatch.build(TEXTS[:2], [{}] * 2, Letters(), responses=2)
+    assert best_of_n(Reference(small_policy(0)), several, 2, nobody, Letters(), max_new_tokens=3, seed=0) == []

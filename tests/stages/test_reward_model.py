@@ -1,0 +1,235 @@
+"""Bradley-Terry by hand, the way from text to ids, training on a rule that can be learned, and the report by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minirlhf.config.schema import RewardModelConfig
+from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.scorer import Ensemble, Scorer
+from minirlhf.rl.metrics import correlation
+from minirlhf.stages.reward_model import (
+    Pair,
+    RewardModelState,
+    accuracy,
+    bradley_terry,
+    encode,
+    margins,
+    normalise,
+    report,
+    train,
+    wilson,
+)
+from minirlhf.text.comparisons import Comparison, check_enough, hold_out
+from minirlhf.text.tokenizer import text_ids
+from tests.helpers import BOS, EOS, Letters, seeded, small_trunk
+
+
+def terry(chosen, rejected, margin=0.0, probability=1.0, smoothing=0.0):
+    values = (torch.tensor([x], dtype=torch.float64) for x in (chosen, rejected, margin, probability))
+    return bradley_terry(*values, smoothing).item()
+
+
+def test_bradley_terry_by_hand():
+    assert terry(2.0, 0.5) == pytest.approx(math.log(1 + math.exp(-1.5)), abs=1e-12)
+    assert terry(2.0, 0.5, margin=1.0) == pytest.approx(math.log(1 + math.exp(-0.5)), abs=1e-12)
+    both = 0.8 * math.log(1 + math.exp(-1.5)) + 0.2 * math.log(1 + math.exp(1.5))
+    assert terry(2.0, 0.5, probability=0.8) == pytest.approx(both, abs=1e-12)
+    assert terry(2.0, 0.5, smoothing=0.2) == pytest.approx(both, abs=1e-12)
+    # 0.7 said and a tenth of the labels wrong: 0.7 x 0.9 + 0.3 x 0.1 = 0.66
+    mixed = 0.66 * math.log(1 + math.exp(-1.5)) + 0.34 * math.log(1 + math.exp(1.5))
+    assert terry(2.0, 0.5, probability=0.7, smoothing=0.1) == pytest.approx(mixed, abs=1e-12)
+
+
+@given(st.floats(-1000, 1000), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 0.1]))
+def test_it_is_finite_with_its_gradient_at_every_difference(d, probability, smoothing):
+    chosen = torch.tensor([d], requires_grad=True)
+    loss = bradley_terry(chosen, torch.zeros(1), torch.zeros(1), torch.tensor([probability]), smoothing)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert chosen.grad.isfinite().all()
+    assert loss >= 0
+
+
+def test_a_thousand_apart():
+    assert terry(1000.0, 0.0) == 0
+    assert terry(-1000.0, 0.0) == 1000
+
+
+def test_a_text_is_bos_prompt_completion_eos_encoded_apart():
+    assert text_ids(Letters(), "ab", "c", True) == [BOS, 3, 4, 5, EOS]
+    assert text_ids(Letters(), "ab", "c", False) == [BOS, 3, 4, 5]
+
+
+def test_what_does_not_fit_is_left_out_and_said():
+    rows = [Comparison("ab", "c", "d", 0.5, 0.9), Comparison("ab", "c" * 9, "d", where="f:7")]
+    pairs, notes = encode(rows, Letters(), 6)
+    assert pairs == [Pair([BOS, 3, 4, 5, EOS], [BOS, 3, 4, 6, EOS], 0.5, 0.9)]
+    assert notes == ["f:7: 13 tokens, 6 fit: the row is left out"]
+    with pytest.raises(InputError, match="no comparison fits: f:7"):
+        encode(rows[1:], Letters(), 6)
+
+
+def test_whole_prompts_are_held_out():
+    rows = [Comparison(f"p{i % 10}", "a", "b") for i in range(40)]
+    learn, held = hold_out(rows, 0.2, seeded())
+    assert len(held) == 8
+    assert not {c.prompt for c in learn} & {c.prompt for c in held}
+    assert len({c.prompt for c in held}) == 2
+    one = [Comparison("p", str(i), "b") for i in range(10)]
+    learn, held = hold_out(one, 0.2, seeded())
+    assert (len(learn), len(held)) == (8, 2)
+    with pytest.raises(InputError, match=r"one row cannot be learned from and held out: x\.jsonl"):
+        check_enough(one[:1], "x.jsonl")
+
+
+def pairs_of(count, seed, flip=0.0):
+    """The side with more of token 3 (letter a) is the better one; a share of the labels is flipped."""
+    g, found = seeded(seed), []
+    while len(found) < count:
+        one, two = ([BOS, *torch.randint(3, 6, (6,), generator=g).tolist(), EOS] for _ in range(2))
+        if one.count(3) == two.count(3):
+            continue
+        better = one.count(3) > two.count(3)
+        better = better != bool(torch.rand(1, generator=g) < flip)
+        found.append(Pair(*((one, two) if better else (two, one)), 0.0, 1.0))
+    return found
+
+
+def trained(flip=0.0, **options):
+    config = RewardModelConfig(epochs=4, batch_size=32, lr=3e-3, warmup=5, patience=50, **options)
+    state = RewardModelState.start(Scorer(small_trunk(scale=0.1)).initialise(seeded(1)), config)
+    return state, list(train(state, pairs_of(400, 1, flip), pairs_of(200, 2, flip), config))
+
+
+def test_a_rule_is_learned_shuffled_labels_are_not_and_flipped_ones_teach_the_opposite():
+    learned = accuracy(margins(trained()[0].model, pairs_of(300, 3)))
+    chance = accuracy(margins(trained(flip=0.5)[0].model, pairs_of(300, 3)))
+    against = accuracy(margins(trained(flip=1.0)[0].model, pairs_of(300, 3)))
+    assert learned > 0.95
+    assert 0.15 < chance < 0.85
+    assert against < 0.05
+
+
+def test_the_best_weights_are_kept_and_patience_ends_it():
+    state, steps = trained()
+    held = {step: m["heldout_accuracy"] for step, m in steps if "heldout_accuracy" in m}
+    assert state.best == max(held.values())
+    assert held[state.best_step] == state.best
+    assert accuracy(margins(state.model, pairs_of(200, 2))) == pytest.approx(state.best)
+    config = RewardModelConfig(epochs=50, batch_size=32, lr=3e-3, warmup=5, patience=1)
+    early = RewardModelState.start(Scorer(small_trunk(scale=0.1)).initialise(seeded(1)), config)
+    ended = list(train(early, pairs_of(400, 1), pairs_of(50, 2), config))
+    assert len(ended) < 50 * 13
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    config = RewardModelConfig(epochs=1)
+    state = RewardModelState.start(Scorer(small_trunk()), config)
+    torch.nn.init.constant_(state.model.score.weight, float("nan"))
+    with pytest.raises(DivergedError, match=r"reward_model\.lr"):
+        list(train(state, pairs_of(4, 1), pairs_of(4, 2), config))
+
+
+class Lengths(Scorer):
+    """A score of half the number of tokens, and no model."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def scores(self, rows, *, normalised=True):
+        return (torch.tensor([len(row) / 2 for row in rows]) - self.mean) / self.std
+
+
+def test_the_report_by_hand():
+    """Margins 1, 1, -1, 0: right 1, 1, 0, 1/2. It says sigmoid(1) = 0.731 of three pairs, of which 2/3 are right, and
+    0.5 of the tie, which is not right: ece = 3/4 |0.731 - 2/3| + 1/4 |0.5 - 0|."""
+    pairs = [Pair([1] * a, [1] * b, 0.0, 1.0) for a, b in [(4, 2), (6, 4), (2, 4), (3, 3)]]
+    found = report(Lengths(), pairs)
+    sigmoid = 1 / (1 + math.exp(-1))
+    assert found["accuracy"] == pytest.approx(2.5 / 4)
+    assert found["ece"] == pytest.approx(0.75 * abs(sigmoid - 2 / 3) + 0.25 * 0.5)
+    assert [row["pairs"] for row in found["reliability"]] == [1, 3]
+    assert found["margin_mean"] == pytest.approx(0.25)
+    assert found["length_correlation"] == pytest.approx(1)
+    assert found["longer_wins"] == pytest.approx(2.5 / 4)
+    losses = [math.log(1 + math.exp(-m)) for m in (1, 1, -1, 0)]
+    assert found["loss"] == pytest.approx(sum(losses) / 4)
+
+
+def test_an_ensemble_is_judged_by_what_it_scores_and_states_what_its_members_say():
+    """One member says 3 and 0 in tens, the other 0 and 1 in ones: as they are 1.5 against 0.5, normalised 0.15 against
+    0.5. A run is given the second."""
+    members = [fixed({1: 3.0, 2: 0.0}, std=10.0), fixed({1: 0.0, 2: 1.0}, std=1.0)]
+    ensemble = Ensemble(members)
+    raw, scored = ensemble.both([[1], [2]])
+    assert raw.tolist() == [1.5, 0.5]
+    assert scored.tolist() == pytest.approx([0.15, 0.5])
+    assert torch.equal(scored, ensemble.each([[1], [2]]).mean(dim=0))
+    found = report(ensemble, [Pair([1], [2], 0.0, 1.0)])
+    assert found["accuracy"] == 0
+    assert found["margin_mean"] == 1
+
+
+def fixed(scores, std):
+    """A scorer that says a number for the first token of a text."""
+
+    class Fixed(Lengths):
+        def scores(self, rows, *, normalised=True):
+            raw = torch.tensor([scores[row[0]] for row in rows])
+            return self.normalised(raw) if normalised else raw
+
+    scorer = Fixed()
+    scorer.std.fill_(std)
+    return scorer
+
+
+def test_what_is_really_better_is_held_against_labels_and_model():
+    """Margins 1, 1, -1, 2 and true gaps 0.2, -0.3, 0.7, 3: three of four labels are right (the ceiling), and the model
+    agrees with three of four. It sides with the truth in the first and the fourth, not in the others."""
+    pairs = [Pair([1] * a, [1] * b, 0.0, 1.0, g) for a, b, g in [(4, 2, 0.2), (6, 4, -0.3), (2, 4, 0.7), (7, 3, 3.0)]]
+    found = report(Lengths(), pairs)
+    assert (found["accuracy"], found["ceiling"], found["of_ceiling"]) == (0.75, 0.75, 1.0)
+    assert found["by_gap"] == [
+        {"from": 0.0, "pairs": 2, "right": 0.5},
+        {"from": 0.5, "pairs": 1, "right": 0.0},
+        {"from": 2.0, "pairs": 1, "right": 1.0},
+    ]
+    assert "ceiling" not in report(Lengths(), [*pairs, Pair([1], [1, 1], 0.0, 1.0)])
+
+
+def test_intervals_and_correlation_by_hand():
+    """Wilson at 8 of 10: (0.8 + z^2/20 +- z sqrt(0.16/10 + z^2/400)) / (1 + z^2/10), z = 1.96: 0.490 to 0.943."""
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    y = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)
+    assert correlation(x, y) == pytest.approx(1 / math.sqrt(14 / 3 * 2))  # means 7/3 and 2: products sum to 1
+    assert correlation(x, torch.ones(3, dtype=torch.float64)) == 0
+
+
+def test_scores_over_the_bases_own_responses_have_mean_zero_and_std_one():
+    model = Scorer(small_trunk()).initialise(seeded())
+    rows = [p.chosen for p in pairs_of(50, 1)]
+    normalise(model, rows)
+    scores = model.scores(rows)
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(scores.std()) == pytest.approx(1, abs=1e-5)
+    normalise(model, rows[:1])
+    assert float(model.std) == 1
+
+
+def test_the_weights_in_the_end_are_the_best_and_not_the_last():
+    """A state that has seen better: whatever the steps do, the stored weights come back."""
+    config = RewardModelConfig(epochs=1, batch_size=16, lr=1e-2, warmup=0)
+    model = Scorer(small_trunk(scale=0.1)).initialise(seeded(1))
+    state = RewardModelState.start(model, config)
+    state.best, state.best_weights = 1.1, {name: t.clone() for name, t in model.state_dict().items()}
+    list(train(state, pairs_of(64, 1), pairs_of(20, 2), config))
+    assert state.step == 4
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state.best_weights[name])
