@@ -7,7 +7,7 @@ squares and count: the one place where a run on several devices would add them u
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,23 +56,31 @@ def moments(x: Tensor, mask: Tensor) -> Moments:
     return Moments(total, squares, int(count))
 
 
-def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> tuple[Tensor, float, bool]:
-    """Advantages at mean 0 and variance 1 over the mask of the whole batch.
+class Whitened(NamedTuple):
+    """Whitened advantages (B,R), the scale that they were divided by, and True if they were degenerate: zeros now."""
 
-    `batch` (x - mean) / std with the unbiased std; `population` the same with the biased std; `scale` x / std, the
-    mean kept; `none` x itself. Returns (whitened (B,R), the scale that x was divided by, degenerate). The loop
-    divides the coefficient of a KL loss by the same scale, or beta would mean something else at every reward scale.
-    Degenerate (fewer than two tokens, or a std below 1e-6 of the largest |x|: rounding noise): zeros and scale 1.
+    advantages: Tensor
+    scale: float
+    degenerate: bool
+
+
+def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> Whitened:
+    """Whiten advantages x (B,R): mean 0 and variance 1 over the mask of the whole batch.
+
+    `batch` (x - mean) / std with the unbiased std; `population` the same with the biased std; `scale` x / std, the mean
+    kept; `none` x itself. The loop divides the coefficient of a KL loss by the same scale, or beta would mean something
+    else at every reward scale. Degenerate (fewer than two tokens, or a std below 1e-6 of the largest |x|, which is
+    rounding noise): zeros and scale 1.
     """
     if variant == "none":
-        return torch.where(mask, x, torch.zeros_like(x)), 1.0, False
+        return Whitened(torch.where(mask, x, torch.zeros_like(x)), 1.0, False)
     stats = moments(x, mask)
     std = stats.std(unbiased=variant != "population")
     largest = float(torch.where(mask, x.detach().abs(), torch.zeros_like(x)).max()) if x.numel() else 0.0
     if stats.count < 2 or std <= 1e-6 * largest:
-        return torch.zeros_like(x), 1.0, True
+        return Whitened(torch.zeros_like(x), 1.0, True)
     centre = 0.0 if variant == "scale" else stats.mean
-    return torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std, False
+    return Whitened(torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std, False)
 
 
 def gather_logprobs(log_dist: Tensor, ids: Tensor) -> Tensor:

@@ -26,15 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlhf.components.checks import check_loss, check_tensor
 from minirlhf.components.component import INPUTS, REQUIRED, Built, Component, Option
-from minirlhf.components.registry import load
+from minirlhf.components.registry import load_plugins
 from minirlhf.components.signature import read_component  # fmt: skip
 from minirlhf.config.layers import load_config
 from minirlhf.config.schema import Config
 from minirlhf.errors import ConfigError, PluginError, UsageError, UserError, nearest
 from minirlhf.models.rollout import Rollout
-from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.batch import RewardBatch, TrainerState
 from minirlhf.rewards.call import RewardModels
 from minirlhf.rl.experience import Experience
 from minirlhf.streams import generator
@@ -171,14 +170,16 @@ class _Texts:
     def score(self, built: Built) -> list[Row]:
         """Called and checked as the loop does it."""
         rollout = self.rollout()
-        scores = RewardModels([(built.component.name, 1.0, built)]).score(
-            prompts=list(self.prompts),
-            completions=list(self.completions),
-            prompt_ids=rollout.prompt_id_lists,
-            completion_ids=rollout.completion_id_lists,
-            columns=self.columns,
-            trainer_state=TrainerState(0, 1, 0.0),
-            rollout=rollout,
+        scores = RewardModels([(built.component.name, 1.0, built)]).call(
+            RewardBatch(
+                prompts=list(self.prompts),
+                completions=list(self.completions),
+                prompt_ids=rollout.prompt_id_lists,
+                completion_ids=rollout.completion_id_lists,
+                columns=self.columns,
+                trainer_state=TrainerState(0, 1, 0.0),
+                rollout=rollout,
+            )
         )
         tokens = scores.token_rewards or [[0.0] * len(ids) for ids in rollout.completion_id_lists]
         return [None if score is None else [score, *row] for score, row in zip(scores.total, tokens, strict=True)]
@@ -348,9 +349,7 @@ def _call(built: Built, known: dict[str, Any], *, grad: bool = False) -> Tensor:
         names = ("logprobs", "log_dist")
         known = known | {name: known[name].detach().requires_grad_(True) for name in names}
     result = built(known)
-    checked = check_loss(built, result, known["mask"], known)[0] if built.component.kind == "loss" else check_tensor(
-        built, result, known["mask"], known
-    )  # fmt: skip
+    checked: Tensor = result[0] if built.component.kind == "loss" else result
     return checked if grad else checked.detach()
 
 
@@ -418,7 +417,7 @@ SUMMARY = {
 def check_observer(built: Built) -> Iterator[Finding]:
     """A run of three steps in a folder of its own, and one that goes on there: whether the observer fails, changes what
     it watches, or takes random numbers that others would have got."""
-    config = load_config(registry_loader=partial(load, entry_points=False))[0]
+    config = load_config(registry_loader=partial(load_plugins, entry_points=False))[0]
     given: list[Any] = [_experience(), dict.fromkeys(METRICS, 0.5), copy.deepcopy(SUMMARY)]
     known, numbers = _frozen(given), _random_states()
     started = perf_counter()
@@ -471,7 +470,7 @@ def _experience() -> Experience:
     numbers = {name: torch.randn(shape, generator=g) for name in names}
     dist = torch.randn(*shape, words, generator=g).log_softmax(dim=-1)
     scores = torch.randn(len(rollout), generator=g)
-    return Experience(rollout=rollout, scores=scores, ref_log_dist=lambda rows: dist[rows], **numbers)
+    return Experience(rollout=rollout, scores=scores, ref_log_dist=lambda rows: dist[rows], **numbers)  # type: ignore[arg-type]
 
 
 def _frozen(given: Sequence[Any]) -> dict[str, Any]:

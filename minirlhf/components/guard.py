@@ -90,7 +90,7 @@ def _filename(obj: Any) -> str:
     return code.co_filename if code else ""
 
 
-def place(obj: Any, path: str) -> str:
+def definition_place(obj: Any, path: str) -> str:
     """FILE:LINE of a function's definition; `path` where that is not known."""
     code = getattr(plain_function(obj), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else path
@@ -123,7 +123,7 @@ def version_of(value: Any) -> int:
     return int(value._version)
 
 
-def show(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """'good' (str), nan (float), None: a value and its type, short."""
     if value is None:
         return "None"

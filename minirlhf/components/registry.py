@@ -27,13 +27,12 @@ from typing import Any
 import pluggy
 
 import minirlhf
-from minirlhf import hookspecs
+from minirlhf import PROJECT, hookspecs
 from minirlhf.components.component import KINDS, NOUNS, Component
-from minirlhf.components.guard import isolated, naming, place
+from minirlhf.components.guard import definition_place, isolated, naming
 from minirlhf.components.signature import read_component
 from minirlhf.errors import PluginError, UsageError, nearest
 
-GROUP = "minirlhf"
 BUILTINS = (
     "minirlhf.builtin.rewards",
     "minirlhf.builtin.kl",
@@ -42,7 +41,6 @@ BUILTINS = (
     "minirlhf.builtin.observers",
     "minirlhf.builtin.trained",
 )
-BUILTIN_OWNER = "minirlhf"
 HOOKS = {
     "reward": "register_reward_models",
     "kl": "register_kl_estimators",
@@ -53,7 +51,7 @@ HOOKS = {
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
+def load_plugins(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
     """Load the built-ins, then the FILEs and MODULEs of `plugins`, then entry points.
 
     Nothing is kept between two loads. MINIRLHF_LOAD_PLUGINS, if set, lists the entry points or
@@ -62,7 +60,7 @@ def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
     """
     registry = Registry()
     for name in BUILTINS:
-        registry.add(_imported(name), BUILTIN_OWNER, name, BUILTIN_OWNER, minirlhf.__version__)
+        registry.add(_imported(name), PROJECT, name, PROJECT, minirlhf.__version__)
     for named in plugins:
         if named.endswith(".py") or os.sep in named:
             registry.add_file(named)
@@ -192,7 +190,7 @@ class Registry:
 def collect(plugin: Any, owner: str, path: str) -> list[Component]:
     """The components that a plugin's hooks register. Raises PluginError for any fault, or if none come."""
     title = f"plugin {owner!r}"
-    manager = pluggy.PluginManager(GROUP)
+    manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(plugin, name=owner)
@@ -203,10 +201,10 @@ def collect(plugin: Any, owner: str, path: str) -> list[Component]:
     components: list[Component] = []
     for kind, hook in HOOKS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
-            where = place(implementation.function, path)
+            where = definition_place(implementation.function, path)
             with isolated(), naming(f"{hook} of {title}", where, path):
                 result = implementation.function()
-            components += _read(result, kind, owner, path, where)
+            components += _components_of(result, kind, owner, path, where)
     if not components:
         todo = "return {name: function} from a @hookimpl function such as register_reward_models"
         raise PluginError(f"{title} registers nothing", path, f"{todo}, or name one as FILE.py:FUNCTION")
@@ -217,7 +215,7 @@ def _hook_fault(manager: pluggy.PluginManager, reason: str, title: str, path: st
     """An unknown hook, with the name that was meant; else pluggy's own words (an argument no hook has)."""
     for name, caller in vars(manager.hook).items():
         if isinstance(caller, pluggy.HookCaller) and not caller.has_spec():
-            where = place(caller.get_hookimpls()[0].function, path)
+            where = definition_place(caller.get_hookimpls()[0].function, path)
             what = f"{title} has an unknown hook {name!r}{nearest(name, HOOKS.values())}"
             return PluginError(what, where, f"hooks are {', '.join(HOOKS.values())}")
     return PluginError(f"{title} has a wrong hook ({reason})", path, "these hooks take no arguments")
@@ -228,15 +226,15 @@ def _check_marks(plugin: Any, title: str, path: str) -> None:
     for name, value in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
         own = inspect.isfunction(value) and value.__module__ == plugin.__name__
         meant = own and name.startswith("register_") and nearest(name, HOOKS.values())
-        if meant and not hasattr(value, f"{GROUP}_impl"):
+        if meant and not hasattr(value, f"{PROJECT}_impl"):
             raise PluginError(
                 f"{title} has a hook {name!r} without its mark",
-                place(value, path),
+                definition_place(value, path),
                 "decorate it with @hookimpl (from minirlhf import hookimpl)",
             )
 
 
-def _read(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator[Component]:
+def _components_of(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator[Component]:
     """What one hook returned, as components."""
     title = f"{HOOKS[kind]} of plugin {owner!r} returned"
     if not isinstance(result, Mapping):
@@ -252,7 +250,7 @@ def _read(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator
 def _entry_points() -> list[importlib.metadata.EntryPoint]:
     """Installed plugins that MINIRLHF_LOAD_PLUGINS allows, by name."""
     allowed = os.environ.get("MINIRLHF_LOAD_PLUGINS")
-    found = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.name, e.value))
+    found = sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: (e.name, e.value))
     if allowed is None:
         return found
     wanted = {name.strip() for name in allowed.split(",")}

@@ -10,7 +10,7 @@ from minirlhf.errors import PluginError
 if TYPE_CHECKING:
     pass
 from minirlhf.components.component import INPUTS, KINDS, NOUNS, OBSERVER_METHODS, Component, Option
-from minirlhf.components.guard import is_module_class, own_method, place, plain_function, show
+from minirlhf.components.guard import definition_place, describe_value, is_module_class, own_method, plain_function
 from minirlhf.errors import nearest
 
 
@@ -40,7 +40,7 @@ class _Reader:
                 raise self.refuse(f"is a class without {method}", f"define {method}(self, ...)")
             return self.bind(self.signature(call)[1:], self.constructor_options())  # without self
         if not callable(self.obj):
-            raise self.refuse(f"is not a function but {show(self.obj)}", "register a function or a class")
+            raise self.refuse(f"is not a function but {describe_value(self.obj)}", "register a function or a class")
         parameters = self.signature(self.obj)
         options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
         return self.bind([p for p in parameters if p not in options], self.options(options, self.obj))
@@ -122,7 +122,7 @@ class _Reader:
 
     def refuse(self, what: str, todo: str) -> PluginError:
         title = f"{NOUNS[self.kind]} {self.name!r} of plugin {self.owner!r}"
-        return PluginError(f"{title} {what}", place(self.obj, self.path), todo)
+        return PluginError(f"{title} {what}", definition_place(self.obj, self.path), todo)
 
 
 def _signature(obj: Any) -> inspect.Signature:

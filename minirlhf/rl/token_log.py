@@ -21,6 +21,7 @@ from minirlhf.errors import PluginError
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import LogDist
 from minirlhf.rl.experience import Experience
+from minirlhf.rl.terms import LossInputs, compute_loss
 from minirlhf.text.tokenizer import SPECIAL, Tokenizer
 
 LIKELIEST = 5  # alternatives of each token
@@ -42,7 +43,7 @@ def token_log(
     if not count:
         return
     some = experience.rows(torch.arange(min(count, len(experience))))
-    now = policy.score(some.rollout)
+    now = policy.forward_pass(some.rollout)
     columns = {
         "old_logprob": some.old_logprobs, "logprob": now.logprobs, "ref_logprob": some.ref_logprobs, "kl": some.kl,
         "value": some.old_values, "reward": some.rewards, "advantage": some.advantages,
@@ -87,24 +88,22 @@ def distributions(
 
 
 def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Tensor | None:
-    """What the loss logs as `clipfrac` for the tokens (B,R) at these log-probs; None if it logs none.
+    """`clipfrac` that the loss logs for the tokens (B,R) at these log-probs; None if it logs none.
 
-    One that is a class may count its calls and is not asked. Its result was checked in the update; here nothing is
-    refused, so that weights which are not finite are found where they would be saved.
+    A loss that is a class may count its calls, so it is not asked. Numbers are not checked here (the checks are
+    deferred and dropped), so that weights which are not finite are reported where they would be saved.
     """
     if loss.state is not None:
         return None
-    known = {
-        "logprobs": logprobs.detach().requires_grad_(), "old_logprobs": some.old_logprobs,
-        "ref_logprobs": some.ref_logprobs, "advantages": some.advantages, "mask": some.mask, "beta": beta,
-    }  # fmt: skip
+    now = logprobs.detach().requires_grad_()
+    inputs = LossInputs(now, some.old_logprobs, some.ref_logprobs, some.advantages, some.mask, beta)
     try:
-        with torch.enable_grad():  # as in the update: it may take a gradient itself
-            found = loss(known)
-    except PluginError:  # it has learned from these responses; that it cannot be asked again is no fault of the run
+        with torch.enable_grad():  # as in the update: the loss may take a gradient itself
+            _, logged = compute_loss(loss, inputs, later=[])
+    except PluginError:  # the run has learned from these responses; that the loss cannot be asked again is no fault
         return None
-    held_back = found[1].get("clipfrac") if isinstance(found, tuple) else None
-    return held_back if isinstance(held_back, Tensor) and held_back.shape == some.mask.shape else None
+    found = logged.get("clipfrac")
+    return found if found is not None and found.shape == some.mask.shape else None
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

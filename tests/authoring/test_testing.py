@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minirlhf.components.registry import load
+from minirlhf.components.registry import load_plugins
 from minirlhf.errors import UsageError
 from minirlhf.testing import METRICS, SUMMARY, assert_sound, check
 from minirlhf.text.corpus import Prompt
@@ -21,7 +21,7 @@ ELSEWHERE = {"problem", "trained", "tensorboard", "trackio_log", "wandb_log"}  #
 
 
 def ours():
-    registry = load(sorted(str(path) for path in PLUGINS.glob("*.py")))
+    registry = load_plugins(sorted(str(path) for path in PLUGINS.glob("*.py")))
     return [c for c in registry.listing() if c.name not in ELSEWHERE]
 
 

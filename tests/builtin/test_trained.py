@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minirlhf.components.component import Built
-from minirlhf.components.registry import load
+from minirlhf.components.registry import load_plugins
 from minirlhf.errors import CheckpointError, UsageError
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
@@ -32,7 +32,7 @@ def saved(tmp_path):
 
 
 def reward(path) -> Built:
-    return load(entry_points=False).find("reward", "trained").build({"path": str(path)}, device="cpu")
+    return load_plugins(entry_points=False).find("reward", "trained").build({"path": str(path)}, device="cpu")
 
 
 def ids_of(ended):
@@ -111,7 +111,7 @@ def test_an_ensemble_is_its_mean_its_least_or_less_than_its_mean(saved, tmp_path
     columns = list(zip(*(model.scores(rows).tolist() for model in members), strict=True))
     means = [sum(c) / 3 for c in columns]
     spreads = [(sum((s - m) ** 2 for s in c) / 3) ** 0.5 for c, m in zip(columns, means, strict=True)]
-    find = load(entry_points=False).find("reward", "trained")
+    find = load_plugins(entry_points=False).find("reward", "trained")
 
     def given(**options):
         return scored(

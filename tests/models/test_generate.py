@@ -40,7 +40,7 @@ def test_the_tokens_are_drawn_from_the_distribution_that_scores_them():
     policy = small_policy(temperature=0.8)
     out = rollout(policy)
     uniform = torch.rand(len(TEXTS), 12, generator=seeded())
-    dist = policy.score(out).log_dist(slice(None)).exp()
+    dist = policy.forward_pass(out).log_dist(slice(None)).exp()
     for row, ids in enumerate(out.completion_id_lists):
         for t, token in enumerate(ids):
             cdf = dist[row, t].cumsum(0)
@@ -103,7 +103,7 @@ def test_greedy_takes_the_most_likely_token():
     policy = small_policy()
     greedy = Sampler(0.0, banned=(PAD, BOS), stop=EOS)
     out = generate(policy, prompts(), Letters(), max_new_tokens=5, generator=seeded(), sampler=greedy)
-    best = policy.score(out).log_dist(slice(None)).argmax(-1)
+    best = policy.forward_pass(out).log_dist(slice(None)).argmax(-1)
     assert torch.equal(best[out.mask], out.response_ids[out.mask])
 
 

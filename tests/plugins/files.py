@@ -4,7 +4,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from minirlhf.components.component import Built
-from minirlhf.components.registry import Registry, load
+from minirlhf.components.registry import Registry, load_plugins
 from minirlhf.components.signature import read_component
 from minirlhf.errors import UserError
 
@@ -37,7 +37,7 @@ def reward_plugin(folder: Path, name: str, body: str = ZEROS) -> str:
 
 def example(name: str) -> Registry:
     """The built-ins and one plugin of plugins/."""
-    return load([str(EXAMPLES / f"{name}.py")], entry_points=False)
+    return load_plugins([str(EXAMPLES / f"{name}.py")], entry_points=False)
 
 
 def built(kind: str, fn: object, **options: object) -> Built:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from minirlhf.builtin.advantages import mc
-from minirlhf.components.checks import check_loss
 from minirlhf.components.component import Built
 from minirlhf.config.schema import Config
 from minirlhf.studies.audit.advantage import inputs, right_gradient
@@ -53,7 +52,7 @@ def gradient(loss: Built, config: Config, whitening: Whitening, scene: Scene, ta
         "mask": mask,
         "beta": config.loss.penalty,
     }
-    surrogate, _ = check_loss(loss, loss(given), mask, given)
+    surrogate, _ = loss(given)
     weight = batch.weight.unsqueeze(1) / len(batch)
     total = (weight * weights(mask, config) * surrogate).sum() * scale
     found = -torch.autograd.grad(total, theta)[0].flatten()
