@@ -1,7 +1,7 @@
-"""KL estimators: nats a token of how far the policy has moved from the reference (N12, N19).
+"""KL estimators: distance of the policy from the reference, nats a token (N12, N19).
 
-d = log pi - log ref on the token taken. Each returns (B,R), differentiable; the loop masks and sums. Which of them
-optimises what, in the reward, in the loss or in both, differs: see `doubts` in config.py.
+d = log pi - log ref on the token taken. Each returns (B,R), differentiable; the loop masks and sums. In the reward, in
+the loss or in both they optimise different things: rl/doubts.py says which, `minirlhf audit kl` measures it.
 Source of k1, k2, k3: J. Schulman, joschu.net/blog/kl-approx.html.
 """
 

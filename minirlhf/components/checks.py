@@ -74,6 +74,7 @@ def check_tensor(
 
 
 def _check_finite(built: Checked, kept: "Tensor", mask: "Tensor", given: Mapping[str, Any]) -> None:
+    """Raise PluginError for a number that is not finite, DivergedError if an input was not finite already."""
     import torch
 
     if bool(kept.isfinite().all()):
@@ -161,7 +162,7 @@ def check_scores(built: Checked, result: Any, count: int, completion_ids: Sequen
 
 
 def finite_number(value: Any) -> float:
-    """A finite number that float32 can hold, as a float: Python, numpy or a 0-d tensor. Raises ValueError."""
+    """Convert a Python, numpy or 0-d tensor number to a float; ValueError if it is not finite in float32."""
     plain = plain_lists(value)
     try:
         if isinstance(plain, numbers.Real) and abs(number := float(plain)) <= LARGEST:
@@ -172,6 +173,7 @@ def finite_number(value: Any) -> float:
 
 
 def _row_score(value: Any, tokens: int) -> RowScore:
+    """Result of a reward for one completion of `tokens` tokens, checked (ValueError)."""
     if value is None:
         return None
     if not isinstance(value, list):
@@ -191,14 +193,14 @@ def _row_score(value: Any, tokens: int) -> RowScore:
 
 
 def plain_lists(value: Any) -> Any:
-    """Tensors, arrays, tuples and lists of them as plain lists; anything else as it is."""
+    """Convert tensors, arrays, tuples and lists of them to plain lists; return anything else as it is."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [plain_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _finite_on(value: "Tensor", mask: "Tensor") -> bool:
-    """Finite where the mask is True, for (B,), (B,R), (B,R,V); -inf is a banned token in a distribution."""
+    """True if a tensor (B,), (B,R) or (B,R,V) is finite on the mask; -inf in a distribution is a banned token."""
     import torch
 
     if value.ndim == 1 or value.shape[: mask.ndim] != mask.shape:

@@ -1,12 +1,11 @@
-"""Finding and loading plugins, and the registry of their components.
+"""Registry of components: finding and loading the plugins that they come from.
 
-A plugin comes from the package itself (BUILTINS), from a FILE or MODULE that the user names, or from an
-entry point (group `minirlhf`); never from the current directory by itself. pluggy checks hooks and collects
-components, once: every plugin gets a fresh PluginManager, so that a broken one leaves nothing behind and a
-result is credited to the plugin that gave it (results of a shared hook come back reversed, unnamed and
-without Nones).
+A plugin comes from the package itself (BUILTINS, imported by name as anybody's plugin is), from a FILE or MODULE that
+the user names, or from an entry point (group `minirlhf`); never from the current directory by itself. pluggy checks
+hooks and collects components, once. Every plugin gets a fresh PluginManager: a broken one leaves nothing behind, and a
+result is credited to the plugin that gave it (a shared manager returns results reversed, unnamed and without Nones).
 
-What the user named fails for any fault. An entry point that has one is left out with a warning, because a
+A plugin that the user named fails for any fault. An entry point with a fault is left out with a warning, because a
 package that somebody installed must not stop every command.
 """
 
@@ -73,8 +72,11 @@ def load_plugins(plugins: Sequence[str] = (), entry_points: bool = True) -> "Reg
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plugin of a load. version: of its package, else its `__version__`, else "". source: `package NAME`, or its
-    file. fault: why nothing of it is there, "" if it is loaded."""
+    """Plugin that was loaded, or could not be.
+
+    version: of its package, else its `__version__`, else "". source: `package NAME`, or its file. fault: reason why it
+    is left out, "" if it is loaded.
+    """
 
     owner: str
     version: str
@@ -84,7 +86,7 @@ class Plugin:
 
 @dataclass
 class Registry:
-    """The components of one load, the plugins that they are from, and the warnings it gave."""
+    """Components of one load, the plugins that they come from, and the warnings of loading."""
 
     components: list[Component] = field(default_factory=list)
     plugins: list[Plugin] = field(default_factory=list)
@@ -93,7 +95,7 @@ class Registry:
     _loaded: set[str] = field(default_factory=set)  # files (or modules) whose hooks have been read
 
     def find(self, kind: str, name: str) -> Component:
-        """The component that NAME, OWNER:NAME or FILE.py:FUNCTION means.
+        """Find the component that NAME, OWNER:NAME or FILE.py:FUNCTION means.
 
         Raises UsageError for an unknown name (with the choices), PluginError for one that two plugins give
         and for any fault of FILE.py:FUNCTION.
@@ -123,11 +125,11 @@ class Registry:
         return sorted(self.components, key=lambda c: (KINDS.index(c.kind), c.name, c.owner))
 
     def plugin(self, owner: str, path: str) -> Plugin:
-        """That of a component; a file whose functions were named without a hook is one as well."""
+        """Plugin of a component's owner; a file whose functions are named without a hook counts as one."""
         return next((p for p in self.plugins if p.owner == owner), Plugin(owner, "", path))
 
     def add(self, plugin: Any, owner: str, path: str, package: str = "", version: str = "") -> None:
-        """Collect a plugin's components; the same plugin a second time is no news."""
+        """Collect a plugin's components; a plugin that was added before is skipped."""
         file = getattr(plugin, "__file__", None)
         source = str(Path(file).resolve()) if file else path
         if source in self._loaded:
@@ -149,7 +151,7 @@ class Registry:
         self.add(module, owner, str(module.__file__))
 
     def add_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> None:
-        """Load an installed plugin; a fault of it is one warning, and nothing of it is kept."""
+        """Load an installed plugin; for a fault, keep nothing of it and add one warning."""
         package, version = "an unknown distribution", ""
         if entry_point.dist:
             package, version = entry_point.dist.name, entry_point.dist.version
@@ -163,7 +165,7 @@ class Registry:
             self.warnings.append(f"plugin {entry_point.name!r} of {package} is left out: {fault}")
 
     def _function(self, kind: str, file: str, name: str) -> Component:
-        """FILE.py:FUNCTION, without any hook."""
+        """Component for FILE.py:FUNCTION, which needs no hook."""
         module, owner = self._module(file)
         path = str(module.__file__)
         if not hasattr(module, name) or name.startswith("__"):
@@ -173,7 +175,7 @@ class Registry:
         return read_component(kind, name, owner, path, getattr(module, name))
 
     def _module(self, file: str) -> tuple[ModuleType, str]:
-        """A plugin file as a module, run once a registry; its owner is the file's stem."""
+        """Module of a plugin file, run once a registry, and its owner: the stem of the file."""
         path = Path(file).expanduser().resolve()
         if str(path) not in self._modules:
             owner = self._owner(path.stem, path.parent.name)
@@ -181,14 +183,14 @@ class Registry:
         return self._modules[str(path)]
 
     def _owner(self, name: str, place: str) -> str:
-        """`name`, or `place/name` if another plugin is called so."""
+        """Owner name that is not taken: `name`, else `place/name`."""
         taken = {c.owner for c in self.components} | {owner for _, owner in self._modules.values()}
         candidates = [name, f"{place}/{name}", *(f"{place}/{name}-{i}" for i in range(2, len(taken) + 3))]
         return next(c for c in candidates if c not in taken)
 
 
 def collect(plugin: Any, owner: str, path: str) -> list[Component]:
-    """The components that a plugin's hooks register. Raises PluginError for any fault, or if none come."""
+    """Collect the components that a plugin's hooks register. Raises PluginError for any fault, or if there are none."""
     title = f"plugin {owner!r}"
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -212,7 +214,7 @@ def collect(plugin: Any, owner: str, path: str) -> list[Component]:
 
 
 def _hook_fault(manager: pluggy.PluginManager, reason: str, title: str, path: str) -> PluginError:
-    """An unknown hook, with the name that was meant; else pluggy's own words (an argument no hook has)."""
+    """PluginError for an unknown hook, with the nearest name, or with pluggy's own reason (an unknown argument)."""
     for name, caller in vars(manager.hook).items():
         if isinstance(caller, pluggy.HookCaller) and not caller.has_spec():
             where = definition_place(caller.get_hookimpls()[0].function, path)
@@ -222,7 +224,7 @@ def _hook_fault(manager: pluggy.PluginManager, reason: str, title: str, path: st
 
 
 def _check_marks(plugin: Any, title: str, path: str) -> None:
-    """A hook without @hookimpl would be ignored silently."""
+    """Refuse a hook without @hookimpl: pluggy would ignore it silently."""
     for name, value in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
         own = inspect.isfunction(value) and value.__module__ == plugin.__name__
         meant = own and name.startswith("register_") and nearest(name, HOOKS.values())
@@ -235,7 +237,7 @@ def _check_marks(plugin: Any, title: str, path: str) -> None:
 
 
 def _components_of(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator[Component]:
-    """What one hook returned, as components."""
+    """Read the components that one hook returned."""
     title = f"{HOOKS[kind]} of plugin {owner!r} returned"
     if not isinstance(result, Mapping):
         got = "None" if result is None else f"a {type(result).__name__}"
@@ -248,7 +250,7 @@ def _components_of(result: Any, kind: str, owner: str, path: str, where: str) ->
 
 
 def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    """Installed plugins that MINIRLHF_LOAD_PLUGINS allows, by name."""
+    """Entry points that MINIRLHF_LOAD_PLUGINS allows, sorted by name."""
     allowed = os.environ.get("MINIRLHF_LOAD_PLUGINS")
     found = sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: (e.name, e.value))
     if allowed is None:
@@ -290,7 +292,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def _origin(module: str) -> str:
-    """The file of a module, as far as it can be known without running the module."""
+    """File of a module, as far as it can be known without running it; else the name."""
     try:
         spec = importlib.util.find_spec(module)
     except (Exception, SystemExit):  # importing a parent package failed: loading it will say why
