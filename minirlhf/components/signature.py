@@ -90,7 +90,7 @@ class _Reader:
         )  # fmt: skip
 
     def constructor_options(self) -> dict[str, Option]:
-        """Options of a class: keyword-only parameters of __init__. Others need a default, for nothing could set them."""
+        """Options of a class: keyword-only parameters of __init__. Others need a default: nothing could set them."""
         parameters = self.signature(self.obj)
         for p in parameters:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty:

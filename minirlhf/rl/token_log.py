@@ -37,8 +37,8 @@ def token_log(
     prompt; score (None if no reward applied or the row is masked); terminated; tokens: their texts; old_logprob, kl (of
     the chosen estimator), value, reward, advantage as the update used them; logprob, ref_logprob, exact (KL over the
     vocabulary) after it, in nats; clipped: True where the loss held the token back (None if the loss does not say);
-    likeliest: [text, log-prob of the policy, of the reference] of the five tokens that the policy finds most likely now.
-    beta: coefficient of N10's penalty.
+    likeliest: [text, log-prob of the policy, of the reference] of the five tokens that the policy now finds most
+    likely. beta: coefficient of N10's penalty.
     """
     if not count:
         return
