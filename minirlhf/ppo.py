@@ -31,7 +31,7 @@ from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.rl.experience import Experience
 from minirlhf.rl.metrics import Averages, Metrics, rollout_metrics, update_metrics
 from minirlhf.streams import generator
-from minirlhf.tensors import LOG_CLAMP, Moments, Whitening, masked_sum, ratio, whiten
+from minirlhf.tensors import LOG_CLAMP, Moments, Whitening, importance_ratio, masked_sum, whiten
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -280,7 +280,7 @@ def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str,
     return {
         "policy/approxkl_avg": 0.5 * log_ratio.square(),
         "policy/clamped_avg": log_ratio.abs() > LOG_CLAMP,
-        "val/ratio": ratio(new.logprobs, micro.old_logprobs),
+        "val/ratio": importance_ratio(new.logprobs, micro.old_logprobs),
         "val/clipfrac_avg": (new.values - micro.old_values).abs() > (float("inf") if clip is None else clip),
     }
 

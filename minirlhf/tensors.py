@@ -80,7 +80,7 @@ def gather_logprobs(log_dist: Tensor, ids: Tensor) -> Tensor:
     return log_dist.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """Importance ratio rho = pi / pi_old of the tokens taken, the log clamped to +-20 so that it stays finite."""
     return (logprobs - old_logprobs).clamp(-LOG_CLAMP, LOG_CLAMP).exp()
 

@@ -6,12 +6,12 @@ PPO's clip silences a token whose ratio has left the range; here it goes on teac
 """
 
 from minirlhf import hookimpl
-from minirlhf.tensors import ratio
+from minirlhf.tensors import importance_ratio
 
 
 def cispo(logprobs, old_logprobs, advantages, *, high: float = 0.2):
     """-sg(min(rho, 1 + high)) A log pi, sg = no gradient through it: (B,R)."""
-    rho = ratio(logprobs, old_logprobs).detach()
+    rho = importance_ratio(logprobs, old_logprobs).detach()
     return -rho.clamp(max=1 + high) * advantages * logprobs, {"cut": (rho > 1 + high).to(rho.dtype)}
 
 

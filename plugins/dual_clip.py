@@ -9,12 +9,12 @@ loss may return metrics beside itself: they are averaged over the tokens and log
 import torch
 
 from minirlhf import hookimpl
-from minirlhf.tensors import ratio
+from minirlhf.tensors import importance_ratio
 
 
 def dual_clip(logprobs, old_logprobs, advantages, *, clip: float = 0.2, floor: float = 3.0):
     """-min(A rho, A clip(rho)), and for A < 0 at most -floor A: (B,R)."""
-    rho = ratio(logprobs, old_logprobs)
+    rho = importance_ratio(logprobs, old_logprobs)
     surrogate = torch.minimum(advantages * rho, advantages * rho.clamp(1 - clip, 1 + clip))
     floored = torch.maximum(surrogate, floor * advantages)
     held = (advantages < 0) & (floored > surrogate)

@@ -11,7 +11,7 @@ resumed goes on under its name, which is in RUN/trackio_name; steps that it does
 import uuid
 
 from minirlhf import hookimpl
-from minirlhf.builtin.observers import numbers
+from minirlhf.builtin.observers import named_scalars
 
 
 class TrackioLog:
@@ -40,7 +40,7 @@ class TrackioLog:
         self.run.log(metrics, step=step)
 
     def finish(self, summary):
-        self.run.log(dict(numbers("evaluation", summary)), step=self.last)
+        self.run.log(dict(named_scalars("evaluation", summary)), step=self.last)
         self.run.finish()
 
 

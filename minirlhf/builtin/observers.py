@@ -40,7 +40,7 @@ class tensorboard:
         """The numbers of evaluation.json, as evaluation/NAME at the last step."""
         if self.writer is None:  # only the evaluation was left to do
             self._open(".evaluation", None)
-        self._write(self.last, numbers("evaluation", summary))
+        self._write(self.last, named_scalars("evaluation", summary))
         self.writer.close()
 
     def _open(self, suffix: str, purge_step: int | None) -> None:
@@ -55,14 +55,14 @@ class tensorboard:
             self.writer.add_scalar(name, value, step)
 
 
-def numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+def named_scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
     """Every number inside dicts and lists, with its path: evaluation/policy/score_mean."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from numbers(f"{name}/{key}", item)
+            yield from named_scalars(f"{name}/{key}", item)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for i, item in enumerate(value):
-            yield from numbers(f"{name}/{i}", item)
+            yield from named_scalars(f"{name}/{i}", item)
     elif isinstance(value, int | float):
         yield name, float(value)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minirlhf.builtin.observers import numbers, tensorboard
+from minirlhf.builtin.observers import named_scalars, tensorboard
 from minirlhf.store.jsonl import read_rows
 from minirlhf.testing import assert_sound
 from tests.cli.calling import done, refused
@@ -17,7 +17,7 @@ ON = ("--set", 'run.observers=["tensorboard"]')
 
 def test_numbers_of_a_summary_have_the_path_to_them_as_name():
     summary = {"a": 1, "b": {"c": [0.5, 2.0], "d": "text", "e": None}}
-    assert list(numbers("x", summary)) == [("x/a", 1.0), ("x/b/c/0", 0.5), ("x/b/c/1", 2.0)]
+    assert list(named_scalars("x", summary)) == [("x/a", 1.0), ("x/b/c/0", 0.5), ("x/b/c/1", 2.0)]
 
 
 def shown(folder):
