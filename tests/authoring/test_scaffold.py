@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run_test(path, *arguments):
-    """The one test of a file."""
+    """Import a test file and run its only test."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
