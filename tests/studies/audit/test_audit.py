@@ -11,8 +11,10 @@ from minirlhf.builtin.kl import register_kl_estimators
 from minirlhf.builtin.losses import ratio, register_policy_losses
 from minirlhf.config.layers import load_config
 from minirlhf.exact import graph as exact
-from minirlhf.studies.audit import advantage, kl, loss
-from minirlhf.studies.audit.scene import Scene
+from minirlhf.studies.audit.advantage import advantage_gradient, audit_advantage, objective_gradient
+from minirlhf.studies.audit.kl import SAMPLES, audit_kl
+from minirlhf.studies.audit.loss import audit_loss
+from minirlhf.studies.audit.scene import Scene, all_groups, moved
 from tests.helpers import built
 
 CONFIG, _ = load_config()
@@ -23,7 +25,7 @@ EXACT = 1e-6
 
 def of_kl(function, config=CONFIG, whitening="batch"):
     """{place: row} of the gradients, and the other rows."""
-    rows = list(kl.audit(built("kl", function), config, whitening, SCENE))
+    rows = list(audit_kl(built("kl", function), config, whitening, SCENE))
     return {row["place"]: row for row in rows if "place" in row}, [row for row in rows if "place" not in row]
 
 
@@ -31,13 +33,13 @@ def of_advantage(function, whitening=None, config=CONFIG):
     """{(lam or n, V): row}"""
     component = built("advantage", function)
     chosen = whitening or ("batch" if component.names("values") else "none")
-    rows = list(advantage.audit(component, config, chosen, SCENE))
+    rows = list(audit_advantage(component, config, chosen, SCENE))
     return {(*row["options"].values(), row["values"]): row for row in rows}
 
 
 def of_loss(function, config=CONFIG):
     """{drift: row}"""
-    return {row["distance"]: row for row in loss.audit(built("loss", function), config, "batch", SCENE)}
+    return {row["distance"]: row for row in audit_loss(built("loss", function), config, "batch", SCENE)}
 
 
 # ---- KL ----------------------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ def test_schulmans_table_within_four_standard_errors(estimators, mu):
         ]
         assert abs(row["value_bias"] - bias) < 4 * row["value_bias_se"]
         assert abs(row["value_std"] - std) < 4 * row["value_std_se"]
-        assert row["value_bias_se"] == pytest.approx(std / math.sqrt(kl.SAMPLES), rel=0.05)
+        assert row["value_bias_se"] == pytest.approx(std / math.sqrt(SAMPLES), rel=0.05)
     assert not [r for r in estimators["exact"][1] if r["table"] == "schulman"]
 
 
@@ -184,9 +186,7 @@ def test_the_others_are_what_the_notes_say(functions):
 
 def test_rloo_by_enumeration_of_pairs():
     """E over two responses of (R1 - R2) grad log pi(y1), written out, is what all groups of two give."""
-    from minirlhf.studies.audit.scene import all_groups
-
-    found = advantage.gradient(
+    found = advantage_gradient(
         built("advantage", ADVANTAGES["rloo"]), CONFIG, "none", SCENE, all_groups(SCENE.probability, 2), 2, SCENE.values
     )
     r, chance = SCENE.responses, SCENE.probability
@@ -243,10 +243,7 @@ def test_every_loss_begins_with_the_exact_gradient_and_drifts_from_it():
 
 def test_the_drift_of_the_ratio_loss_written_out():
     """E_old[sum_t A_t rho_t grad log pi_t] at the moved policy, token by token, against the gradient of J there."""
-    from minirlhf.studies.audit.advantage import right_gradient
-    from minirlhf.studies.audit.scene import moved
-
-    ascent = right_gradient(SCENE, SCENE.log_pi).reshape(SCENE.log_pi.shape)
+    ascent = objective_gradient(SCENE, SCENE.log_pi).reshape(SCENE.log_pi.shape)
     table = moved(SCENE.graph, SCENE.log_pi, ascent, 0.03)
     r = SCENE.responses
     theta = table.clone().requires_grad_()
@@ -258,7 +255,7 @@ def test_the_drift_of_the_ratio_loss_written_out():
     assert mean == pytest.approx(0, abs=1e-9)  # V is exact: the whitening has nothing to take out
     value = (SCENE.probability.unsqueeze(1) * a * (taken - old).exp()).sum()
     (found,) = torch.autograd.grad(value, theta)
-    right = right_gradient(SCENE, table)
+    right = objective_gradient(SCENE, table)
     bias = float((found.flatten() - right).norm() / right.norm())
     assert of_loss(ratio)[0.03]["gradient_bias"] == pytest.approx(bias, rel=2e-2)
 
