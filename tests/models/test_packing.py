@@ -16,7 +16,7 @@ def test_by_hand():
     (grid,) = p.grids
     assert (grid.rows, grid.width, grid.full, p.order) == (3, 3, False, None)
     assert p.positions.tolist() == [0, 1, 0, 1, 2, 0]
-    assert grid.places.tolist() == [0, 1, 3, 4, 5, 6]
+    assert grid.slots.tolist() == [0, 1, 3, 4, 5, 6]
     assert p.ends.tolist() == [1, 4, 5]
     filled = grid.fill(torch.tensor([1.0, 2, 3, 4, 5, 6]))
     assert filled.tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
