@@ -100,6 +100,7 @@ def generate(
     # The whole prompt in one pass; after that one token a step, since the cache holds the keys and values before it.
     hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1]
     for length in range(1, max_new_tokens + 1):
+        # A finished row goes on sampling until it is dropped; its tokens are replaced by PAD and nobody reads them.
         token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])  # (b,)
         ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
         alive = alive & (token != sampler.stop)
@@ -112,6 +113,7 @@ def generate(
             if len(going) <= FEW * len(rows):
                 rows, alive, token = rows[going], alive[going], token[going]
                 cache.keep(going)
+        # The last token is never read again, so it needs no forward pass.
         if length < max_new_tokens:
             hidden = policy.model(token.unsqueeze(1), cache=cache)[:, -1]
     return _rollout(prompts, ids, tokenizer, sampler.stop)
@@ -119,7 +121,8 @@ def generate(
 
 def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
     """Build the rollout from sampled ids (B,R): cut to the longest response, decode the texts."""
-    real = ids != tokenizer.pad_id  # PAD is banned from sampling: a slot that holds it was not reached
+    # PAD is banned from sampling, so a slot that holds it was not reached; EOS is another id, and is a real token.
+    real = ids != tokenizer.pad_id  # (B,R)
     lengths = real.sum(dim=1).tolist()
     longest = max(1, *lengths)
     ids, real = ids[:, :longest].contiguous(), real[:, :longest].contiguous()
@@ -131,7 +134,7 @@ def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int)
         prompt_mask=prompts.mask,
         response_ids=ids,
         response_mask=real,
-        mask=real.clone(),
+        mask=real.clone(),  # one speaker: the policy chose every real token of the response
         terminated=terminated,
         group=prompts.group,
         prompts=prompts.texts,

@@ -60,6 +60,7 @@ class AdamW(torch.optim.Optimizer):
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         """Begin the state of a parameter: both moments 0, and step 0, a tensor because the fused kernel counts it."""
+        # Names and types are those of torch's AdamW, so that a saved state can be read by either.
         state = {name: torch.zeros_like(parameter) for name in MOMENTS}
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         self.state[parameter] = state

@@ -31,6 +31,7 @@ class Grid:
     def of(cls, lengths: Tensor) -> "Grid":
         """Grid with a row for each text of these lengths (rows,), on the CPU."""
         rows, width = len(lengths), int(lengths.max())
+        # Slot of token t of row i in the flattened grid: i * width + t.
         return cls(rows, width, _positions(lengths) + (torch.arange(rows) * width).repeat_interleave(lengths))
 
     def to(self, device: torch.device | None) -> "Grid":
@@ -46,6 +47,7 @@ class Grid:
         shape = (self.rows, self.width, *tokens.shape[1:])
         if self.full:
             return tokens.view(shape)
+        # Zeros, not whatever is in memory: a NaN in an empty slot would have weight 0 in attention, but 0 * NaN is NaN.
         empty = tokens.new_zeros(self.rows * self.width, *tokens.shape[1:])
         return empty.index_copy(0, self.slots, tokens).view(shape)
 
@@ -79,6 +81,7 @@ class Packing:
         if len(groups) == 1:
             return cls(positions.to(device, non_blocking=True), ends.to(device, non_blocking=True), grids)
         rows = torch.cat(groups)  # texts in the order of the grids
+        # A text keeps its tokens together: token t of text i is number start_i + t, wherever its grid stands.
         starts = (ends + 1 - sizes)[rows]
         order = starts.repeat_interleave(sizes[rows]) + _positions(sizes[rows])
         # The argsort of a permutation is its inverse: x[order][back] = x.
@@ -95,6 +98,7 @@ class Packing:
         if self.order is None or self.back is None:
             (grid,) = self.grids
             return grid.read(function(*(grid.fill(x) for x in tokens)))
+        # Three steps: tokens into the order of the grids, each grid its share of them, and the results back again.
         sizes = [len(grid.slots) for grid in self.grids]
         parts = zip(*(torch.split(x.index_select(0, self.order), sizes) for x in tokens), strict=True)
         done = [grid.read(function(*map(grid.fill, part))) for grid, part in zip(self.grids, parts, strict=True)]
@@ -107,6 +111,7 @@ def similar_lengths(lengths: Sequence[int]) -> list[Tensor]:
     From the longest text on, a group takes texts until one is shorter than NEAR of its longest; groups of at most WIDE
     tokens take all the rest.
     """
+    # Each grid costs a call of attention. Only wide grids are worth splitting, since their cost grows with width^2.
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         width = lengths[groups[-1][0]] if groups else 0

@@ -105,6 +105,7 @@ class TransformerConfig:
             )
         except KeyError as missing:
             raise InputError(f"key {missing} is missing", where, "give a complete Llama config.json") from None
+        # Some models of this family have heads that do not add up to the width; this decoder's always do.
         if config.get("head_dim", read.head_size) != read.head_size:
             raise InputError(f"unsupported head_dim = {config['head_dim']}", where, "it must be width / heads")
         return read
@@ -226,6 +227,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The gate decides, smoothly and for each feature, how much of `up` passes.
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -244,6 +246,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        # Attention is the only place where tokens of a text meet; everything else works on each token alone.
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -255,6 +258,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        # (V,W), read as the LM head as well: at a small width most of the weights are here, and they are stored once.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -270,7 +274,7 @@ class Transformer(nn.Module):
         # 1/sqrt(W) is the usual 0.02 at a width of 2,500. At a width of 128, 0.02 would be four times too small, and a
         # short pretraining would spend its first third growing the weights.
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.endswith("norm.weight"):  # a gain: 1 changes nothing
                 parameter.fill_(1.0)
                 continue
             std = self.config.hidden_size**-0.5
@@ -294,6 +298,7 @@ class Transformer(nn.Module):
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B,T,H,D) -> (B,H,T,D)
+            # Keys are cached after their rotation: a token's position never changes, so it is rotated once.
             if cache is not None:
                 k, v = cache.append(layer, k, v)
             return attention(q, k, v, visible).flatten(2)
@@ -316,8 +321,12 @@ class Transformer(nn.Module):
     def _blocks(
         self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        x = self.embed_tokens(ids)
+        """Embed ids (...), run all blocks, normalise: hidden (...,W). attend(layer, q, k, v) is the way through."""
+        x = self.embed_tokens(ids)  # (...,W): the residual stream
+        # The angles depend on the positions alone: computed once for all layers.
         cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta, x.dtype)
+        # autocast rounds the operands of each product to bfloat16. x and the norms keep float32: a sum with 8 bits of
+        # precision would lose the small contributions of later blocks.
         with torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext():
             for layer, block in enumerate(self.layers):
                 x = block(x, cos, sin, partial(attend, layer))
