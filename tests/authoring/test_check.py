@@ -1,4 +1,4 @@
-"""All checks together: every component of ours passes all of them; missing options; the command `plugins check`."""
+"""All checks together: every built-in and example passes them; missing options; the command `plugins check`."""
 
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from minirlhf.text.corpus import Prompt
 from tests.cli.calling import call, done, refused
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-NEED = {"keywords": {"words": ["tea"]}, "regex": {"pattern": "a+"}}  # options without which they say nothing
-ELSEWHERE = {"problem", "trained", "tensorboard", "trackio_log", "wandb_log"}  # need the exact lab, a model, a package
+NEED = {"keywords": {"words": ["tea"]}, "regex": {"pattern": "a+"}}  # options that must be given
+# Tested elsewhere: they need a column of the exact lab, a saved model, or a package.
+ELSEWHERE = {"problem", "trained", "tensorboard", "trackio_log", "wandb_log"}
 
 
 def ours():
@@ -21,14 +22,14 @@ def ours():
 
 
 @pytest.mark.parametrize("component", ours(), ids=lambda c: f"{c.kind} {c.name}")
-def test_all_of_ours_pass_all(component):
+def test_every_built_in_and_example_passes_every_check(component):
     prompts = [Prompt("a prompt", {"source": "the source of it"})]
     findings = list(check(component.build(NEED.get(component.name, {}), device="cpu"), prompts))
     assert [f for f in findings if not f.holds] == []
     assert findings[0].name == "contract"
 
 
-def test_an_option_that_must_be_given_is_said_and_is_no_fault():
+def test_a_missing_option_is_named_and_is_no_fault_of_the_plugin():
     class Needing:
         def __init__(self, *, words: list[str]):
             self.words = words
@@ -97,7 +98,7 @@ def test_the_verdict_of_the_audit_is_shown_and_fails_nothing(tmp_path):
     both = done("plugins", "check", file, "--set", "wanted=a", "--set", "rows=6").out
     assert "reward words of two" in both
     assert "  info  audit                 cannot be made: KL estimator 'small' of plugin 'two' raised" in both
-    without = call("plugins", "check", file)  # the other one is checked all the same
+    without = call("plugins", "check", file)  # the other component is checked nevertheless
     assert (without.code, len(without.errors)) == (2, 1)
     assert "needs wanted to be given" in without.errors[0]
     assert "kl small of two" in without.out

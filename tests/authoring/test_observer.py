@@ -59,7 +59,7 @@ OBSERVERS = {
     Exclusive: {"goes on": "FileExistsError"},
     Absent: {"contract": "KeyError"},
     Editing: {"watches": "changes metrics, experience.kl"},
-    Summing: {"watches": "changes summary", "goes on": "KeyError"},  # what it deleted is gone
+    Summing: {"watches": "changes summary", "goes on": "KeyError"},  # the second run misses the deleted entry
     Drawing: {"random numbers": "takes numbers of torch"},
     Rolling: {"random numbers": "takes numbers of random"},
 }
@@ -81,9 +81,9 @@ def test_an_observer(observer):
 def test_an_observer_is_tried_with_what_a_run_gives(finished):
     run, _ = finished
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    several = {"step", "objective/residual_std", "count/flat_groups"}  # that run has two responses a prompt
+    several = {"step", "objective/residual_std", "count/flat_groups"}  # the finished run has two responses a prompt
     assert {"reward/friendly" if k.startswith("reward/") else k for k in row} - several == set(METRICS)
     summary = json.loads((run / "evaluation.json").read_text())
     assert set(summary) == set(SUMMARY)
-    normalized = {"residual_std"}  # that run normalises its scores, and has none
+    normalized = {"residual_std"}  # the finished run normalises its scores, and reports none
     assert set(summary["policy"]) == set(SUMMARY["policy"]) - normalized

@@ -38,7 +38,7 @@ def wanting(completions, wanted):
 
 
 def rotating(completion_ids):
-    """One of its tokens gets 1, which depends on the row: the sum does not."""
+    """Reward 1 for one token: its place depends on the row, the sum does not."""
     return [[float(t == row % len(ids)) for t in range(len(ids))] for row, ids in enumerate(completion_ids)]
 
 
@@ -47,19 +47,19 @@ def rollout_wide(rollout):
 
 
 def picky(completions, *, unit: str = ""):
-    """An option that is empty, and a fault that has nothing to do with it."""
+    """An option is empty, but the fault has nothing to do with it: it counts as a fault of the reward."""
     return [float(max(map(ord, text))) for text in completions]
 
 
 REWARDS = {
     short: {"contract"},
-    impatient: {"contract"},  # an empty text
+    impatient: {"contract"},  # fails on an empty text
     counting: {"repeatable", "order", "batch"},
     ranked: {"order", "batch"},
     relative: {"batch"},
     wanting: {"row without columns"},
     rotating: {"order", "batch"},
-    rollout_wide: {"batch"},  # shorter texts alone are padded less
+    rollout_wide: {"batch"},  # R is smaller where a short text stands alone
     picky: {"contract"},
 }
 
@@ -95,7 +95,7 @@ def test_the_rollout_is_that_of_the_texts_and_the_ids():
     assert set(seen) == {8, 1}
 
 
-def test_a_column_that_no_prompt_has_is_named_and_is_no_fault():
+def test_a_missing_column_is_named_and_is_no_fault_of_the_plugin():
     with pytest.raises(UsageError, match="asks for wanted"):
         assert_sound("reward", wanting)
     with pytest.raises(UsageError, match=r"asks for completion \(did you mean 'completions'"):

@@ -1,4 +1,4 @@
-"""What the audit finds: closed forms, enumeration by hand, and components that are wrong on purpose."""
+"""Results of the audit against closed forms and enumeration by hand; components that are wrong on purpose."""
 
 import itertools
 import math
@@ -24,13 +24,13 @@ EXACT = 1e-6
 
 
 def of_kl(function, config=CONFIG, whitening="batch"):
-    """{place: row} of the gradients, and the other rows."""
+    """Audit a KL estimator: {place: row} of the gradients, and the other rows."""
     rows = list(audit_kl(built("kl", function), config, whitening, SCENE))
     return {row["place"]: row for row in rows if "place" in row}, [row for row in rows if "place" not in row]
 
 
 def of_advantage(function, whitening=None, config=CONFIG):
-    """{(lam or n, V): row}"""
+    """Audit an advantage function: {(lam or n, V): row}."""
     component = built("advantage", function)
     chosen = whitening or ("batch" if component.names("values") else "none")
     rows = list(audit_advantage(component, config, chosen, SCENE))
@@ -38,7 +38,7 @@ def of_advantage(function, whitening=None, config=CONFIG):
 
 
 def of_loss(function, config=CONFIG):
-    """{drift: row}"""
+    """Audit a loss: {drift: row}."""
     return {row["distance"]: row for row in audit_loss(built("loss", function), config, "batch", SCENE)}
 
 
@@ -52,7 +52,7 @@ def estimators():
 
 @pytest.mark.parametrize("mu", [0.1, 1.0])
 def test_schulmans_table_within_four_standard_errors(estimators, mu):
-    closed = {  # bias and standard deviation over the KL
+    closed = {  # bias and standard deviation relative to the KL
         "k1": (0, 2 / mu),
         "k2": (mu**2 / 4, math.sqrt(2 + mu**2)),
         "k3": (0, 2 * math.sqrt(math.exp(mu**2) - 1 - mu**2) / mu**2),
@@ -68,7 +68,7 @@ def test_schulmans_table_within_four_standard_errors(estimators, mu):
 
 
 def test_the_value_of_k2_over_responses_written_out(estimators):
-    """E and std of sum_t d_t^2 / 2 over the KL, from probabilities of the tree alone."""
+    """Mean and std of sum_t d_t^2 / 2 relative to the KL, from the probabilities of the tree alone."""
     near = next(r for r in estimators["k2"][1] if r["table"] == "sequences" and r["distance"] == 1.0)
     scene = SCENE
     table = {p: (SCENE.log_pi[s], SCENE.graph.log_ref[s]) for s, p in enumerate(SCENE.graph.prefixes)}
@@ -92,7 +92,7 @@ def test_what_is_exact_is_exact_to_a_millionth(estimators):
         assert row["gradient_cosine"] == pytest.approx(1, abs=EXACT)
         assert row["verdict"] == f"{name} in {place}: the KL of the whole response, exactly"
     variances = {name: estimators[name][0]["both"]["gradient_variance"] for name in ("exact", "k1", "k3")}
-    assert min(variances, key=variances.get) == "exact"  # Rao and Blackwell
+    assert min(variances, key=variances.get) == "exact"  # by the Rao-Blackwell theorem
     for name in ("k1", "k3", "exact", "ratio_k3"):
         assert abs(estimators[name][0]["reward"]["value_bias"]) < EXACT
 
@@ -121,7 +121,7 @@ def test_what_is_not_a_kl_is_flagged_with_its_bias(estimators):
 
 
 def test_the_bias_of_exact_in_the_reward_is_the_part_that_it_leaves_out(estimators):
-    """|whole - future| / |whole|; whole - future is the gradient of each token's own KL: by autograd on the tree."""
+    """It leaves out the gradient of each token's own KL, which autograd on the tree gives: bias = |own| / |whole|."""
     theta = SCENE.log_pi.clone().requires_grad_()
     log_pi = theta.log_softmax(dim=-1)
     visits = exact.occupancy(SCENE.graph, SCENE.log_pi).unsqueeze(1)
@@ -137,7 +137,7 @@ def test_the_bias_of_exact_in_the_reward_is_the_part_that_it_leaves_out(estimato
 
 
 def test_whitening_and_aggregation_are_those_of_the_run():
-    """Whitening moves nothing (its scale is multiplied back); sequence_mean does where lengths differ."""
+    """Whitening has no effect (its scale is multiplied back); sequence_mean is biased if lengths differ."""
     for variant in ("none", "scale", "population"):
         assert of_kl(KL["k1"], whitening=variant)[0]["reward"]["gradient_bias"] < EXACT
     constant, _ = load_config(sets=["loss.aggregation=constant"])
@@ -212,7 +212,7 @@ def wrong_sign(rewards, values, mask, bootstrap_values):
 
 
 def off_by_one(rewards, values, mask, bootstrap_values):
-    """V of this state where that of the next belongs."""
+    """Wrong on purpose: V of the state before, one token late."""
     late = torch.cat([values[:, :1], values[:, :-1]], dim=1)
     return gae(rewards, late, mask, bootstrap_values, lam=0.5)
 

@@ -1,4 +1,4 @@
-"""The batches that stand for a policy, and the gradients of rows, against enumeration written out."""
+"""Batches that represent a policy, and gradients of their rows, against enumeration written out."""
 
 import itertools
 import math
