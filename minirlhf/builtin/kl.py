@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import LOG_CLAMP, ratio
+from minirlhf.tensors import LOG_CLAMP, importance_ratio
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def ratio_k3(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Te
 
     The ratio is 1 in the first update but carries a gradient: grad(rho k3) = k3 grad log pi + grad k3 = d grad log pi.
     """
-    return ratio(logprobs, old_logprobs) * k3(logprobs, ref_logprobs)
+    return importance_ratio(logprobs, old_logprobs) * k3(logprobs, ref_logprobs)
 
 
 def abs(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

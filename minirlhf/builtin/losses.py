@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import LOG_CLAMP
-from minirlhf.tensors import ratio as importance_ratio
+from minirlhf.tensors import LOG_CLAMP, importance_ratio
 
 
 def pg(logprobs: Tensor, advantages: Tensor) -> Tensor:

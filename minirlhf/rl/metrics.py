@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minirlhf.models.rollout import PolicyOutput
 from minirlhf.rl.experience import Experience
-from minirlhf.tensors import LOG_CLAMP, masked_mean, masked_sum, moments, ratio
+from minirlhf.tensors import LOG_CLAMP, importance_ratio, masked_mean, masked_sum, moments
 
 Metrics = dict[str, float]
 
@@ -129,7 +129,7 @@ def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str,
     return {
         "policy/approxkl_avg": 0.5 * log_ratio.square(),
         "policy/clamped_avg": log_ratio.abs() > LOG_CLAMP,
-        "val/ratio": ratio(new.logprobs, micro.old_logprobs),
+        "val/ratio": importance_ratio(new.logprobs, micro.old_logprobs),
         "val/clipfrac_avg": (new.values - micro.old_values).abs() > (float("inf") if clip is None else clip),
     }
 

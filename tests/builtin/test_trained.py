@@ -1,4 +1,4 @@
-"""A reward model saved and used as a reward: the ids it scores are, token by token, those it learned from."""
+"""A saved reward model as a reward: the ids that it scores are, token by token, those that it was trained on."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ def test_it_comes_back_from_disk_with_its_moments(saved):
 
 @pytest.mark.parametrize("ended", [[True, True], [True, False]])
 def test_what_ppo_scores_is_what_training_read(saved, ended):
-    """The ids of a response with the own tokenizer, and its text with another, both are text_ids of training."""
+    """Ids of a response (same tokenizer) and its text (another tokenizer) both give the ids of training, text_ids."""
     path, model = saved
     rows = [text_ids(TOKENIZER, *texts) for texts in zip(PROMPTS, COMPLETIONS, ended, strict=True)]
     prompts, completions = ids_of(ended)

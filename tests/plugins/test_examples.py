@@ -97,7 +97,7 @@ def test_gspo_has_one_ratio_a_response():
     s = exp(0.1)  # above 1.1: cut where A > 0
     torch.testing.assert_close(loss, torch.tensor([[-1.1, s, s], [-exp(-0.1), -exp(-0.1), 0.0]]))
     assert metrics["clipfrac"][0].tolist() == [1, 0, 0]
-    loss.sum().backward()  # of the first row 2 s/3 a token, of the second -2 e^-0.1/2
+    loss.sum().backward()  # first row: 2 s / 3 for each token; second row: -2 e^-0.1 / 2
     torch.testing.assert_close(new.grad, torch.tensor([[2 * s / 3] * 3, [-exp(-0.1)] * 2 + [0.0]]))
 
 
@@ -153,14 +153,14 @@ def test_csv_log_writes_one_row_a_step(tmp_path):
         ]
 
 
-# ---- trackers, each with a module that stands for its package ----------------------------------------------
+# ---- trackers, each with a stub module in place of its package --------------------------------------------
 
 CONFIG = SimpleNamespace(ppo=SimpleNamespace(iterations=3), model_dump=lambda mode: {"mode": mode})
 
 
 @pytest.fixture
 def tracker(monkeypatch):
-    """Puts a module of this name in place, whose init remembers its arguments and whose run remembers its calls."""
+    """Install a stub module of a name: its init records the arguments, and the run it returns records the calls."""
 
     def put(name):
         module, module.lives = ModuleType(name), []
@@ -183,7 +183,7 @@ def tracker(monkeypatch):
 
 
 def two_lives(name, folder):
-    """A run of steps 1 and 2, and one that goes on with step 3 to the end."""
+    """Watch a run of steps 1 and 2, and a resumed one that goes on with step 3 to the end."""
     for steps in ((1, 2), (3,)):
         built = chosen("observer", name)
         built.tell("start", CONFIG, folder)
