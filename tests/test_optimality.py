@@ -1,7 +1,7 @@
 """What the real loop achieves of what can be achieved, by the command that a user runs: `pytest -m slow -s`.
 
-The F of the README's table. 200 iterations of the preset `exact` for five seeds of four problems; the closed form of
-independent tokens at four betas; the tokens that do not matter in the problem of delayed credit.
+The F of the table in docs/exact-lab.md: 200 iterations of the preset `exact` for five seeds of four problems; the
+closed form of independent tokens at four betas; the tokens that do not matter in the problem of delayed credit.
 """
 
 import math

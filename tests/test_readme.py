@@ -1,184 +1,179 @@
-"""The manual is true: its tree, hooks, metrics, fields, exit codes and commands are those of the program."""
+"""The README is true: its commands, its plugin, its table, its map and its links; the Chinese one says the same."""
 
 import importlib.util
-import inspect
-import json
+import math
 import re
 import shlex
-from pathlib import Path
+from collections import Counter
 
 import click
 import pytest
 
-from minirlhf import errors, hookspecs
 from minirlhf.cli import main
-from minirlhf.components.component import INPUTS, OBSERVER_METHODS
-from minirlhf.errors import UsageError, UserError
-from minirlhf.studies import compare
-from tests.cli.calling import call, done, refused
+from tests.cli.calling import call, done
+from tests.manual import ROOT, blocks, commands, read
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CHINESE = read("README.md"), read("README.zh-CN.md")
+BOTH = pytest.mark.parametrize("text", [README, CHINESE], ids=["en", "zh"])
 
-
-def section(title):
-    """The text under a heading, up to the next one of its level or above."""
-    level, rest = title.partition(" ")[0], README.partition(f"\n{title}\n")[2]
-    assert rest, f"there is no heading {title!r}"
-    return re.split(rf"\n#{{1,{len(level)}}} ", rest)[0]
-
-
-def blocks(text, language):
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+# The rows of the house, lowest first, as tests/test_layers.py orders them. A row without a dot is a folder.
+ROWS = (
+    "text", "components", "models", "exact", "config", "rewards", "store", "builtin", "rl", "ppo.py", "stages",
+    "report", "pipeline", "authoring", "studies", "cli",
+)  # fmt: skip
+BESIDE = ("plugins", "corpora", "tests", "docs")
+NOT_LINKED = {"index", "questions"}  # the contents of the manual, and a page that notes.md leads to
+MOST_BYTES = 12_000
+MOST_PICTURE_BYTES = 300_000
 
 
-def table(text):
-    """The rows of the first table, as lists of cells, without its head."""
-    lines = re.search(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)[0].splitlines()
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+@BOTH
+def test_it_is_short_and_nothing_is_left_to_fill_in(text):
+    assert len(text.encode()) <= MOST_BYTES
+    assert "<!--" not in text
+    assert "TODO" not in text
 
 
-def names(cell):
-    return re.findall(r"`([^`]+)`", cell)
+# ---- links and map -----------------------------------------------------------------------------------------
 
 
-def test_nothing_is_left_to_fill_in():
-    assert "<!--" not in README
-    assert "TODO" not in README
+def links(text):
+    return re.findall(r"\]\(([^)\s]+)\)", text)
 
 
-# ---- hooks and metrics -------------------------------------------------------------------------------------
+@BOTH
+def test_every_link_leads_somewhere(text):
+    for target in links(text):
+        assert (ROOT / target).exists(), target
 
 
-def test_every_hook_is_there_with_its_signature():
-    hooks = {n: f for n, f in inspect.getmembers(hookspecs, inspect.isfunction) if n.startswith("register_")}
-    listed = {names(row[0])[0]: row[1] for row in table(section("### Hooks"))}
-    assert set(listed) == {f"{name}{str(inspect.signature(hook)).partition(' ->')[0]}" for name, hook in hooks.items()}
-    for method in OBSERVER_METHODS:
-        assert f"`{method}(" in listed["register_observers()"]
-
-
-def test_every_input_that_a_component_may_name_is_there_and_no_other():
-    rows = table("| kind |" + section("### Hooks").partition("| kind |")[2])
-    listed = {row[0]: set(names(row[1])) - {"**columns"} for row in rows}
-    assert listed == {kind: set(inputs) for kind, inputs in INPUTS.items() if kind != "observer"}
-
-
-def test_every_metric_of_a_run_is_there_and_no_other(finished):
-    run, _ = finished
-    logged = {
-        key
-        for line in (run / "metrics.jsonl").read_text().splitlines()
-        for key in json.loads(line)
-        if not key.startswith("reward/")
+def test_the_pictures_are_small():
+    pictures = sorted((ROOT / "docs" / "img").iterdir())
+    assert {f"docs/img/{picture.name}" for picture in pictures} == {
+        x for x in links(README) if x.startswith("docs/img/")
     }
-    assert {names(row[0])[0] for row in table(section("## What is logged"))} == logged | {"reward/LABEL"}
+    assert all(picture.stat().st_size <= MOST_PICTURE_BYTES for picture in pictures)
 
 
-def test_every_field_of_an_evaluation_is_there(finished):
-    run, _ = finished
-    text = section("## The run directory")
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    for name in [*evaluation, *evaluation["policy"]]:
-        assert f"`{name}`" in text, name
+def test_every_page_of_the_manual_is_linked():
+    pages = [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md") if not path.stem.endswith(".zh-CN")]
+    assert {str(page) for page in pages if page.stem not in NOT_LINKED} <= set(links(README))
 
 
-# ---- the loop ----------------------------------------------------------------------------------------------
+def house(text):
+    """The lines of the map: (name, description)."""
+    (tree,) = [block for block in blocks(text, "text") if block.startswith("minirlhf/\n")]
+    return [tuple(line.split(maxsplit=1)) for line in tree.splitlines()[1:]]
 
 
-def test_the_lines_beside_the_pseudocode_are_those_of_the_loop_in_its_order():
-    source = (ROOT / "minirlhf" / "ppo.py").read_text(encoding="utf-8")
-    at = 0
-    rows = table(section("## The loop"))
-    assert len(rows) >= 14
-    for _, code in rows:
-        (line,) = names(code)
-        found = source.find(f" {line}", at)
-        assert found >= 0, f"{line!r} is not in ppo.py behind the line before it"
-        at = found
+@BOTH
+def test_the_map_has_the_rows_of_the_house_in_their_order(text):
+    assert [name.rstrip("/") for name, _ in house(text)] == [*ROWS, *BESIDE]
+
+
+def test_the_rows_are_on_the_disk_and_no_other_folder_is():
+    package = ROOT / "minirlhf"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert folders == {row for row in ROWS if "." not in row}
+    assert all((package / row).exists() for row in ROWS)
+    assert all((ROOT / folder).is_dir() for folder in BESIDE)
 
 
 # ---- commands ----------------------------------------------------------------------------------------------
 
-COMMANDS = [
-    line.partition(" #")[0].strip()
-    for block in blocks(README, "bash")
-    for line in block.splitlines()
-    if line.startswith("minirlhf run")
-]
 
-
-COMPARISONS = [
-    line.partition(" #")[0].strip()
-    for block in blocks(README, "bash")
-    for line in block.splitlines()
-    if line.startswith("minirlhf compare")
-]
-
-
-LINES = [
-    line.partition(" #")[0].strip()
-    for block in blocks(README, "bash")
-    for line in block.splitlines()
-    if line.startswith("minirlhf ")
-]
-
-
-@pytest.mark.parametrize("line", sorted(set(LINES)))
-def test_a_command_of_the_manual_has_these_arguments(line):
+@pytest.mark.parametrize("line", sorted(set(commands(README))))
+def test_a_command_has_these_arguments(line):
     """Parsed, not run: the command exists and takes them."""
     name, *arguments = shlex.split(line)[1:]
     command = main.group.get_command(click.Context(main.group), name)
     assert command is not None
-    if name not in ("plugins", "config"):  # groups, whose own commands test_run.py calls
-        command.make_context(name, arguments)
+    if isinstance(command, click.Group):
+        inner, *arguments = arguments
+        command = command.get_command(click.Context(command), inner)
+        assert command is not None
+    command.make_context(name, arguments)
 
 
-@pytest.mark.parametrize("line", COMPARISONS)
-def test_a_comparison_of_the_manual_resolves(line, tmp_path):
-    """Every run of it has a configuration: they are started, and the first of each stops at once."""
-    started = []
-
-    def runner(config, registry, out, emit):
-        started.append(config)
-        raise UsageError("not run here")
-
-    arguments = [*shlex.split(line)[2:], "--seeds", "1", "--out", str(tmp_path / "out")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare.compare, "__defaults__", (runner,))
-        refused_runs = call("compare", *arguments)
-    assert refused_runs.code == 2
-    assert len(started) >= 2
-    assert len({config.model_dump_json() for config in started}) == len(started)
+def code_files(folder):
+    """Write the Python blocks of the README, each of which begins with the name of its file."""
+    for source in blocks(README, "python"):
+        (folder / re.match(r"# (\w+\.py)", source)[1]).write_text(source)
 
 
-def test_the_audit_of_the_manual_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    (line,) = re.findall(r"`(minirlhf audit kl jeffreys [^`]*)`", README)
-    assert "jeffreys in loss: no KL" in done(*shlex.split(line)[1:]).out
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_manual_is_a_configuration(line, tmp_path, monkeypatch):
-    """Resolved, not run: presets, components, options and keys exist. (test_run.py runs such commands.)"""
-    arguments = shlex.split(line)[2:]
-    arguments = [
-        a
-        for i, a in enumerate(arguments)
-        if a not in ("--out", "--json", "--resume") and arguments[i - 1] not in ("--out", "--resume")
-    ]
-    for source in blocks(README, "python"):  # each begins with the name of its file; the last one holds
-        (tmp_path / re.match(r"# (\w+\.py)", source)[1]).write_text(source)
-    (tmp_path / "my-run.toml").write_text(blocks(README, "toml")[0])
-    (tmp_path / "plugins").symlink_to(ROOT / "plugins")
+@pytest.mark.parametrize("line", [line for line in commands(README) if line.startswith("minirlhf run")])
+def test_a_run_is_a_configuration(line, tmp_path, monkeypatch):
+    """Resolved, not run: presets, components, options and keys exist."""
+    code_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    shown = done("config", "show", *arguments)
-    assert "[ppo]" in shown.out
+    arguments = shlex.split(line)[2:]
+    if "--resume" not in arguments:
+        assert "[ppo]" in done("config", "show", *arguments).out
 
 
-def test_the_plugin_of_the_manual_runs_both_ways(tiny, tmp_path, monkeypatch):
-    (source,) = [b for b in blocks(README, "python") if b.startswith("# brevity.py")]
-    (tmp_path / "brevity.py").write_text(source)
+@BOTH
+def test_every_preset_is_named_and_no_other(text):
+    (paragraph,) = [part for part in text.split("\n\n") if "`reviews`" in part and "`tiny`" in part]
+    presets = {path.stem for path in (ROOT / "minirlhf" / "presets").glob("*.toml")}
+    assert set(re.findall(r"`([\w-]+)`", paragraph)) - {"--help"} == presets
+
+
+def test_ten_commands():
+    assert len(blocks(README.partition("## Ten commands")[2], "bash")[0].splitlines()) == 10
+
+
+def test_ci_reads_the_two_lines_out_of_the_readme():
+    patterns = re.findall(r"grep -m1 '([^']+)' README.md", read(".ci/run"))
+    found = [[line for line in README.splitlines() if re.search(pattern, line)] for pattern in patterns]
+    assert found[0][0].endswith("-c constraints.txt . && .venv/bin/minirlhf run")
+    assert found[1][0] == ".venv/bin/pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest"
+
+
+# ---- the output and the table ------------------------------------------------------------------------------
+
+
+def form(line):
+    """A line of output without its numbers and its spacing."""
+    return re.sub(r"[-+]?\d[\d.,e+-]*", "#", " ".join(line.split()))
+
+
+def test_a_run_prints_lines_of_the_form_that_is_shown(tiny, tmp_path):
+    """All but texts, paths and the true score, which only the packaged corpus has."""
+    result = done("run", *tiny, "--out", tmp_path / "run", "--set", f"run.bases={tmp_path / 'bases'}")
+    real = {form(line) for line in (result.out + result.err).splitlines()}
+    (shown,) = [block for block in blocks(README, "text") if block.startswith("minirlhf 0")]
+    heads = ("minirlhf", "pretrain", "step", "base", "ppo", "iteration", "score", "tokens", "distinct", "256")
+    held = [line for line in shown.splitlines() if line.strip().startswith(heads)]
+    assert len(held) >= 14
+    for line in held:
+        assert form(line).replace("preset reviews", "preset tiny") in real, line
+
+
+def promised():
+    """Rows of the table of results: the numbers of a row, the seed first."""
+    rows = re.findall(r"^\| (\d \| [-+].*) \|$", README, flags=re.MULTILINE)
+    return [[float(number) for number in re.findall(r"[-+]?\d+\.?\d*", row)] for row in rows]
+
+
+def test_the_table_adds_up_and_says_who_wins():
+    """gain = after - before; objective = score - 0.09 KL; the KL of best of n is at most log n - (n - 1) / n."""
+    most = math.log(16) - 15 / 16
+    assert f"at most {most:.2f} nats" in README
+    rows = promised()
+    assert [row[0] for row in rows] == [0, 1, 2, 3, 4]
+    for _, before, after, gain, low, high, kl, objective, best, best_objective, _ in rows:
+        assert after - before == pytest.approx(gain, abs=0.0016)
+        assert low < gain < high
+        assert after - 0.09 * kl == pytest.approx(objective, abs=0.0016)
+        assert best - 0.09 * most == pytest.approx(best_objective, abs=0.0011)
+        assert best_objective > objective  # "with every seed"
+
+
+# ---- the plugin --------------------------------------------------------------------------------------------
+
+
+def test_the_plugin_runs_both_ways(tiny, tmp_path, monkeypatch):
+    code_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     option = ("--set", "rewards.brevity.target=12")
     done("run", *tiny, "--plugin", "brevity.py", "--reward", "brevity", *option, "--out", "a")
@@ -188,70 +183,69 @@ def test_the_plugin_of_the_manual_runs_both_ways(tiny, tmp_path, monkeypatch):
     assert first == second
 
 
-def test_the_plugin_of_the_manual_is_checked_as_it_shows(tmp_path, monkeypatch):
-    for name in ("brevity", "test_brevity"):
-        (source,) = [b for b in blocks(README, "python") if b.startswith(f"# {name}.py")]
-        (tmp_path / f"{name}.py").write_text(source)
+def test_the_plugin_is_checked_and_its_test_passes(tmp_path, monkeypatch):
+    code_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (shown,) = [b for b in blocks(README, "text") if b.startswith("reward brevity of")]
-    printed = done("plugins", "check", "brevity.py").out
-    for line, real in zip(shown.splitlines()[1:-1], printed.splitlines()[1:-1], strict=True):  # not the place, the time
-        assert line == real
+    (line,) = [line for line in commands(README) if line.startswith("minirlhf plugins check")]
+    checked = call(*shlex.split(line)[1:])
+    assert checked.code == 0
+    assert "reward brevity of brevity" in checked.out
+    assert "FAIL" not in checked.out
     spec = importlib.util.spec_from_file_location("test_brevity", tmp_path / "test_brevity.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.test_brevity()
 
 
-def test_the_tutorial_runs_from_a_function_to_a_package(tiny, tmp_path, monkeypatch):
-    """Each step of it in its order: what the check says, the mended function in a run, its test, in a package."""
-    text = README.partition("\n### Your first reward plugin\n")[2].partition("\n### ")[0]
-    first, mended, test = blocks(text, "python")
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "variety.py"
-    file.write_text(first)
-    (shown,) = blocks(text, "text")
-    command, *lines = shown.splitlines()
-    failed = call(*shlex.split(command)[2:])
-    assert failed.code == 5
-    real = f"{failed.out}{failed.err}".replace(str(file), "/home/you/variety.py")
-    assert real.split() == " ".join(lines).split()  # the manual breaks a long line
-    file.write_text(mended)
-    check, run = (shlex.split(line)[1:] for line in blocks(text, "bash")[0].splitlines())
-    assert "FAIL" not in done(*check).out
-    done(run[0], *tiny, *run[1:], "--out", "run")
-    new = re.search(r"`minirlhf (plugins new [^`]*)`", text)[1]
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    made = [Path(line) for line in done(*shlex.split(new)).out.splitlines()]
-    function = mended.partition("\n")[2]
-    source = re.sub(r"def variety\(.*?\n\n\n", lambda _: f"{function}\n\n", made[0].read_text(), flags=re.DOTALL)
-    made[0].write_text(source)
-    made[1].write_text(test)
-    assert "reward variety of variety" in done("plugins", "check", made[0]).out
-    monkeypatch.syspath_prepend(made[0].parent)
-    spec = importlib.util.spec_from_file_location("test_variety", made[1])
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.test_a_word_counts_once_and_the_contract_is_kept()
+# ---- the Chinese README ------------------------------------------------------------------------------------
 
 
-def test_the_exit_codes_are_those_of_the_errors_and_their_examples_hold(tiny, tmp_path):
-    rows = {int(row[0]): row[2] for row in table(section("## Exit codes"))}
-    raised = {kind.exit_code for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, UserError)}
-    assert set(rows) == {0, 1, 130, 141, 143} | raised
-    for code in (2, 3, 5, 6):
-        (line,) = names(rows[code])
-        arguments = shlex.split(line)[2:]
-        out = () if "--out" in arguments else ("--out", tmp_path / str(code))
-        refused(code, "run", *tiny, *arguments, *out)
-    done(*shlex.split(names(rows[0])[0])[1:])
+def test_each_readme_links_the_other_at_the_top():
+    assert "README.zh-CN.md" in README[:100]
+    assert "README.md" in CHINESE[:100]
 
 
-def test_ci_reads_the_two_lines_out_of_the_manual():
-    script = (ROOT / ".ci" / "run").read_text()
-    patterns = re.findall(r"grep -m1 '([^']+)' README.md", script)
-    found = [[line for line in README.splitlines() if re.search(p, line)] for p in patterns]
-    assert found[0][0].endswith("-c constraints.txt . && .venv/bin/minirlhf run")
-    assert found[1][0] == ".venv/bin/pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest"
+def sections(text):
+    """The text by level-two headings, the part before the first one included."""
+    return re.split(r"^## .*\n", text, flags=re.MULTILINE)
+
+
+def english_links(text):
+    """Link targets, a translated page counted as the page that it translates."""
+    return Counter(target.replace(".zh-CN.md", ".md") for target in links(text))
+
+
+def bare(block):
+    """A block of code without comments and, for the map, without descriptions."""
+    if block.startswith("minirlhf/\n"):
+        return [name for name, _ in house(f"```text\n{block}```")]
+    return [line.partition(" #")[0].rstrip() for line in block.splitlines()]
+
+
+def numbers(text):
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)
+    return Counter(re.findall(r"[-+]?\d[\d.,]*\d|[-+]?\d", prose))
+
+
+def test_the_chinese_readme_has_the_same_sections_links_code_and_numbers():
+    english, chinese = sections(README), sections(CHINESE)
+    assert len(english) == len(chinese)
+    for ours, theirs in zip(english, chinese, strict=True):
+        assert english_links(ours) == english_links(theirs)
+        assert numbers(ours) == numbers(theirs), ours[:60]
+        languages = re.findall(r"^```(\w+)$", ours, flags=re.MULTILINE)
+        assert languages == re.findall(r"^```(\w+)$", theirs, flags=re.MULTILINE)
+        for language in set(languages):
+            for one, other in zip(blocks(ours, language), blocks(theirs, language), strict=True):
+                assert bare(one) == bare(other)
+
+
+def test_the_chinese_readme_is_chinese():
+    """Every paragraph of prose, and every comment of a command."""
+    prose = re.sub(r"^```.*?^```", "", CHINESE, flags=re.DOTALL | re.MULTILINE)
+    paragraphs = [part for part in prose.split("\n\n") if len(part) > 30 and not part.startswith("|")]
+    comments = [line.partition(" # ")[2] for block in blocks(CHINESE, "bash") for line in block.splitlines()]
+    for text in [*paragraphs, *filter(None, comments)]:
+        assert re.search(r"[\u4e00-\u9fff]", text), text

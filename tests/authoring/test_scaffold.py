@@ -1,16 +1,13 @@
 """`plugins new`: a new plugin passes its check and its own test untouched, as a file and as an installed package."""
 
 import importlib.util
-import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from minirlhf.authoring.scaffold import BODIES
 from tests.cli.calling import call, done, refused
-
-README = Path(__file__).parents[2] / "README.md"
+from tests.manual import blocks, manual
 
 
 @pytest.fixture
@@ -57,12 +54,11 @@ def test_a_new_package_is_found_once_it_is_installed(folder, monkeypatch):
     monkeypatch.syspath_prepend(place)
     monkeypatch.delenv("MINIRLHF_LOAD_PLUGINS", raising=False)
     shown = done("plugins", "check", "near_words")
-    consoles = re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    (manual,) = [block for block in consoles if "plugins new near_words" in block]
+    (shown_session,) = [block for block in blocks(manual(), "console") if "plugins new near_words" in block]
     for line in shown.out.splitlines()[1:-1]:  # without the first line (a path) and the last (a time)
-        assert line in manual.splitlines()
+        assert line in shown_session.splitlines()
     for line in made.out.splitlines() + made.err.splitlines():
-        assert line in manual.splitlines()
+        assert line in shown_session.splitlines()
     assert "reward near_words of" in shown.out
     assert "FAIL" not in shown.out
     run_test(place / "test_near_words.py")

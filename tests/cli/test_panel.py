@@ -19,7 +19,7 @@ from minirlhf.cli import panel as module
 from minirlhf.cli import show
 from minirlhf.cli.panel import ABOVE, BELOW, END, ZERO, Panel, clock, evenly, legend, sparkline, token_style
 from tests.cli.calling import done, event_schema, refused
-from tests.test_readme import README, blocks
+from tests.manual import blocks, manual
 
 SAMPLE = {"event": "sample", "step": 3, "prompt": "the cat", "tokens": [" is", "", " good", ""], "score": 0.5}
 SAMPLE |= {"advantages": [-2.0, None, 0.0, 1.0]}
@@ -77,7 +77,7 @@ def test_it_shows_the_run_the_stages_and_every_measure(seen):
 
 
 def test_the_panel_of_the_manual_has_these_measures(seen):
-    (block,) = [b for b in blocks(README, "text") if "━" in b]
+    (block,) = [b for b in blocks(manual(), "text") if "━" in b]
     measures = r"(?:^|   )( *[a-zA-Z][\w, /]*?)  +[-+\d,.%]+  [▁▂▃▄▅▆▇█]"
     found = [{what.strip() for what in re.findall(measures, text, re.MULTILINE)} for text in (
         block, "\n".join(plain(shown(seen), width=120)),

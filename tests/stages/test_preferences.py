@@ -1,6 +1,6 @@
-"""The preset `preferences` over five seeds: `pytest -m slow -s tests/test_preferences.py`.
+"""The preset `preferences` over five seeds: `pytest -m slow -s tests/stages/test_preferences.py`.
 
-Pretraining, reward model and PPO from nothing; the table of the README comes from here. Times are only printed.
+Pretraining, SFT, reward model and PPO from nothing. Prints the table of docs/preferences.md; times are not asserted.
 """
 
 import json
