@@ -53,7 +53,7 @@ def test_packed_scores_and_gradients_are_those_of_a_padded_forward_pass(shape, d
 
 
 def test_scoring_and_decoding_compile_without_a_graph_break():
-    """fullgraph raises at the first graph break. Nothing is compiled by default: it was faster nowhere (docs/performance.md)."""
+    """fullgraph raises at the first graph break. Nothing is compiled: it was faster nowhere (docs/performance.md)."""
     trunk, lengths = small_trunk(), (3, 5)
     ids, packing = torch.randint(3, 13, (8,), generator=seeded()), Packing.of(lengths)
     whole = torch.compile(trunk.packed, fullgraph=True, backend="eager")
