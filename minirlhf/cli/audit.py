@@ -87,12 +87,14 @@ def components(
 def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[dict[str, Any]]:
     """The rows of one component, with the whitening that a run of it would have."""
     from minirlhf.pipeline.build import whitening
-    from minirlhf.studies.audit import advantage, kl, loss
+    from minirlhf.studies.audit.advantage import audit_advantage
+    from minirlhf.studies.audit.kl import audit_kl
+    from minirlhf.studies.audit.loss import audit_loss
     from minirlhf.studies.audit.scene import Scene
 
     chosen = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
-    audit = {"kl": kl.audit, "advantage": advantage.audit, "loss": loss.audit}[built.component.kind]
-    variant = whitening(config, built if audit is advantage.audit else chosen)
+    audit = {"kl": audit_kl, "advantage": audit_advantage, "loss": audit_loss}[built.component.kind]
+    variant = whitening(config, built if audit is audit_advantage else chosen)
     yield from audit(built, config, variant, Scene.of())
 
 

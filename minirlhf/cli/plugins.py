@@ -22,9 +22,9 @@ def command() -> None:
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
     """The registry; what its entry points have to say goes to stderr."""
-    from minirlhf.components.registry import load
+    from minirlhf.components.registry import load_plugins
 
-    registry = load(plugins)
+    registry = load_plugins(plugins)
     for warning in registry.warnings:
         click.echo(f"warning: {warning}", err=True)
     return registry
