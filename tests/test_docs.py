@@ -21,12 +21,12 @@ from minirlhf.errors import UsageError, UserError
 from minirlhf.events import EVENTS
 from minirlhf.studies import compare
 from tests.cli.calling import call, done, refused
+from tests.manual import ROOT, blocks, commands, read
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LARGEST_PAGE = 16_000  # bytes
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    path.relative_to(ROOT).as_posix(): read(path.relative_to(ROOT))
     for path in sorted([*DOCS.glob("*.md"), *DOCS.glob("plugins/*.md"), ROOT / "README.md"])
 }
 
@@ -48,11 +48,6 @@ def section(text, title):
         inside |= not fenced and line == title
     assert inside, f"there is no heading {title!r}"
     return "\n".join(lines) + "\n"
-
-
-def blocks(text, language):
-    """The contents of the fenced blocks of a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def without_code(text):
@@ -145,7 +140,7 @@ def test_every_module_of_the_api_page_is_there():
 
 
 def test_ci_builds_the_pages_and_takes_warnings_for_errors():
-    script = (ROOT / ".ci" / "run").read_text()
+    script = read(".ci/run")
     assert re.search(r"sphinx-build (-q )?-W .*-b html docs ", script)
 
 
@@ -210,13 +205,7 @@ def test_every_event_is_there_with_its_fields_and_no_other():
 # ---- commands ----------------------------------------------------------------------------------------------------
 
 
-def command_lines(text):
-    """The lines of bash blocks that call minirlhf, without comments."""
-    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
-    return [line.partition(" #")[0].strip() for line in lines if line.startswith("minirlhf ")]
-
-
-LINES = {line: name for name, text in PAGES.items() for line in command_lines(text)}  # command -> a page that has it
+LINES = {line: name for name, text in PAGES.items() for line in commands(text)}  # command -> a page that has it
 
 
 @pytest.mark.parametrize("line", sorted(LINES))
@@ -285,8 +274,19 @@ def test_the_presets_of_the_manual_are_those_of_the_package():
 
 def test_the_audit_of_the_manual_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    (line,) = [line for line in command_lines(page("plugins/testing")) if line.startswith("minirlhf audit kl jeffreys")]
+    (line,) = [line for line in commands(page("plugins/testing")) if line.startswith("minirlhf audit kl jeffreys")]
     assert "jeffreys in loss: no KL" in done(*shlex.split(line)[1:]).out
+
+
+def test_the_results_of_the_tutorial_are_those_of_the_readme():
+    """Both show the same run, and the tutorial's table has cells of the README's rows."""
+    both = read("README.md"), page("tutorial")
+    shown, whole = (next(b for b in blocks(text, "text") if b.startswith("minirlhf 0")).splitlines() for text in both)
+    assert {line for line in shown if not line.startswith("/")} <= set(whole)
+    ours, theirs = (re.findall(r"^\| (\d \| [-+].*) \|$", text, flags=re.MULTILINE) for text in both)
+    assert len(ours) == len(theirs) == 5
+    for row, part in zip(ours, theirs, strict=True):
+        assert set(part.split(" | ")) <= set(row.split(" | "))
 
 
 # ---- code --------------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_the_audit_of_the_manual_runs(monkeypatch):
 def test_the_plugin_of_the_manual_runs_both_ways(tiny, tmp_path, monkeypatch):
     (tmp_path / "brevity.py").write_text(named_sources(page("plugins/tutorial"))["brevity.py"])
     monkeypatch.chdir(tmp_path)
-    lines = command_lines(section(page("plugins/tutorial"), "## A plugin in six lines"))
+    lines = commands(section(page("plugins/tutorial"), "## A plugin in six lines"))
     (hooked,) = [shlex.split(line)[2:] for line in lines if "--plugin brevity.py --reward brevity" in line]
     (bare,) = [shlex.split(line)[2:] for line in lines if line.endswith("--reward brevity.py:brevity")]
     done("run", *tiny, *hooked, "--out", "a")
