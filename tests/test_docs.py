@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -270,6 +271,12 @@ def test_the_presets_of_the_manual_are_those_of_the_package():
     (table,) = tables(section(page("running"), "## Presets"))
     listed = {name for row in table for name in names(row[0])}
     assert listed == {path.stem for path in (ROOT / "minirlhf" / "presets").glob("*.toml")}
+
+
+def test_the_extras_of_the_manual_are_those_of_the_package():
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    (line,) = re.findall(r"^- \*\*Extras\*\*.*?(?=\n\n)", page("running"), flags=re.DOTALL | re.MULTILINE)
+    assert set(names(line)) - {"pip install '.[parquet]'", "--svg"} == set(extras)
 
 
 def test_the_audit_of_the_manual_runs(monkeypatch):
