@@ -12,7 +12,7 @@ from typing import Any
 
 from minirlhf.errors import UserError
 from minirlhf.report.page import number, render
-from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, logged_tokens, read_token_log, whole
+from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, is_whole, logged_tokens, read_token_log
 from minirlhf.rl.alarms import Alarms
 from minirlhf.store import checkpoint
 from minirlhf.store.files import read_json, write_text
@@ -65,7 +65,7 @@ def run_page(directory: Path) -> str:
     kept = kept_steps(logged)
     tokens = read_token_log(directory / "tokens.jsonl", kept)
     config = read_config(directory)
-    evaluation = known(directory / "evaluation.json")
+    evaluation = json_or_empty(directory / "evaluation.json")
     beside = [row for row in read_rows(directory / "samples.jsonl") if is_evaluated(row)]
     best = frontier(evaluation, config)
     data = {
@@ -80,17 +80,17 @@ def run_page(directory: Path) -> str:
         "run.html.j2",
         "run.js",
         data,
-        title=title(config, directory),
+        title=run_title(config, directory),
         directory=str(directory),
         config=read_text(directory / "config.toml"),
-        chosen=list(chosen(config)),
-        rewards=", ".join(label for kind, label in chosen(config) if kind.startswith("reward ")) or "unknown",
-        facts=list(facts(directory)),
-        progress=(metrics[-1]["step"] if metrics else 0, inner(config, "ppo", "iterations")),
+        chosen=list(components_used(config)),
+        rewards=", ".join(label for kind, label in components_used(config) if kind.startswith("reward ")) or "unknown",
+        facts=list(provenance(directory)),
+        progress=(metrics[-1]["step"] if metrics else 0, config_value(config, "ppo", "iterations")),
         cards=list(cards(evaluation)),
         best_of_n=bool(best["best_of_n"]),
         comparable=best["iterations"],
-        few=inner(config, "evaluation", "residual_prompts"),
+        few=config_value(config, "evaluation", "residual_prompts"),
         prompts=evaluation.get("prompts"),
         sides=list(sides(evaluation)),
         checks=list(checks(metrics)),
@@ -106,10 +106,12 @@ def run_page(directory: Path) -> str:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl by step, as they are unless somebody changed the file."""
-    return sorted((r for r in read_rows(directory / "metrics.jsonl") if whole(r.get("step"))), key=lambda r: r["step"])
+    return sorted(
+        (r for r in read_rows(directory / "metrics.jsonl") if is_whole(r.get("step"))), key=lambda r: r["step"]
+    )
 
 
-def known(path: Path) -> dict[str, Any]:
+def json_or_empty(path: Path) -> dict[str, Any]:
     """The object in a file, or an empty one where there is none to be read."""
     with suppress(UserError):
         if path.is_file():
@@ -130,15 +132,15 @@ def read_config(directory: Path) -> dict[str, Any]:
     return {}
 
 
-def inner(config: dict[str, Any], section: str, key: str) -> Any:
+def config_value(config: dict[str, Any], section: str, key: str) -> Any:
     """A value of a section, None where there is none."""
     found = config.get(section)
     return found.get(key) if isinstance(found, dict) else None
 
 
-def title(config: dict[str, Any], directory: Path) -> str:
+def run_title(config: dict[str, Any], directory: Path) -> str:
     """preset, seed N"""
-    return f"{inner(config, 'run', 'preset') or directory.name}, seed {inner(config, 'run', 'seed')}"
+    return f"{config_value(config, 'run', 'preset') or directory.name}, seed {config_value(config, 'run', 'seed')}"
 
 
 def is_evaluated(row: dict[str, Any]) -> bool:
@@ -182,8 +184,8 @@ def curves(metrics: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[s
             drawn += rewards
         if drawn and (wanted != ("kl/coef",) or len(set(column(metrics, "kl/coef"))) > 1):
             found.append({"title": heading, "what": what, "names": drawn})
-    target = inner(config, "kl", "target")
-    if inner(config, "kl", "controller") == "adaptive" and type(target) in (int, float):
+    target = config_value(config, "kl", "target")
+    if config_value(config, "kl", "controller") == "adaptive" and type(target) in (int, float):
         for chart in found:
             if chart["names"] == ["objective/kl"]:
                 chart["target"] = plain(target)
@@ -196,12 +198,14 @@ def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, An
     The iterations are comparable where their scores are the rewards' own and their KL is one on average: no rule for
     truncated responses, no normalisation, an unbiased estimator.
     """
-    plain_scores = inner(config, "truncation", "rule") == "keep" and inner(config, "ppo", "score_normalize") is False
+    plain_scores = (
+        config_value(config, "truncation", "rule") == "keep" and config_value(config, "ppo", "score_normalize") is False
+    )
     points = evaluation.get("best_of_n")
     best = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
     policy = evaluation.get("policy")
     return {
-        "iterations": plain_scores and inner(config, "kl", "estimator") in UNBIASED,
+        "iterations": plain_scores and config_value(config, "kl", "estimator") in UNBIASED,
         "best_of_n": [[plain(p.get("n")), plain(p.get("kl")), plain(p.get("score"))] for p in best],
         "policy": [
             plain(evaluation.get("kl_nats_per_sequence")),
@@ -270,7 +274,7 @@ def alarms(metrics: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
                     yield row["step"], text
 
 
-def chosen(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The components of a run with their options."""
     for kind, key in (("kl", "estimator"), ("advantage", "function"), ("loss", "policy")):
         section = config.get(kind)
@@ -291,14 +295,14 @@ def options(name: str, values: dict[str, Any]) -> str:
     return f"{name} ({listed})" if listed else name
 
 
-def facts(directory: Path) -> Iterator[tuple[str, str]]:
+def provenance(directory: Path) -> Iterator[tuple[str, str]]:
     """Versions and hashes, as the newest checkpoint holds them."""
     newest = checkpoint.all_of(directory / "checkpoints")
-    state = known(newest[-1] / "state.json") if newest else {}
+    state = json_or_empty(newest[-1] / "state.json") if newest else {}
     for name in ("minirlhf", "torch", "python", "device", "threads", "tokenizer", "prompts", "reward_models"):
         if state.get(name):
             yield name.replace("_", " "), str(state[name])
-    reference = known(directory / "reference" / "reference.json")
+    reference = json_or_empty(directory / "reference" / "reference.json")
     if reference:
         yield "reference", str(reference.get("weights_sha256"))
     code = state.get("code")
@@ -331,16 +335,19 @@ def packed(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "score": plain(row["score"]), "ended": row.get("terminated") is True,
             "tokens": [numbered(text) for text in row["tokens"]],
             **{name: [plain(x) for x in row[name]] for name in COLUMNS},
-            **{name: [brief(x) for x in row[name]] for name in ("ratio", "k1", "k2", "k3", "abs")},
+            **{name: [three_digits(x) for x in row[name]] for name in ("ratio", "k1", "k2", "k3", "abs")},
             "clipped": [i for i, x in enumerate(row["clipped"]) if x] if isinstance(row["clipped"], list) else None,
-            "likeliest": [[[numbered(text), brief(p), brief(q)] for text, p, q in some] for some in row["likeliest"]],
+            "likeliest": [
+                [[numbered(text), three_digits(policy), three_digits(ref)] for text, policy, ref in choices]
+                for choices in row["likeliest"]
+            ],
         }
         for row in rows
     ]  # fmt: skip
     return {"texts": list(table), "rows": found}
 
 
-def brief(value: float | None) -> float | None:
+def three_digits(value: float | None) -> float | None:
     """To three digits: for what is looked at and not computed with."""
     found = plain(value)
     return None if found is None else float(f"{found:.3g}")

@@ -56,7 +56,7 @@ def sound(row: dict[str, Any]) -> bool:
     if not isinstance(tokens, list) or not tokens or not is_list(tokens, str) or not isinstance(row.get("prompt"), str):
         return False
     size = len(tokens)
-    if not whole(row.get("step")) or not is_number(row.get("score")):
+    if not is_whole(row.get("step")) or not is_number(row.get("score")):
         return False
     if not all(is_list(row.get(name), float, size) for name in COLUMNS):
         return False
@@ -67,7 +67,7 @@ def sound(row: dict[str, Any]) -> bool:
     return all(len(some) <= LIKELIEST and all(map(is_choice, some)) for some in likeliest)
 
 
-def whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
     """An int that is no bool, of a size that a page can show."""
     return type(value) is int and 0 <= value < 1 << 53
 

@@ -65,7 +65,7 @@ def trunk_of(work: Workload) -> Transformer:
     return trunk
 
 
-def prompts_of(work: Workload, step: int) -> PromptBatch:
+def bench_prompts(work: Workload, step: int) -> PromptBatch:
     """Random prompts of random lengths, left-padded: the same in every run."""
     random = generator(0, "bench/prompts", step)
     lengths = torch.randint(work.prompt_min, work.prompt_max + 1, (work.responses,), generator=random)
@@ -111,7 +111,7 @@ def iterations(work: Workload) -> Iterator[dict[str, float]]:
     }
     tokenizer: Any = Ids()
     parts = Parts(
-        lambda step: prompts_of(work, step), even, built["kl"], built["advantage"], built["loss"], "batch", tokenizer
+        lambda step: bench_prompts(work, step), even, built["kl"], built["advantage"], built["loss"], "batch", tokenizer
     )
     started = perf_counter()
     for _, experience, metrics in train(state, parts, config):
@@ -125,7 +125,7 @@ def rollouts(work: Workload) -> Iterator[dict[str, float]]:
     """Endless rollouts alone."""
     policy, tokenizer, step = policy_of(work), Ids(), 0
     while True:
-        prompts = prompts_of(work, step)
+        prompts = bench_prompts(work, step)
         started = perf_counter()
         rollout = generate(
             policy, prompts, tokenizer, max_new_tokens=work.response, generator=generator(0, "bench/rollout", step),  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ def rollouts(work: Workload) -> Iterator[dict[str, float]]:
         step += 1
 
 
-def main() -> None:
+def serve() -> None:
     """Do what the arguments say until the input ends."""
     what, work, threads = sys.argv[1], Workload(**json.loads(sys.argv[2])), int(sys.argv[3])
     torch.set_num_threads(threads)
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

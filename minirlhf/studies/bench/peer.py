@@ -70,7 +70,7 @@ def model_of(work, kind="causal"):
     return model.float()
 
 
-def tokenizer_of(work):
+def peer_tokenizer(work):
     """A word for every id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -83,7 +83,7 @@ def tokenizer_of(work):
     )
 
 
-def prompts_of(work, count):
+def peer_prompts(work, count):
     """Random ids of random lengths."""
     g = torch.Generator().manual_seed(1)
     lengths = torch.randint(work["prompt_min"], work["prompt_max"] + 1, (count,), generator=g).tolist()
@@ -91,7 +91,7 @@ def prompts_of(work, count):
     return [torch.randint(3, work["vocab"], (n,), generator=g).tolist() for n in lengths]
 
 
-class Clock:
+class GenerateClock:
     """Seconds of generate within an iteration, by wrapping the model's own."""
 
     def __init__(self, model) -> None:
@@ -155,7 +155,7 @@ def trl_ppo(work, folder) -> None:
             return (ids % 2 == 0).float().cumsum(1).unsqueeze(-1) / ids.shape[1]
 
     model, count = model_of(work), work["responses"]
-    clock = Clock(model)
+    clock = GenerateClock(model)
     args = PPOConfig(
         output_dir=folder, learning_rate=LR, lr_scheduler_type="constant", per_device_train_batch_size=count,
         gradient_accumulation_steps=1, num_mini_batches=count // work["minibatch"], num_ppo_epochs=work["epochs"],
@@ -165,9 +165,9 @@ def trl_ppo(work, folder) -> None:
         logging_strategy="no", stop_token="eos" if work["eos"] else None,
     )  # fmt: skip
     trainer = PPOTrainer(
-        args=args, processing_class=tokenizer_of(work), model=model, ref_model=model_of(work), reward_model=Rule(),
-        value_model=model_of(work, "value"), train_dataset=Dataset.from_dict({"input_ids": prompts_of(work, count)}),
-        eval_dataset=Dataset.from_dict({"input_ids": prompts_of(work, count)}),
+        args=args, processing_class=peer_tokenizer(work), model=model, ref_model=model_of(work), reward_model=Rule(),
+        value_model=model_of(work, "value"), train_dataset=Dataset.from_dict({"input_ids": peer_prompts(work, count)}),
+        eval_dataset=Dataset.from_dict({"input_ids": peer_prompts(work, count)}),
         callbacks=[callback_of(clock, 1)],
     )  # fmt: skip
     trainer.train()
@@ -178,11 +178,11 @@ def trl_groups(work, folder, kind) -> None:
     import trl
     from datasets import Dataset
 
-    model, count, tokenizer = model_of(work), work["responses"], tokenizer_of(work)
+    model, count, tokenizer = model_of(work), work["responses"], peer_tokenizer(work)
     place = os.path.join(folder, "model")  # the reference is read from where the model says that it is from
     model.save_pretrained(place)
     model.config._name_or_path = place
-    clock = Clock(model)
+    clock = GenerateClock(model)
     steps = work["epochs"] * count // work["minibatch"]
     common = {
         "output_dir": folder, "learning_rate": LR, "lr_scheduler_type": "constant", "report_to": [],
@@ -196,7 +196,7 @@ def trl_groups(work, folder, kind) -> None:
     def even(completion_ids, **_):
         return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
 
-    texts = [tokenizer.decode(ids) for ids in prompts_of(work, count)]
+    texts = [tokenizer.decode(ids) for ids in peer_prompts(work, count)]
     trainer(
         model=model, reward_funcs=even, args=config(**common), train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=tokenizer, callbacks=[callback_of(clock, steps)],
@@ -206,7 +206,7 @@ def trl_groups(work, folder, kind) -> None:
 def hf(work) -> None:
     """transformers' generate alone."""
     model = model_of(work).eval()
-    rows = prompts_of(work, work["responses"])
+    rows = peer_prompts(work, work["responses"])
     width = max(map(len, rows))
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
     mask = ids != PAD
