@@ -8,11 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pluggy
 
-hookimpl = pluggy.HookimplMarker("minirlhf")
+# Name of the pluggy project, of the entry point group, and of the owner of built-in components.
+PROJECT = "minirlhf"
+hookimpl = pluggy.HookimplMarker(PROJECT)
 
 try:
-    __version__ = version("minirlhf")
+    __version__ = version(PROJECT)
 except PackageNotFoundError:  # a wheel unpacked by hand, or a source tree on the path
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "hookimpl"]
+__all__ = ["PROJECT", "__version__", "hookimpl"]

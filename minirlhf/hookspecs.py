@@ -12,7 +12,9 @@ from typing import Any
 
 import pluggy
 
-hookspec = pluggy.HookspecMarker("minirlhf")
+from minirlhf import PROJECT
+
+hookspec = pluggy.HookspecMarker(PROJECT)
 Component = Callable[..., Any]
 
 

@@ -1,34 +1,37 @@
 """Masked arithmetic on (B,R) tensors: sums, means, moments, whitening, log-probabilities of taken tokens.
 
-Junk under a False mask, NaN included, never reaches a result: it is replaced (`where`) before the arithmetic and
+Numbers under a False mask, NaN included, never reach a result: they are replaced (`where`) before the arithmetic and
 not multiplied by zero, because NaN * 0 is NaN. Every statistic of a batch comes out of `moments`, as sum, sum of
 squares and count: the one place where a run on several devices would add them up.
+
+Not here: what the sums are used for, such as the aggregation of a loss (ppo.py) or metrics (rl/metrics.py).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 LOG_CLAMP = 20.0  # the argument of an exp is clamped to +-20 (e^20 = 4.9e8): large, finite, and countable
-Whitening = Literal["batch", "population", "scale", "none"]
+Whitening = Literal["batch", "population", "scale", "none"]  # variants of `whiten`
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum of x over the True positions of mask; x and mask (...,) of one shape."""
+    # `where` also cuts the gradient: a masked position gets exactly 0, not NaN * 0.
     return torch.where(mask, x, torch.zeros_like(x)).sum()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x over the True positions of mask; 0 when there are none."""
+    """Mean of x over the True positions of mask; 0 if there are none."""
     return masked_sum(x, mask) / mask.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sum, sum of squares and count of some numbers, in float64."""
+    """Sum, sum of squares and count of some numbers, in float64: three numbers that add up over parts of a batch."""
 
     total: float
     squares: float
@@ -39,9 +42,10 @@ class Moments:
         return self.total / self.count if self.count else 0.0
 
     def variance(self, *, unbiased: bool = True) -> float:
-        """Sample variance (n - 1), or population variance (n); 0 below two numbers."""
+        """Sample variance (division by n - 1), or population variance (by n); 0 if there are fewer than two numbers."""
         if self.count < 2:
             return 0.0
+        # sum (x - mean)^2 = sum x^2 - (sum x)^2 / n; rounding can make the difference of two large numbers negative.
         centred = max(self.squares - self.total * self.total / self.count, 0.0)
         return centred / (self.count - 1 if unbiased else self.count)
 
@@ -50,43 +54,57 @@ class Moments:
 
 
 def moments(x: Tensor, mask: Tensor) -> Moments:
-    """Moments of x (...,) over the True positions of mask (...,): one device synchronisation."""
+    """Moments of x (...,) over the True positions of mask (...,)."""
     kept = torch.where(mask, x.detach(), torch.zeros_like(x)).double()
+    # One tolist for all three: each one waits until the device has computed everything before it.
     total, squares, count = torch.stack([kept.sum(), (kept * kept).sum(), mask.sum().double()]).tolist()
     return Moments(total, squares, int(count))
 
 
-def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> tuple[Tensor, float, bool]:
-    """Advantages at mean 0 and variance 1 over the mask of the whole batch.
+class Whitened(NamedTuple):
+    """Whitened advantages (B,R), the scale that they were divided by, and True if they were degenerate: zeros now."""
+
+    advantages: Tensor
+    scale: float
+    degenerate: bool
+
+
+def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> Whitened:
+    """Whiten x (B,R) over the mask of the whole batch.
 
     `batch` (x - mean) / std with the unbiased std; `population` the same with the biased std; `scale` x / std, the
-    mean kept; `none` x itself. Returns (whitened (B,R), the scale that x was divided by, degenerate). The loop
-    divides the coefficient of a KL loss by the same scale, or beta would mean something else at every reward scale.
-    Degenerate (fewer than two tokens, or a std below 1e-6 of the largest |x|: rounding noise): zeros and scale 1.
+    mean kept; `none` x itself. scale: the number that x was divided by. degenerate: fewer than two tokens, or a std
+    below 1e-6 of the largest |x|, which is rounding noise; the result is then 0 everywhere, and scale is 1.
     """
+    # The loop divides the coefficient of a KL loss by the same scale: otherwise the balance of reward and KL, and with
+    # it the meaning of beta, would change with the scale of the rewards.
     if variant == "none":
-        return torch.where(mask, x, torch.zeros_like(x)), 1.0, False
+        return Whitened(torch.where(mask, x, torch.zeros_like(x)), 1.0, False)
     stats = moments(x, mask)
+    # The mean was estimated from the same tokens, which takes away one degree of freedom: hence n - 1, as in
+    # torch.std. `population` is there to reproduce projects that divide by n.
     std = stats.std(unbiased=variant != "population")
     largest = float(torch.where(mask, x.detach().abs(), torch.zeros_like(x)).max()) if x.numel() else 0.0
     if stats.count < 2 or std <= 1e-6 * largest:
-        return torch.zeros_like(x), 1.0, True
+        return Whitened(torch.zeros_like(x), 1.0, True)
     centre = 0.0 if variant == "scale" else stats.mean
-    return torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std, False
+    return Whitened(torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std, False)
 
 
 def gather_logprobs(log_dist: Tensor, ids: Tensor) -> Tensor:
-    """log pi(token taken): log_dist (...,V), ids (...) -> (...), nats."""
+    """log pi of the tokens taken: log_dist (...,V), ids (...) -> (...), nats."""
     return log_dist.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """Importance ratio rho = pi / pi_old of the tokens taken, the log clamped to +-20 so that it stays finite."""
+def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """rho = pi / pi_old of the tokens taken (N8), as exp(logprobs - old_logprobs) with the exponent clamped to +-20."""
+    # Clamped before the exp: e^89 is inf in float32, and inf * 0 in a loss or its gradient is NaN.
     return (logprobs - old_logprobs).clamp(-LOG_CLAMP, LOG_CLAMP).exp()
 
 
 def last_index(mask: Tensor) -> Tensor:
-    """Index of the last True of each row of mask (B,R) -> (B,); -1 for a row without any."""
+    """Index of the last True of each row: mask (B,R) -> (B,); -1 for a row without any."""
+    # 1, 2, ... so that False (0) is smaller than the first position; amax has no answer for R = 0.
     steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     if mask.shape[1] == 0:
         return mask.new_full((mask.shape[0],), -1, dtype=torch.long)

@@ -2,17 +2,16 @@
 
     minirlhf run --plugin plugins/novelty.py --reward sentiment --reward novelty=0.5
 
-Options are the constructor's keyword-only parameters, inputs those of __call__; it is built once a run.
-With state_dict and load_state_dict its memory is part of every checkpoint: tensors, or anything that JSON
-can hold. A score that depends on what came before cannot compare two models: evaluate with the other
-reward.
+Options are the constructor's keyword-only parameters, inputs are those of __call__; the class is built once a run.
+With state_dict and load_state_dict its memory is part of every checkpoint: tensors, or anything that JSON can hold. A
+score that depends on earlier calls cannot compare two models: evaluate with the other reward.
 """
 
 from minirlhf import hookimpl
 
 
 class Novelty:
-    """1 / (1 + how often an opening of `words` words was seen before)."""
+    """1 / (1 + n), where the completion's first `words` words opened n completions before."""
 
     def __init__(self, *, words: int = 4):
         self.words = words

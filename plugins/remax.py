@@ -2,9 +2,8 @@
 
     minirlhf run --plugin plugins/remax.py --advantage remax
 
-Naming `greedy_scores` is what makes the loop decode and score a greedy response to every prompt; not naming
-`values` is what turns the value loss off. A KL penalty inside the rewards is in the return, not in the
-baseline.
+Naming `greedy_scores` makes the loop decode and score a greedy response to every prompt; not naming `values` turns the
+value loss off. A KL penalty inside the rewards is part of the return, but not of this baseline.
 """
 
 import torch
@@ -13,7 +12,7 @@ from minirlhf import hookimpl
 
 
 def remax(rewards, mask, greedy_scores):
-    """A_t = sum over t' >= t of r_t' - score of the greedy response: (B,R), 0 where masked."""
+    """A_t = (sum over t' >= t of r_t') - score of the greedy response: (B,R), 0 where masked."""
     rewards = torch.where(mask, rewards, 0.0)
     to_go = rewards.flip(1).cumsum(1).flip(1)
     return torch.where(mask, to_go - greedy_scores.unsqueeze(1), 0.0)

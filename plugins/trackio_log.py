@@ -1,32 +1,32 @@
-"""An observer: every metric to trackio, which keeps it on this machine and shows it in a browser.
+"""An observer: every metric to trackio, which keeps them on this machine and shows them in a browser.
 
     pip install trackio
     minirlhf run --plugin plugins/trackio_log.py --set 'run.observers=["trackio_log"]'
     trackio show --project minirlhf
 
-Where the numbers are is trackio's to say (TRACKIO_DIR; TRACKIO_SPACE_ID would send them elsewhere). A run that is
-resumed goes on under its name, which is in RUN/trackio_name; steps that it does again may be there twice.
+trackio decides where the numbers are kept: TRACKIO_DIR names a folder, TRACKIO_SPACE_ID would send them elsewhere. A
+resumed run goes on under its name, which is in RUN/trackio_name; steps that it repeats may be there twice.
 """
 
 import uuid
 
 from minirlhf import hookimpl
-from minirlhf.builtin.observers import numbers
+from minirlhf.builtin.observers import named_scalars
 
 
 class TrackioLog:
-    """start, step, finish: as trackio.init, log and finish."""
+    """Pass start, step and finish on to trackio.init, log and finish."""
 
     def __init__(self):
         try:
             import trackio
-        except ImportError:  # before anything is trained; later an observer that fails is only dropped
+        except ImportError:  # raised here, before anything is trained: later a failing observer is only dropped
             raise ImportError("trackio is missing: pip install trackio") from None
         self.trackio = trackio
 
     def start(self, config, run_dir):
         file = run_dir / "trackio_name"
-        if not file.exists():  # two runs may have directories of one name
+        if not file.exists():  # with random digits: two runs may have directories of the same name
             file.write_text(f"{run_dir.name}-{uuid.uuid4().hex[:8]}", encoding="utf-8")
         self.last = config.ppo.iterations
         self.run = self.trackio.init(
@@ -40,7 +40,7 @@ class TrackioLog:
         self.run.log(metrics, step=step)
 
     def finish(self, summary):
-        self.run.log(dict(numbers("evaluation", summary)), step=self.last)
+        self.run.log(dict(named_scalars("evaluation", summary)), step=self.last)
         self.run.finish()
 
 

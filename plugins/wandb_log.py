@@ -4,8 +4,8 @@
     minirlhf run --plugin plugins/wandb_log.py --set 'run.observers=["wandb_log"]'
     wandb sync RUN/wandb/offline-*                # sends what an offline run wrote; or run it with WANDB_MODE=online
 
-A run that is resumed goes on under its id, which is in RUN/wandb_id. The x axis is `step`, not wandb's own count, which
-may not go back when a resumed run does some steps again.
+A resumed run goes on under its id, which is in RUN/wandb_id. The x axis is `step`, not wandb's own count, which cannot
+go back when a resumed run repeats some steps.
 """
 
 import os
@@ -15,12 +15,12 @@ from minirlhf import hookimpl
 
 
 class WandbLog:
-    """start, step, finish: as wandb.init, log and finish."""
+    """Pass start, step and finish on to wandb.init, log and finish."""
 
     def __init__(self):
         try:
             import wandb
-        except ImportError:  # before anything is trained; later an observer that fails is only dropped
+        except ImportError:  # raised here, before anything is trained: later a failing observer is only dropped
             raise ImportError("wandb is missing: pip install wandb") from None
         self.wandb = wandb
 
@@ -36,7 +36,7 @@ class WandbLog:
             dir=run_dir,
             config=config.model_dump(mode="json"),
             mode=os.environ.get("WANDB_MODE", "offline"),
-            settings=self.wandb.Settings(console="off", silent=True),  # what is printed stays ours
+            settings=self.wandb.Settings(console="off", silent=True),  # wandb neither records nor prints console output
         )
         self.run.define_metric("*", step_metric="step")
 

@@ -22,9 +22,9 @@ from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
-from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.batch import RewardBatch, TrainerState
 from minirlhf.rewards.call import RewardModels
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.shape import Scores
 from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.rl.experience import Experience
 from minirlhf.rl.metrics import rollout_metrics
@@ -67,10 +67,10 @@ def parts(reward=None, kl=k1, texts=TEXTS, tokenizer=None) -> ppo.Parts:
     return ppo.Parts(lambda step: prompts, reward, *chosen, "batch", tokenizer)
 
 
-def by_length(rollout: Rollout, step: int) -> Scored:
+def by_length(rollout: Rollout, step: int) -> Scores:
     """100 plus the number of tokens: a mean far from 0."""
     scores = 100.0 + rollout.response_mask.sum(dim=1)
-    return Scored(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
+    return Scores(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
 
 
 def iteration(state: ppo.PPOState, reward=by_length, tokens=6, **chosen) -> tuple[Experience, dict]:
@@ -155,7 +155,7 @@ def test_advantages_without_variance_are_exactly_zero():
         assert (scale, degenerate) == (1.0, True)
     policy = small_policy()
     torch.nn.init.zeros_(policy.value_head.weight)
-    e, _ = iteration(state_of(policy), lambda *given: replace(by_length(*given), scores=torch.full((16,), 0.1)))
+    e, _ = iteration(state_of(policy), lambda *given: replace(by_length(*given), total=torch.full((16,), 0.1)))
     assert e.rewards.max() == 0.1
     assert (e.advantages == 0).all()
 
@@ -166,7 +166,7 @@ def test_advantages_without_variance_are_exactly_zero():
 def test_the_eos_that_was_sampled_is_in_the_mask_is_learned_and_carries_the_score(drawn, monkeypatch):
     """TRL's PPO with pad == eos masked every EOS out of the loss: the model never learned to stop."""
     policy, seen = small_policy(STOPS), []
-    plain = policy.score
+    plain = policy.forward_pass
 
     def watched(rollout):
         out = plain(rollout)
@@ -177,7 +177,7 @@ def test_the_eos_that_was_sampled_is_in_the_mask_is_learned_and_carries_the_scor
             seen.append((rollout.group, out.logprobs, to_weights))
         return out
 
-    monkeypatch.setattr(policy, "score", watched)
+    monkeypatch.setattr(policy, "forward_pass", watched)
     e, _ = iteration(state_of(policy))
     [(order, logprobs, to_weights)] = seen
     assert to_weights.norm() > 0.1
@@ -236,8 +236,8 @@ class Lossy(Letters):
 def test_the_ids_that_are_learned_from_are_those_that_were_sampled(drawn, monkeypatch):
     """trlX decoded the responses and tokenised the texts again for training."""
     policy, seen = small_policy(STOPS), []
-    plain = policy.score
-    monkeypatch.setattr(policy, "score", lambda rollout: seen.append(rollout) or plain(rollout))
+    plain = policy.forward_pass
+    monkeypatch.setattr(policy, "forward_pass", lambda rollout: seen.append(rollout) or plain(rollout))
     e, _ = iteration(state_of(policy), tokenizer=Lossy())
     assert e.rollout.completions == ("hi",) * len(TEXTS)
     assert e.rollout.completion_id_lists == sampled(drawn)
@@ -280,9 +280,9 @@ def on_junk(rollout: Rollout, policy: Policy, junk: float) -> tuple[Experience, 
     real = rollout.response_mask
     extra = (0, real.shape[1] - NOISE.shape[2])
     noise = torch.nn.functional.pad(NOISE, extra).masked_fill(~real, junk)
-    reference = Reference(small_policy(40)).score(rollout)
+    reference = Reference(small_policy(40)).forward_pass(rollout)
     with torch.no_grad():
-        now = policy.score(rollout)
+        now = policy.forward_pass(rollout)
     e = Experience(
         rollout=replace(rollout, response_ids=rollout.response_ids.where(real, EOS)),
         old_logprobs=now.logprobs + 0.3 * noise[0], ref_logprobs=reference.logprobs.masked_fill(~real, junk),
@@ -346,7 +346,7 @@ def test_the_weight_of_a_token_does_not_depend_on_its_micro_batch(aggregation):
 def score(*functions):
     models = RewardModels([(f.__name__, 1.0, built("reward", f)) for f in functions])
     given = {"prompts": ["p"] * 3, "completions": ["a"] * 3, "prompt_ids": [[1]] * 3, "completion_ids": [[3, 2]] * 3}
-    return models.score(**given, columns={}, trainer_state=TrainerState(0, 1, 0.0))
+    return models.call(RewardBatch(**given, columns={}, trainer_state=TrainerState(0, 1, 0.0)))
 
 
 @pytest.mark.parametrize("given", [[1.0], (1.0,), torch.ones(1), torch.tensor(1.0), 1.0, [[1.0, 1.0]]])

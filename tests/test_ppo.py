@@ -22,7 +22,8 @@ from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import PolicyOutput, Rollout
 from minirlhf.models.sampler import Sampler
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.shape import Scores
+from minirlhf.rl import guards, terms
 from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.rl.experience import Experience
 from minirlhf.tensors import Moments
@@ -49,7 +50,7 @@ KL = {"k1": k1, "k2": k2, "k3": k3, "exact": exact}
 def parts(kl=k1, advantage=gae, loss=ppo_clip, reward=None, prompts=None, whitening="batch", **options) -> ppo.Parts:
     return ppo.Parts(
         prompts=prompts or (lambda step: None),
-        reward_models=reward,
+        rewards=reward,
         kl=built("kl", kl),
         advantage=built("advantage", advantage),
         loss=built("loss", loss, **options),
@@ -93,7 +94,7 @@ def experience_on(rollout: Rollout, policy: Policy) -> Experience:
     """
     reference = Reference(small_policy(REFERENCE))
     with torch.no_grad():
-        now, ref = policy.score(rollout), reference.score(rollout)
+        now, ref = policy.forward_pass(rollout), reference.forward_pass(rollout)
     noise = torch.randn(5, ROWS, 6, generator=seeded(9))
     noise = torch.nn.functional.pad(noise, (0, rollout.mask.shape[1] - 6), value=NAN)
     noise = noise.masked_fill(~rollout.response_mask, NAN)
@@ -132,7 +133,7 @@ def updated(config: Config, kl=exact, rollout=None, policy=None, beta=0.3):
 
 def loss_by_hand(policy: Policy, e: Experience, kl: str, aggregation: str, beta: float) -> torch.Tensor:
     """Sum over the tokens, one at a time: N11 + 0.7 value loss + beta KL - 0.02 entropy."""
-    out, frozen = policy.score(e.rollout), e.ref_log_dist(slice(None))
+    out, frozen = policy.forward_pass(e.rollout), e.ref_log_dist(slice(None))
     dist = out.log_dist(slice(None))
     lengths = e.mask.sum(dim=1).tolist()
     total = torch.tensor(0.0)
@@ -259,7 +260,7 @@ def test_in_equal_shapes_the_first_ratio_is_exactly_one():
     """The same rows in the same order with and without a graph: not one bit of difference."""
     policy, rollout = small_policy(), random_rollout()
     with torch.no_grad():
-        old = policy.score(rollout)
+        old = policy.forward_pass(rollout)
     zero = torch.zeros_like(old.logprobs)
     batch = Experience(
         rollout=rollout, old_logprobs=old.logprobs, ref_logprobs=zero, old_values=old.values, kl=zero,
@@ -273,9 +274,9 @@ def test_in_equal_shapes_the_first_ratio_is_exactly_one():
 
 
 def test_a_policy_that_disagrees_with_itself_is_an_error():
-    ppo.check_same_policy(1e-3, 4)
+    guards.check_same_policy(1e-3, 4)
     with pytest.raises(RuntimeError, match=r"iteration 5: \|log ratio\| = 0.00101"):
-        ppo.check_same_policy(1.01e-3, 4)
+        guards.check_same_policy(1.01e-3, 4)
 
 
 # ---- the gradient of whole iterations, enumerated ----------------------------------------------------------
@@ -302,7 +303,7 @@ class Table(torch.nn.Module):
         probs = torch.tensor(chances if horizon == 2 else chances[:1], dtype=torch.float64)
         self.logits = torch.nn.Parameter((probs / probs.sum(dim=1, keepdim=True)).log())
 
-    def score(self, rollout: Rollout) -> PolicyOutput:
+    def forward_pass(self, rollout: Rollout) -> PolicyOutput:
         actions = torch.tensor([[TOKENS.index(i) if i else 0 for i in row] for row in rollout.response_ids.tolist()])
         states = torch.zeros_like(actions)
         states[:, 1:] = actions[:, :-1]
@@ -351,7 +352,7 @@ def gradient(monkeypatch, double):
         rollout, rows = rollout_in_proportion(at, horizon)
         reward = rewards_for(OPTIMUM, horizon)
         scores = torch.tensor([times * reward[y] for y in rows])
-        scored = Scored(scores, torch.ones(24, dtype=torch.bool), torch.zeros(rollout.mask.shape))
+        scored = Scores(scores, torch.ones(24, dtype=torch.bool), torch.zeros(rollout.mask.shape))
         monkeypatch.setattr(ppo, "sample", lambda *_: rollout)
         optimizer = Recorder(policy.parameters())
         config = Config(
@@ -450,26 +451,26 @@ def prompts(rows=32, each=1):
     return lambda step: batch
 
 
-def share_of_c(rollout: Rollout, step: int) -> Scored:
+def share_of_c(rollout: Rollout, step: int) -> Scores:
     """The reward of these tests: which part of the letters is a c."""
     scores = torch.tensor([text.count("c") / max(1, len(text)) for text in rollout.completions])
-    return Scored(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
+    return Scores(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
 
 
-def noise(rollout: Rollout, step: int) -> Scored:
+def noise(rollout: Rollout, step: int) -> Scores:
     """The control: numbers that have nothing to do with the text."""
     scores = torch.rand(len(rollout), generator=seeded(1000 + step))
-    return replace(share_of_c(rollout, step), scores=scores)
+    return replace(share_of_c(rollout, step), total=scores)
 
 
-def some_unscored(rollout: Rollout, step: int) -> Scored:
+def some_unscored(rollout: Rollout, step: int) -> Scores:
     """Every second row gets no score; a number left in `scores` must not matter."""
     given = share_of_c(rollout, step)
     valid = torch.arange(len(rollout)) % 2 == 0
-    return replace(given, valid=valid, scores=torch.where(valid, given.scores, 1e6))
+    return replace(given, valid=valid, total=torch.where(valid, given.total, 1e6))
 
 
-def nobody(rollout: Rollout, step: int) -> Scored:
+def nobody(rollout: Rollout, step: int) -> Scores:
     return replace(share_of_c(rollout, step), valid=torch.zeros(len(rollout), dtype=torch.bool))
 
 
@@ -563,7 +564,7 @@ def test_scores_are_normalised_by_all_that_came_before():
     given = []
 
     def remember(rollout, step):
-        given.append(share_of_c(rollout, step).scores)
+        given.append(share_of_c(rollout, step).total)
         return share_of_c(rollout, step)
 
     state, experiences, _ = run(config=setup(iterations=2, score_normalize=True), reward=remember)
@@ -653,9 +654,9 @@ def exact_score(policy: Policy) -> float:
             texts, {},
         )  # fmt: skip
         with torch.no_grad():
-            chance = policy.score(rollout).logprobs.sum(dim=1).exp()
+            chance = policy.forward_pass(rollout).logprobs.sum(dim=1).exp()
         assert chance.sum().item() == pytest.approx(1, abs=1e-4)
-        total += (chance * share_of_c(rollout, 0).scores).sum().item()
+        total += (chance * share_of_c(rollout, 0).total).sum().item()
     return total / len(PROMPTS)
 
 
@@ -707,7 +708,7 @@ def test_a_bootstrapped_response_is_worth_what_the_value_head_says_of_its_end():
     state = fresh_state(policy, optimizer=Recorder(policy.parameters()))
     _, [e], _ = run(state, config, advantage=mc, rows=64)
     with torch.no_grad():
-        after = policy.score(e.rollout).next_value
+        after = policy.forward_pass(e.rollout).next_value
     rest = e.returns[:, 0] - e.rewards.sum(dim=1)
     assert torch.allclose(rest, torch.where(e.rollout.terminated, 0.0, after), atol=1e-5)
     assert rest.abs().max() > 0.1
@@ -758,16 +759,16 @@ def spoil_one(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("function", "call", "named"),
+    ("module", "function", "call", "named"),
     [
-        ("value_error", 3, "loss/value_avg = nan"),
-        ("loss_kl", 3, "policy/grad_norm = nan"),
-        ("place_rewards", 2, "rewards is not finite"),
-        ("rollout_kl", 2, "rewards is not finite"),
+        (ppo, "value_error", 3, "loss/value_avg = nan"),
+        (terms, "loss_kl", 3, "policy/grad_norm = nan"),
+        (ppo, "place_rewards", 2, "rewards is not finite"),
+        (terms, "kl", 2, "rewards is not finite"),
     ],
 )
-def test_a_nan_is_named_and_the_weights_are_those_before_that_update(monkeypatch, function, call, named):
-    monkeypatch.setattr(ppo, function, broken_on_call(getattr(ppo, function), call, spoil_one))
+def test_a_nan_is_named_and_the_weights_are_those_before_that_update(monkeypatch, module, function, call, named):
+    monkeypatch.setattr(module, function, broken_on_call(getattr(module, function), call, spoil_one))
     policy = fresh_policy()
     optimizer = Remembers(policy.parameters(), lr=1e-2)
     state = fresh_state(policy, optimizer=optimizer)
@@ -788,9 +789,9 @@ def test_every_tensor_of_the_experience_is_checked_on_the_mask_and_only_there(na
     e = experience_on(random_rollout(ROWS), policy)
     e = replace(e, **{n: torch.nan_to_num(getattr(e, n)) for n in ("old_logprobs", "old_values", "kl", "advantages")})
     dirty = getattr(e, name).masked_fill(~e.mask, NAN)
-    ppo.check_finite(replace(e, **{name: dirty}), 2)
+    guards.check_experience(replace(e, **{name: dirty}), 2)
     with pytest.raises(DivergedError, match=f"{name} is not finite: iteration 3"):
-        ppo.check_finite(replace(e, **{name: spoil_one(dirty)}), 2)
+        guards.check_experience(replace(e, **{name: spoil_one(dirty)}), 2)
 
 
 def test_an_infinite_gradient_stops_before_the_step():
@@ -806,13 +807,13 @@ def test_an_infinite_gradient_stops_before_the_step():
 
 def test_a_policy_that_scores_itself_differently_the_second_time_is_stopped(monkeypatch):
     policy = fresh_policy()
-    plain, calls = policy.score, iter(range(100))
+    plain, calls = policy.forward_pass, iter(range(100))
 
     def forgetful(rollout):
         out = plain(rollout)
         return replace(out, logprobs=out.logprobs + 0.01 * next(calls) * rollout.response_mask)
 
-    monkeypatch.setattr(policy, "score", forgetful)
+    monkeypatch.setattr(policy, "forward_pass", forgetful)
     with pytest.raises(RuntimeError, match="before any update"):
         run(fresh_state(policy))
 
@@ -872,7 +873,7 @@ def test_greedy_scores_are_decoded_and_scored_only_for_a_function_that_names_the
     def first_letter(rollout, step):
         calls.append(step)
         scores = torch.tensor([float(ord(text[0])) if text else 0.0 for text in rollout.completions])
-        return replace(share_of_c(rollout, step), scores=scores)
+        return replace(share_of_c(rollout, step), total=scores)
 
     policy = small_policy()
     state = fresh_state(policy, optimizer=Recorder(policy.parameters()))
@@ -946,7 +947,7 @@ def test_a_greedy_baseline_is_a_shaped_return():
 
     def letters(rollout, step):
         scores = torch.tensor([float(len(text)) for text in rollout.completions])
-        return replace(share_of_c(rollout, step), scores=scores)
+        return replace(share_of_c(rollout, step), total=scores)
 
     found = {}
     for place in ("reward", "loss"):
@@ -992,6 +993,6 @@ def test_a_score_behind_the_eos_teaches_v_there_and_moves_the_advantage():
     assert before["objective/scores"] == after["objective/scores"]
     assert before["objective/rlhf_reward"] == after["objective/rlhf_reward"]
     with torch.no_grad():
-        first = fresh_policy().score(e.rollout).next_value[ended]
-        now = learned.policy.score(e.rollout).next_value[ended]
+        first = fresh_policy().forward_pass(e.rollout).next_value[ended]
+        now = learned.policy.forward_pass(e.rollout).next_value[ended]
     assert (now - e.scores[ended]).square().mean() < (first - e.scores[ended]).square().mean()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minirlhf.tensors import gather_logprobs, last_index, masked_mean, masked_sum, moments, ratio, whiten
+from minirlhf.tensors import gather_logprobs, importance_ratio, last_index, masked_mean, masked_sum, moments, whiten
 
 X = torch.tensor([[1.0, 2.0, float("nan")], [4.0, float("inf"), 9.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -69,7 +69,7 @@ def test_whitening_one_token_gives_zero_and_not_nan():
 
 
 def test_ratio_is_finite_at_any_distance():
-    rho = ratio(torch.tensor([100.0, -100.0, 0.5]), torch.tensor([0.0, 0.0, 0.0]))
+    rho = importance_ratio(torch.tensor([100.0, -100.0, 0.5]), torch.tensor([0.0, 0.0, 0.0]))
     assert rho.tolist() == pytest.approx([math.exp(20), math.exp(-20), math.exp(0.5)])
 
 

@@ -1,1 +1,1 @@
-"""Tools for people who write plugins: templates and checks."""
+"""Tools for people who write plugins: templates (scaffold) and checks (check), public as minirlhf.testing."""

@@ -1,4 +1,8 @@
-"""The beginning of a plugin: a file with its test, or a package that can be installed. It runs as it is written."""
+"""Templates of a new plugin: one file with its test, or a package that can be installed; both run as written.
+
+Placeholders in the templates: NAME, KIND, DASHED (the name with dashes) and USE (the options of `run` that choose it).
+Not here: the checks that a generated test calls (check.py).
+"""
 
 import builtins
 import importlib.util
@@ -10,7 +14,7 @@ from minirlhf.components.registry import HOOKS
 from minirlhf.errors import UsageError
 from minirlhf.store.files import write_text
 
-NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # a Python module, a component and a key of the config at once
 
 BODIES = {
     "reward": '''def NAME(completions, *, target: int = 20):
@@ -110,7 +114,7 @@ The KIND `NAME` for minirlhf.
 
 
 def check_name(name: str) -> None:
-    """A name that can be a Python module and a component (UsageError)."""
+    """Raise UsageError unless the name can be a Python module and a component, and hides nothing that exists."""
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise UsageError(
             f"{name!r} cannot be the name of a plugin", todo="use small letters, digits and _, a letter first"
@@ -120,7 +124,7 @@ def check_name(name: str) -> None:
 
 
 def files_of(name: str, kind: str, *, package: bool) -> dict[str, str]:
-    """Path -> content of a new plugin."""
+    """Build the files of a new plugin: path -> content."""
     imports = "import torch\n" if "torch." in BODIES[kind] else ""
     command = f"minirlhf run {USES[kind]}" if package else f"minirlhf run --plugin NAME.py {USES[kind]}"
     source = (
@@ -131,22 +135,26 @@ def files_of(name: str, kind: str, *, package: bool) -> dict[str, str]:
     test = OBSERVER_TEST if kind == "observer" else TEST
     if package:
         root = f"minirlhf-{name.replace('_', '-')}/"
-        found = {f"{root}NAME.py": source, f"{root}test_NAME.py": test}
-        found |= {f"{root}pyproject.toml": PYPROJECT, f"{root}README.md": README}
+        templates = {f"{root}NAME.py": source, f"{root}test_NAME.py": test}
+        templates |= {f"{root}pyproject.toml": PYPROJECT, f"{root}README.md": README}
     else:
-        found = {"NAME.py": source, "test_NAME.py": test}
-    words = {"USE": USES[kind], "DASHED": name.replace("_", "-"), "KIND": kind, "NAME": name}
+        templates = {"NAME.py": source, "test_NAME.py": test}
+    # USE stands first: its own text holds NAME, which is filled in last.
+    values = {"USE": USES[kind], "DASHED": name.replace("_", "-"), "KIND": kind, "NAME": name}
 
     def filled(text: str) -> str:
-        for word, meant in words.items():
-            text = text.replace(word, meant)
+        for placeholder, value in values.items():
+            text = text.replace(placeholder, value)
         return text
 
-    return {filled(path): filled(content) for path, content in found.items()}
+    return {filled(path): filled(content) for path, content in templates.items()}
 
 
 def write_plugin(folder: Path, name: str, kind: str, *, package: bool) -> list[Path]:
-    """Write a new plugin into the folder; nothing is written if anything of it is there (UsageError)."""
+    """Write a new plugin into the folder and return its files.
+
+    Raises UsageError, before anything is written, for a name that cannot be used or a file that exists.
+    """
     check_name(name)
     files = {folder / path: content for path, content in files_of(name, kind, package=package).items()}
     for path in files:

@@ -1,4 +1,4 @@
-"""Advantage functions: how much better a token was than expected (N2 to N7, and those of groups).
+"""Advantage functions: by how much a token did better than expected (N2 to N7, and functions of groups).
 
 rewards, values, mask (B,R) -> advantages (B,R), 0 where masked. A masked position inside a row (another speaker's
 token) is stepped over: the result equals that of the row with those positions cut out. V after the last token is 0
@@ -42,7 +42,7 @@ def _next_values(values: Tensor, mask: Tensor, after: Tensor | None = None) -> T
 
 
 def _spread(rows: Tensor, mask: Tensor) -> Tensor:
-    """A number a row (B,) on every token of it: (B,R), 0 where masked."""
+    """Spread one number a row (B,) over its tokens: (B,R), 0 where masked."""
     return torch.where(mask, rows.unsqueeze(1), torch.zeros_like(rows).unsqueeze(1))
 
 

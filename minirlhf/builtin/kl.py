@@ -1,7 +1,7 @@
-"""KL estimators: nats a token of how far the policy has moved from the reference (N12, N19).
+"""KL estimators: distance of the policy from the reference, nats a token (N12, N19).
 
-d = log pi - log ref on the token taken. Each returns (B,R), differentiable; the loop masks and sums. Which of them
-optimises what, in the reward, in the loss or in both, differs: see `doubts` in config.py.
+d = log pi - log ref on the token taken. Each returns (B,R), differentiable; the loop masks and sums. In the reward, in
+the loss or in both they optimise different things: rl/doubts.py says which, `minirlhf audit kl` measures it.
 Source of k1, k2, k3: J. Schulman, joschu.net/blog/kl-approx.html.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import LOG_CLAMP, ratio
+from minirlhf.tensors import LOG_CLAMP, importance_ratio
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def ratio_k3(logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor) -> Te
 
     The ratio is 1 in the first update but carries a gradient: grad(rho k3) = k3 grad log pi + grad k3 = d grad log pi.
     """
-    return ratio(logprobs, old_logprobs) * k3(logprobs, ref_logprobs)
+    return importance_ratio(logprobs, old_logprobs) * k3(logprobs, ref_logprobs)
 
 
 def abs(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

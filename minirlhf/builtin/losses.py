@@ -1,4 +1,4 @@
-"""Policy losses (N2, N9 to N11): a value for each token (B,R); the loop aggregates them over the mask.
+"""Policy losses (N2, N9 to N11): a loss for each token (B,R); the loop aggregates them over the mask.
 
 rho = pi_new / pi_old of the token taken, its log clamped to +-20. In the first update of a rollout rho = 1, and all
 of them have one gradient: -A grad log pi. They differ in what happens as the policy moves on.
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import LOG_CLAMP
-from minirlhf.tensors import ratio as importance_ratio
+from minirlhf.tensors import LOG_CLAMP, importance_ratio
 
 
 def pg(logprobs: Tensor, advantages: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The reward `trained`: a reward model that `minirlhf reward-model` (or anyone, in that layout) has saved.
+"""Reward `trained`: a reward model that `minirlhf reward-model` (or anyone, in that layout) has saved.
 
-A built-in plugin like those of builtin/, in a room of its own because it reads files.
+Not here: rewards of plain text (rewards.py), the network (models/scorer.py), its training (stages/reward_model.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,13 @@ from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 
 class trained:
-    """The normalised score of a saved reward model: mean 0 and standard deviation 1 over its start's responses.
+    """Normalised score of a saved reward model: mean 0 and std 1 over the responses of the policy it started from.
 
-    `path` is the directory; a run with `corpus.preferences` trains one from them and fills it in. With the policy's own
-    tokenizer the sampled ids are scored as they are; else the texts are encoded again. A response that was cut has no
-    EOS, and is scored without one.
+    `path` is the directory; a run with `corpus.preferences` trains a model and fills it in. A truncated response has no
+    EOS, and is scored without one. Raises UsageError if there is no reward model at the path.
 
-    Of an ensemble, `combine` says what counts: the mean of its members, their min, or `pessimistic`, mean - caution x
-    (population) standard deviation over them.
+    `combine`, for an ensemble: the mean of its members, their min, or `pessimistic` = mean - caution x (population)
+    standard deviation over the members.
     """
 
     def __init__(
@@ -56,18 +55,21 @@ class trained:
         rollout: Any,
         trainer_state: Any,
     ) -> list[float]:
+        # With the policy's own tokenizer the sampled ids are scored as they are: a text can be split into tokens in
+        # several ways, and encoding it again need not give the ids that were sampled.
         if trainer_state.tokenizer_hash == self.hash:
             rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
         else:
             ended = rollout.terminated.tolist()
             rows = [text_ids(self.tokenizer, *texts) for texts in zip(prompts, completions, ended, strict=True)]
         self.model.to(rollout.mask.device)
-        each = self.model.each([row[: self.model.longest] for row in rows])
+        # A text longer than the reward model can read is cut at its end.
+        each = self.model.each([row[: self.model.longest] for row in rows])  # (k,n)
         scores: list[float] = self._combined(each).tolist()
         return scores
 
     def _combined(self, each: Tensor) -> Tensor:
-        """(k,n) -> (n,)"""
+        """Combine the members' scores: (k,n) -> (n,)."""
         if self.combine == "min":
             return each.amin(dim=0)
         mean = each.mean(dim=0)
@@ -75,8 +77,8 @@ class trained:
 
 
 def members_of(directory: Path) -> list[Path]:
-    """OUT/0, OUT/1, ... of a saved ensemble."""
-    return sorted((file.parent for file in directory.glob(f"*/{SCORE}")), key=lambda place: place.name.zfill(8))
+    """List the directories OUT/0, OUT/1, ... of a saved ensemble in the order of their numbers, [] without any."""
+    return sorted((file.parent for file in directory.glob(f"*/{SCORE}")), key=lambda member: member.name.zfill(8))
 
 
 @hookimpl

@@ -33,7 +33,7 @@ def command(
     kinds, names = kinds_and_names(what)
     # With one name, the config holds this component, and so --set can give its options.
     flags = {kinds[0]: names[0]} if len(names) == 1 else {}
-    sets = ("ppo.responses_per_prompt=4", *sets)  # advantages of groups are refused without; nothing else depends on it
+    sets = ("ppo.responses_per_prompt=4", *sets)  # needed by group advantages, used by nothing else
     config, registry = resolve_config(preset=None, rewards=(), sets=sets, plugins=plugins, device=None, **flags)
     rows: list[dict[str, Any]] = []
     if svg is not None:
@@ -84,12 +84,14 @@ def components(
 def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[dict[str, Any]]:
     """Rows of the audit of one component, with the whitening of a run of this config."""
     from minirlhf.pipeline.build import whitening
-    from minirlhf.studies.audit import advantage, kl, loss
+    from minirlhf.studies.audit.advantage import audit_advantage
+    from minirlhf.studies.audit.kl import audit_kl
+    from minirlhf.studies.audit.loss import audit_loss
     from minirlhf.studies.audit.scene import Scene
 
     configured = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
-    audit = {"kl": kl.audit, "advantage": advantage.audit, "loss": loss.audit}[built.component.kind]
-    variant = whitening(config, built if audit is advantage.audit else configured)
+    audit = {"kl": audit_kl, "advantage": audit_advantage, "loss": audit_loss}[built.component.kind]
+    variant = whitening(config, built if audit is audit_advantage else configured)
     yield from audit(built, config, variant, Scene.of())
 
 

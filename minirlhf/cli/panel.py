@@ -74,10 +74,8 @@ class Panel:
         self._finished: list[str] = []  # a line for each finished stage
         self._stage: dict[str, Any] = {}
         self._kl_target: float | None = None
-        self._steps, self._ticks = (
-            0,
-            list[tuple[float, int]](),
-        )  # (time, step): first and last event
+        self._steps = 0  # of this stage
+        self._ticks: list[tuple[float, int]] = []  # (time, step) of its first and its last event
         self._series: dict[str, tuple[str, list[float]]] = {}  # label -> (format, values)
         self._sample: dict[str, Any] = {}
 

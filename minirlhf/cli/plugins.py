@@ -23,9 +23,9 @@ def command() -> None:
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
     """Registry with these plugins; warnings of entry points go to stderr."""
-    from minirlhf.components.registry import load
+    from minirlhf.components.registry import load_plugins
 
-    registry = load(plugins)
+    registry = load_plugins(plugins)
     for warning in registry.warnings:
         click.echo(f"warning: {warning}", err=True)
     return registry

@@ -1,27 +1,23 @@
-"""A component: one function or class of a plugin, read, checked, built and called. Parameter names bind.
+"""Component: one function or class of a plugin. Built: the same with its options fixed, ready to be called by name.
 
-Here are reading a signature, checking options, building, calling by name, and the checks of what comes
-back. Every fault of a plugin becomes one PluginError that names plugin, component, file and line. Not here:
-finding and loading plugins (registry.py), and adding rewards up (scoring.py). torch is not imported until a
-tensor is checked.
+A component's ordinary parameters are inputs, bound by their names from INPUTS; its keyword-only parameters with a
+default are options. Not here: reading a signature (signature.py), checks of results (checks.py), whose fault an
+exception is (guard.py), finding and loading plugins (registry.py). torch is imported when a component is called.
 """
 
 import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minirlhf.errors import ConfigError, PluginError, UserError
+from minirlhf import PROJECT
+from minirlhf.components.checks import DeferredChecks, check_gradient, check_loss, check_tensor
+from minirlhf.components.guard import definition_place, is_module, isolated, naming, version_of
+from minirlhf.errors import ConfigError, PluginError, UserError, nearest
 
-if TYPE_CHECKING:
-    pass
-from minirlhf.components.guard import is_module, isolated, naming, place, version_of
-from minirlhf.errors import nearest
-
-OWN = "minirlhf"  # the owner of what comes with the program
 KINDS = ("reward", "kl", "advantage", "loss", "observer")
 NOUNS = {
     "reward": "reward",
@@ -30,7 +26,7 @@ NOUNS = {
     "loss": "policy loss",
     "observer": "observer",
 }
-# What a component of a kind may name. Names are only ever added; an option wins over one of them.
+# Inputs that a component of a kind may name. Names are only ever added; an option of that name wins over the input.
 INPUTS: dict[str, tuple[str, ...]] = {
     "reward": (
         *("prompts", "completions", "prompt_ids", "completion_ids"),
@@ -50,7 +46,7 @@ REQUIRED: Any = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a component: annotation evaluated (Any without one), default REQUIRED if it has none."""
+    """Setting of a component: its evaluated annotation (Any without one) and its default (REQUIRED without one)."""
 
     name: str
     annotation: Any
@@ -63,11 +59,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Component:
-    """One named function or class of a plugin, as its signature describes it.
+    """Named function or class of a plugin, as its signature describes it.
 
-    owner = the plugin's name, path = its file (or module). inputs: names of the kind's list that it takes;
-    columns: columns of the prompt file that it needs (rewards only); defaults: parameters that keep their own
-    default unless the prompt file has such a column; takes_columns: it has **kwargs and gets all the rest.
+    owner: name of the plugin; path: its file or module. inputs: names from INPUTS[kind] that it takes; columns: columns
+    of the prompt file that it needs (rewards only); defaults: parameters that keep their own default unless the prompt
+    file has a column of that name; takes_columns: it has **kwargs and gets all remaining columns.
     """
 
     kind: str
@@ -83,13 +79,13 @@ class Component:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Name in messages: kind, name and plugin."""
         return f"{NOUNS[self.kind]} {self.name!r} of plugin {self.owner!r}"
 
     @property
     def where(self) -> str:
         """FILE:LINE of its definition, as far as known."""
-        return place(self.fn, self.path)
+        return definition_place(self.fn, self.path)
 
     @property
     def doc(self) -> str:
@@ -97,11 +93,11 @@ class Component:
         return (inspect.getdoc(self.fn) or "").partition("\n")[0]
 
     def option_faults(self, values: Mapping[str, Any]) -> list[str]:
-        """What is wrong with these options, one line a fault, each beginning with the option's name."""
+        """Faults of these options, one line each, beginning with the option's name."""
         return self._checked(values)[1]
 
     def build(self, values: Mapping[str, Any] | None = None, *, device: Any = None) -> "Built":
-        """Fix the options; construct a class (once); an nn.Module is moved to `device`, put in eval, frozen.
+        """Fix the options and construct a class, once. An nn.Module is moved to `device`, put in eval mode and frozen.
 
         Raises ConfigError with all faults of the options, PluginError if the constructor raises.
         """
@@ -116,13 +112,13 @@ class Component:
                 if is_module(state):
                     state = state.to(device).eval().requires_grad_(False)
         except PluginError as fault:
-            if self.owner == OWN and isinstance(fault.__cause__, UserError):
-                raise fault.__cause__ from None  # one of ours, and the user's to mend: it says what to do
+            if self.owner == PROJECT and isinstance(fault.__cause__, UserError):
+                raise fault.__cause__ from None  # a built-in: the fault is the user's, and its message says what to do
             raise
         return Built(self, {}, state)
 
     def _checked(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """Options as their annotations want them (an int for a float, a list for a tuple), and the faults."""
+        """Convert options to their annotated types (int to float, list to tuple); return (options, faults)."""
         converted, faults = {}, []
         for name, value in values.items():
             if name not in self.options:
@@ -145,7 +141,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Built:
-    """A component with its options fixed, ready to be called. label: what a reward is called in this run."""
+    """Component with its options fixed, ready to be called.
+
+    state: the object, if the component is a class. label: name of a reward in this run.
+    """
 
     component: Component
     options: dict[str, Any]
@@ -158,28 +157,32 @@ class Built:
 
     @property
     def stateful(self) -> bool:
-        """Has state_dict and load_state_dict: checkpointed. An nn.Module is frozen: nothing to save."""
+        """True if it is saved in checkpoints: it has state_dict and load_state_dict. A module is frozen and is not."""
         return not self.is_module and all(
             callable(getattr(self.state, method, None)) for method in ("state_dict", "load_state_dict")
         )
 
     @property
     def title(self) -> str:
+        """Name in messages: kind, name, plugin and label."""
         label = f" (label {self.label!r})" if self.label else ""
         return f"{self.component.title}{label}"
 
     def names(self, name: str) -> bool:
-        """Does it take this input (or column)?"""
+        """True if it takes this input or column."""
         c = self.component
         if name in c.options:
             return False
         return c.takes_columns or name in c.inputs or name in c.columns or name in c.defaults
 
-    def __call__(self, available: Mapping[str, Any]) -> Any:
-        """Pick its inputs by name and call it.
+    def __call__(self, available: Mapping[str, Any], later: DeferredChecks | None = None) -> Any:
+        """Pick its inputs by name, call it, and return its result, checked (`check_tensor`, `check_loss`).
 
-        Raises PluginError for whatever it raises (but KeyboardInterrupt), if it changes a tensor in place,
-        and, for a KL or a loss, if the result has lost its gradient.
+        A KL estimator or an advantage function gives a tensor (B,R), a policy loss (tensor, metrics); the result of a
+        reward is returned as it is, because it may still have to be awaited. later: collects checks of numbers that
+        would wait for the device. Raises PluginError for whatever the component raises (but KeyboardInterrupt), for a
+        result that breaks the contract, an input changed in place, or a lost gradient; DivergedError if an input was
+        not finite already.
         """
         c = self.component
         inputs = {name: value for name, value in available.items() if self.names(name)}
@@ -190,7 +193,12 @@ class Built:
             if version_of(inputs[name]) != version:
                 raise self.error(f"changed its input {name} in place", f"work on {name}.clone()")
         if c.kind in ("kl", "loss"):
-            self._check_gradient(inputs.values(), result)
+            check_gradient(self, inputs.values(), result)
+        if c.kind == "loss":
+            return check_loss(self, result, available["mask"], inputs, later)
+        if c.kind in ("kl", "advantage"):
+            checked = check_tensor(self, result, available["mask"], inputs, later)
+            return checked.detach() if c.kind == "advantage" else checked
         return result
 
     def tell(self, method: str, *arguments: Any) -> Any:
@@ -199,30 +207,17 @@ class Built:
             return getattr(self.state, method)(*arguments)
 
     def guarded(self) -> contextlib.AbstractContextManager[None]:
-        """Inside it, whatever is raised becomes a PluginError that names this component."""
+        """Context in which every exception becomes a PluginError that names this component."""
         c = self.component
         return naming(self.title, c.where, c.path, code=c.fn)
 
     def error(self, what: str, todo: str) -> PluginError:
-        """A fault of this component, with plugin, file and line."""
+        """PluginError of this component, with plugin, file and line."""
         return PluginError(f"{self.title} {what}", self.component.where, todo)
-
-    def _check_gradient(self, inputs: Iterable[Any], result: Any) -> None:
-        """A detached result would train nothing, silently."""
-        import torch
-
-        value = result[0] if isinstance(result, tuple) and result else result
-        if not torch.is_grad_enabled() or not isinstance(value, torch.Tensor) or value.requires_grad:
-            return
-        if any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
-            raise self.error(
-                "returned a tensor without a gradient (expected one that depends on logprobs or log_dist)",
-                "do not use .detach(), .data, .item() or no_grad on the way from the input to the result",
-            )
 
 
 def _convert(component: Component, option: Option, value: Any) -> Any:
-    """A config value as the annotation wants it; strict: "0.2" is no float, a bool no int, an int is a float.
+    """Convert a config value to an option's type, strictly: "0.2" is no float, a bool no int, but an int is a float.
 
     Raises ValueError (TypeError) with the reason, PluginError for an annotation that cannot be checked.
     """

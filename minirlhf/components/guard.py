@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None]:
-    """Whatever the plugin raises (SystemExit and RecursionError too) becomes one PluginError that names it.
+    """Context that turns every exception of a plugin (SystemExit and RecursionError, too) into a PluginError.
 
-    The place is the last line of the plugin's own file on the way to the fault, else `where`.
-    KeyboardInterrupt and Terminated are the user's and pass.
+    The error names `title` and the deepest line of the plugin's own file on the way to the fault, else `where`.
+    KeyboardInterrupt and Terminated come from the user and pass.
     """
     try:
         yield
@@ -37,7 +37,10 @@ def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Prints go to stderr (stdout holds results); cwd, default dtype and grad mode are put back."""
+    """Context in which prints go to stderr; it restores working directory, default dtype and grad mode.
+
+    stdout holds results, which programs read.
+    """
     torch = sys.modules.get("torch")
     here = _cwd()
     mode = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
@@ -53,13 +56,13 @@ def isolated() -> Iterator[None]:
 
 
 def _describe(fault: BaseException) -> str:
-    """ValueError (the message): printable, of bounded length, whatever the plugin put there."""
+    """Exception as `Type (message)`, printable and of bounded length."""
     message = printable_repr(str, fault, 300)
     return f"{type(fault).__name__} ({message})" if message else type(fault).__name__
 
 
 def _raised_at(fault: BaseException, files: set[str]) -> str:
-    """FILE:LINE of the deepest frame inside these files, or of the line of a syntax error in one of them."""
+    """FILE:LINE of the deepest frame in one of these files, or of a syntax error in one of them; else ""."""
     if isinstance(fault, SyntaxError) and fault.filename in files and fault.lineno:
         return f"{fault.filename}:{fault.lineno}"
     at = ""
@@ -70,7 +73,7 @@ def _raised_at(fault: BaseException, files: set[str]) -> str:
 
 
 def plain_function(obj: Any) -> Any:
-    """The plain function behind a class, a partial, a decorated function or an object with __call__."""
+    """Plain function behind a class, a partial, a decorated function or an object with __call__."""
     if inspect.isclass(obj):
         own = [own_method(obj, name) for name in ("forward", "__call__", "step", "__init__")]
         return next((f for f in own if hasattr(f, "__code__")), obj)
@@ -81,7 +84,7 @@ def plain_function(obj: Any) -> Any:
 
 
 def own_method(cls: type, name: str) -> Any:
-    """A method as the class or a base defines it; a plain getattr would find type.__call__ in every class."""
+    """Method that the class or a base defines, or None; a plain getattr would find type.__call__ in every class."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
@@ -90,8 +93,8 @@ def _filename(obj: Any) -> str:
     return code.co_filename if code else ""
 
 
-def place(obj: Any, path: str) -> str:
-    """FILE:LINE of a function's definition; `path` where that is not known."""
+def definition_place(obj: Any, path: str) -> str:
+    """FILE:LINE of the definition of a function or class; `path` if that is not known."""
     code = getattr(plain_function(obj), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else path
 
@@ -116,22 +119,22 @@ def is_module_class(obj: Any) -> bool:
 
 
 def version_of(value: Any) -> int:
-    """How often a tensor was changed in place; an inference tensor does not count, nor does anything else."""
+    """Number of in-place changes of a tensor; 0 for an inference tensor, which has no counter, and for all else."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor) or value.is_inference():
         return 0
     return int(value._version)
 
 
-def show(value: Any) -> str:
-    """'good' (str), nan (float), None: a value and its type, short."""
+def describe_value(value: Any) -> str:
+    """Short text of a value and its type, such as `'good' (str)`, `nan (float)` or `None`."""
     if value is None:
         return "None"
     return f"{printable_repr(repr, value, 60)} ({type(value).__name__})"
 
 
 def printable_repr(write: Callable[[Any], str], value: Any, limit: int) -> str:
-    """str or repr of a plugin's object on one line, of bounded length, whatever it does when it is asked."""
+    """str or repr of a plugin's object on one line, of bounded length; "unreadable" if that raises."""
     try:
         text = "".join(c if c.isprintable() else " " for c in write(value))
     except Exception:

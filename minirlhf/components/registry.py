@@ -1,12 +1,11 @@
-"""Finding and loading plugins, and the registry of their components.
+"""Registry of components: finding and loading the plugins that they come from.
 
-A plugin comes from the package itself (BUILTINS), from a FILE or MODULE that the user names, or from an
-entry point (group `minirlhf`); never from the current directory by itself. pluggy checks hooks and collects
-components, once: every plugin gets a fresh PluginManager, so that a broken one leaves nothing behind and a
-result is credited to the plugin that gave it (results of a shared hook come back reversed, unnamed and
-without Nones).
+A plugin comes from the package itself (BUILTINS, imported by name as anybody's plugin is), from a FILE or MODULE that
+the user names, or from an entry point (group `minirlhf`); never from the current directory by itself. pluggy checks
+hooks and collects components, once. Every plugin gets a fresh PluginManager: a broken one leaves nothing behind, and a
+result is credited to the plugin that gave it (a shared manager returns results reversed, unnamed and without Nones).
 
-What the user named fails for any fault. An entry point that has one is left out with a warning, because a
+A plugin that the user named fails for any fault. An entry point with a fault is left out with a warning, because a
 package that somebody installed must not stop every command.
 """
 
@@ -27,13 +26,12 @@ from typing import Any
 import pluggy
 
 import minirlhf
-from minirlhf import hookspecs
+from minirlhf import PROJECT, hookspecs
 from minirlhf.components.component import KINDS, NOUNS, Component
-from minirlhf.components.guard import isolated, naming, place
+from minirlhf.components.guard import definition_place, isolated, naming
 from minirlhf.components.signature import read_component
 from minirlhf.errors import PluginError, UsageError, nearest
 
-GROUP = "minirlhf"
 BUILTINS = (
     "minirlhf.builtin.rewards",
     "minirlhf.builtin.kl",
@@ -42,7 +40,6 @@ BUILTINS = (
     "minirlhf.builtin.observers",
     "minirlhf.builtin.trained",
 )
-BUILTIN_OWNER = "minirlhf"
 HOOKS = {
     "reward": "register_reward_models",
     "kl": "register_kl_estimators",
@@ -53,7 +50,7 @@ HOOKS = {
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
+def load_plugins(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
     """Load the built-ins, then the FILEs and MODULEs of `plugins`, then entry points.
 
     Nothing is kept between two loads. MINIRLHF_LOAD_PLUGINS, if set, lists the entry points or
@@ -62,7 +59,7 @@ def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
     """
     registry = Registry()
     for name in BUILTINS:
-        registry.add(_imported(name), BUILTIN_OWNER, name, BUILTIN_OWNER, minirlhf.__version__)
+        registry.add(_imported(name), PROJECT, name, PROJECT, minirlhf.__version__)
     for named in plugins:
         if named.endswith(".py") or os.sep in named:
             registry.add_file(named)
@@ -75,8 +72,11 @@ def load(plugins: Sequence[str] = (), entry_points: bool = True) -> "Registry":
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plugin of a load. version: of its package, else its `__version__`, else "". source: `package NAME`, or its
-    file. fault: why nothing of it is there, "" if it is loaded."""
+    """Plugin that was loaded, or could not be.
+
+    version: of its package, else its `__version__`, else "". source: `package NAME`, or its file. fault: reason why it
+    is left out, "" if it is loaded.
+    """
 
     owner: str
     version: str
@@ -86,7 +86,7 @@ class Plugin:
 
 @dataclass
 class Registry:
-    """The components of one load, the plugins that they are from, and the warnings it gave."""
+    """Components of one load, the plugins that they come from, and the warnings of loading."""
 
     components: list[Component] = field(default_factory=list)
     plugins: list[Plugin] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Registry:
     _loaded: set[str] = field(default_factory=set)  # files (or modules) whose hooks have been read
 
     def find(self, kind: str, name: str) -> Component:
-        """The component that NAME, OWNER:NAME or FILE.py:FUNCTION means.
+        """Find the component that NAME, OWNER:NAME or FILE.py:FUNCTION means.
 
         Raises UsageError for an unknown name (with the choices), PluginError for one that two plugins give
         and for any fault of FILE.py:FUNCTION.
@@ -125,11 +125,11 @@ class Registry:
         return sorted(self.components, key=lambda c: (KINDS.index(c.kind), c.name, c.owner))
 
     def plugin(self, owner: str, path: str) -> Plugin:
-        """That of a component; a file whose functions were named without a hook is one as well."""
+        """Plugin of a component's owner; a file whose functions are named without a hook counts as one."""
         return next((p for p in self.plugins if p.owner == owner), Plugin(owner, "", path))
 
     def add(self, plugin: Any, owner: str, path: str, package: str = "", version: str = "") -> None:
-        """Collect a plugin's components; the same plugin a second time is no news."""
+        """Collect a plugin's components; a plugin that was added before is skipped."""
         file = getattr(plugin, "__file__", None)
         source = str(Path(file).resolve()) if file else path
         if source in self._loaded:
@@ -151,7 +151,7 @@ class Registry:
         self.add(module, owner, str(module.__file__))
 
     def add_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> None:
-        """Load an installed plugin; a fault of it is one warning, and nothing of it is kept."""
+        """Load an installed plugin; for a fault, keep nothing of it and add one warning."""
         package, version = "an unknown distribution", ""
         if entry_point.dist:
             package, version = entry_point.dist.name, entry_point.dist.version
@@ -165,7 +165,7 @@ class Registry:
             self.warnings.append(f"plugin {entry_point.name!r} of {package} is left out: {fault}")
 
     def _function(self, kind: str, file: str, name: str) -> Component:
-        """FILE.py:FUNCTION, without any hook."""
+        """Component for FILE.py:FUNCTION, which needs no hook."""
         module, owner = self._module(file)
         path = str(module.__file__)
         if not hasattr(module, name) or name.startswith("__"):
@@ -175,7 +175,7 @@ class Registry:
         return read_component(kind, name, owner, path, getattr(module, name))
 
     def _module(self, file: str) -> tuple[ModuleType, str]:
-        """A plugin file as a module, run once a registry; its owner is the file's stem."""
+        """Module of a plugin file, run once a registry, and its owner: the stem of the file."""
         path = Path(file).expanduser().resolve()
         if str(path) not in self._modules:
             owner = self._owner(path.stem, path.parent.name)
@@ -183,16 +183,16 @@ class Registry:
         return self._modules[str(path)]
 
     def _owner(self, name: str, place: str) -> str:
-        """`name`, or `place/name` if another plugin is called so."""
+        """Owner name that is not taken: `name`, else `place/name`."""
         taken = {c.owner for c in self.components} | {owner for _, owner in self._modules.values()}
         candidates = [name, f"{place}/{name}", *(f"{place}/{name}-{i}" for i in range(2, len(taken) + 3))]
         return next(c for c in candidates if c not in taken)
 
 
 def collect(plugin: Any, owner: str, path: str) -> list[Component]:
-    """The components that a plugin's hooks register. Raises PluginError for any fault, or if none come."""
+    """Collect the components that a plugin's hooks register. Raises PluginError for any fault, or if there are none."""
     title = f"plugin {owner!r}"
-    manager = pluggy.PluginManager(GROUP)
+    manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     try:
         manager.register(plugin, name=owner)
@@ -203,10 +203,10 @@ def collect(plugin: Any, owner: str, path: str) -> list[Component]:
     components: list[Component] = []
     for kind, hook in HOOKS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
-            where = place(implementation.function, path)
+            where = definition_place(implementation.function, path)
             with isolated(), naming(f"{hook} of {title}", where, path):
                 result = implementation.function()
-            components += _read(result, kind, owner, path, where)
+            components += _components_of(result, kind, owner, path, where)
     if not components:
         todo = "return {name: function} from a @hookimpl function such as register_reward_models"
         raise PluginError(f"{title} registers nothing", path, f"{todo}, or name one as FILE.py:FUNCTION")
@@ -214,30 +214,30 @@ def collect(plugin: Any, owner: str, path: str) -> list[Component]:
 
 
 def _hook_fault(manager: pluggy.PluginManager, reason: str, title: str, path: str) -> PluginError:
-    """An unknown hook, with the name that was meant; else pluggy's own words (an argument no hook has)."""
+    """PluginError for an unknown hook, with the nearest name, or with pluggy's own reason (an unknown argument)."""
     for name, caller in vars(manager.hook).items():
         if isinstance(caller, pluggy.HookCaller) and not caller.has_spec():
-            where = place(caller.get_hookimpls()[0].function, path)
+            where = definition_place(caller.get_hookimpls()[0].function, path)
             what = f"{title} has an unknown hook {name!r}{nearest(name, HOOKS.values())}"
             return PluginError(what, where, f"hooks are {', '.join(HOOKS.values())}")
     return PluginError(f"{title} has a wrong hook ({reason})", path, "these hooks take no arguments")
 
 
 def _check_marks(plugin: Any, title: str, path: str) -> None:
-    """A hook without @hookimpl would be ignored silently."""
+    """Refuse a hook without @hookimpl: pluggy would ignore it silently."""
     for name, value in vars(plugin).items() if isinstance(plugin, ModuleType) else ():
         own = inspect.isfunction(value) and value.__module__ == plugin.__name__
         meant = own and name.startswith("register_") and nearest(name, HOOKS.values())
-        if meant and not hasattr(value, f"{GROUP}_impl"):
+        if meant and not hasattr(value, f"{PROJECT}_impl"):
             raise PluginError(
                 f"{title} has a hook {name!r} without its mark",
-                place(value, path),
+                definition_place(value, path),
                 "decorate it with @hookimpl (from minirlhf import hookimpl)",
             )
 
 
-def _read(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator[Component]:
-    """What one hook returned, as components."""
+def _components_of(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator[Component]:
+    """Read the components that one hook returned."""
     title = f"{HOOKS[kind]} of plugin {owner!r} returned"
     if not isinstance(result, Mapping):
         got = "None" if result is None else f"a {type(result).__name__}"
@@ -250,9 +250,9 @@ def _read(result: Any, kind: str, owner: str, path: str, where: str) -> Iterator
 
 
 def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    """Installed plugins that MINIRLHF_LOAD_PLUGINS allows, by name."""
+    """Entry points that MINIRLHF_LOAD_PLUGINS allows, sorted by name."""
     allowed = os.environ.get("MINIRLHF_LOAD_PLUGINS")
-    found = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.name, e.value))
+    found = sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: (e.name, e.value))
     if allowed is None:
         return found
     wanted = {name.strip() for name in allowed.split(",")}
@@ -292,7 +292,7 @@ def _imported(name: str) -> ModuleType:
 
 
 def _origin(module: str) -> str:
-    """The file of a module, as far as it can be known without running the module."""
+    """File of a module, as far as it can be known without running it; else the name."""
     try:
         spec = importlib.util.find_spec(module)
     except (Exception, SystemExit):  # importing a parent package failed: loading it will say why

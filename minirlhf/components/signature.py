@@ -1,4 +1,8 @@
-"""Reading a component's signature: inputs, options and columns, bound by parameter names."""
+"""Reading a component's signature: its inputs, options and columns, bound by parameter names.
+
+Order of binding: a keyword-only parameter with a default is an option; a name in INPUTS is an input; for a reward any
+other name is a column of the prompt file; else the parameter keeps its own default, or the component is refused.
+"""
 
 import inspect
 import sys
@@ -10,12 +14,12 @@ from minirlhf.errors import PluginError
 if TYPE_CHECKING:
     pass
 from minirlhf.components.component import INPUTS, KINDS, NOUNS, OBSERVER_METHODS, Component, Option
-from minirlhf.components.guard import is_module_class, own_method, place, plain_function, show
+from minirlhf.components.guard import definition_place, describe_value, is_module_class, own_method, plain_function
 from minirlhf.errors import nearest
 
 
 def read_component(kind: str, name: str, owner: str, path: str, obj: Any) -> Component:
-    """Read a signature: what it takes, what can be set. Raises PluginError for one that cannot be bound."""
+    """Read the signature of a function or class. Raises PluginError if a parameter cannot be bound."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     reader = _Reader(kind, name, owner, path, obj)
@@ -24,7 +28,7 @@ def read_component(kind: str, name: str, owner: str, path: str, obj: Any) -> Com
 
 @dataclass(frozen=True)
 class _Reader:
-    """One reading; a class only so that every refusal can say whose signature it is."""
+    """Reader of one signature; it holds the names that every refusal mentions."""
 
     kind: str
     name: str
@@ -40,7 +44,7 @@ class _Reader:
                 raise self.refuse(f"is a class without {method}", f"define {method}(self, ...)")
             return self.bind(self.signature(call)[1:], self.constructor_options())  # without self
         if not callable(self.obj):
-            raise self.refuse(f"is not a function but {show(self.obj)}", "register a function or a class")
+            raise self.refuse(f"is not a function but {describe_value(self.obj)}", "register a function or a class")
         parameters = self.signature(self.obj)
         options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
         return self.bind([p for p in parameters if p not in options], self.options(options, self.obj))
@@ -55,7 +59,7 @@ class _Reader:
         return Component(self.kind, self.name, self.owner, self.path, self.obj, inputs=(), options=options)
 
     def bind(self, parameters: list[inspect.Parameter], options: dict[str, Option]) -> Component:
-        """Every parameter finds its place: an input, a column, its own default, or a refusal."""
+        """Bind every parameter to an input, a column or its own default, or refuse it."""
         known = INPUTS[self.kind]
         inputs, columns, defaults, takes_columns = [], [], [], False
         for p in parameters:
@@ -74,7 +78,7 @@ class _Reader:
             elif p.default is not p.empty:
                 defaults.append(p.name)
             elif self.kind == "reward":
-                columns.append(p.name)  # held against the prompt file when that is known
+                columns.append(p.name)  # checked against the prompt file when that has been read
             else:
                 raise self.refuse(
                     f"takes an unknown input {p.name!r}{nearest(p.name, known)}",
@@ -86,7 +90,7 @@ class _Reader:
         )  # fmt: skip
 
     def constructor_options(self) -> dict[str, Option]:
-        """Keyword-only parameters of __init__; another one without a default could never be given."""
+        """Options of a class: keyword-only parameters of __init__. Others need a default: nothing could set them."""
         parameters = self.signature(self.obj)
         for p in parameters:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty:
@@ -106,7 +110,7 @@ class _Reader:
             raise self.refuse("has no signature that can be read", "wrap it in a def") from None
 
     def annotation(self, parameter: inspect.Parameter, obj: Any) -> Any:
-        """Only options' annotations are evaluated, one by one: an input's may name what is not imported."""
+        """Annotation of an option, evaluated. Those of inputs are not: they may name types that are not imported."""
         found = Any if parameter.annotation is parameter.empty else parameter.annotation
         source = own_method(obj, "__init__") if inspect.isclass(obj) else plain_function(obj)
         space = getattr(source, "__globals__", {})
@@ -122,7 +126,7 @@ class _Reader:
 
     def refuse(self, what: str, todo: str) -> PluginError:
         title = f"{NOUNS[self.kind]} {self.name!r} of plugin {self.owner!r}"
-        return PluginError(f"{title} {what}", place(self.obj, self.path), todo)
+        return PluginError(f"{title} {what}", definition_place(self.obj, self.path), todo)
 
 
 def _signature(obj: Any) -> inspect.Signature:

@@ -36,7 +36,7 @@ def load_config(
     sets: Sequence[str] = (),
     rewards: Sequence[str] = (),
     plugins: Sequence[str] = (),
-    registry_loader: Callable[[Sequence[str]], Registry] = plugin_registry.load,
+    registry_loader: Callable[[Sequence[str]], Registry] = plugin_registry.load_plugins,
 ) -> tuple[Config, Registry]:
     """Defaults < preset or file < options (dotted key -> value) < sets ("key=value"), with the loaded plugins.
 

@@ -89,7 +89,7 @@ class TableReference(Reference):
         table[-1] = table[0]  # what padding reads: some distribution
         self._table = table.to(device)
 
-    def score(self, rollout: Rollout) -> PolicyOutput:
+    def forward_pass(self, rollout: Rollout) -> PolicyOutput:
         """Log-probabilities of the table for the tokens taken; it has no values."""
         states = self.states(rollout).to(self._table.device)
         dist, real = self._table[states], rollout.response_mask
@@ -119,7 +119,7 @@ class TableReference(Reference):
         """(J, reward, KL in nats) of each response's path (B,), with the expectation over each next token in place
         of the token taken: unbiased for those of the policy, with less variance."""
         states, mask = self.states(rollout), rollout.response_mask.cpu()
-        log_pi = policy.score(rollout).log_dist(slice(None))[..., self._ids].double().cpu()
+        log_pi = policy.forward_pass(rollout).log_dist(slice(None))[..., self._ids].double().cpu()
         pi, known = log_pi.exp(), states.clamp(max=len(self._graph) - 1)
         gain = torch.where(mask, (pi * self._graph.gain[known]).sum(dim=-1), 0.0).sum(dim=1)
         kl = torch.where(mask, (pi * (log_pi - self._graph.log_ref[known])).sum(dim=-1), 0.0).sum(dim=1)
@@ -136,7 +136,7 @@ def tabulate(policy: Policy, graph: Graph, tokenizer: Tokenizer) -> Tensor:
         prefixes = graph.prefixes[start : start + ROWS]
         rollout = _prefixes(problem, tokenizer, prefixes, graph.prompt[start : start + ROWS].tolist(), device)
         at = torch.tensor([len(prefix) for prefix in prefixes], device=device)
-        dist = policy.score(rollout).log_dist(slice(None))[torch.arange(len(prefixes), device=device), at]
+        dist = policy.forward_pass(rollout).log_dist(slice(None))[torch.arange(len(prefixes), device=device), at]
         tables.append(dist[:, ids].double().cpu().log_softmax(dim=-1))
     return torch.cat(tables)
 
@@ -213,12 +213,12 @@ def fit(trunk: Transformer, problem: Problem, tokenizer: Tokenizer, temperature:
     table = TableReference(policy, problem, tokenizer)
     rollout = _longest_prefixes(problem, tokenizer, trunk, generator(seed, "fit", 0))
     ids = torch.tensor(token_ids(problem, tokenizer), device=trunk.embed_tokens.weight.device)
-    target = table.score(rollout).log_dist(slice(None))[..., ids]
+    target = table.forward_pass(rollout).log_dist(slice(None))[..., ids]
     optimizer = torch.optim.LBFGS(trunk.parameters(), max_iter=10, line_search_fn="strong_wolfe")
 
     def loss() -> float:
         optimizer.zero_grad()
-        found = policy.score(rollout).log_dist(slice(None))[..., ids]
+        found = policy.forward_pass(rollout).log_dist(slice(None))[..., ids]
         value = (target.exp() * (target - found)).sum(dim=-1)[rollout.mask].mean()
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()

@@ -1,1 +1,1 @@
-"""The networks: transformer.py (the decoder), policy.py (LM head and value head on it)."""
+"""Networks and everything that computes with them: decoder, policy, reward model, sampling, decoding, optimiser."""

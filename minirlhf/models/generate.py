@@ -3,6 +3,8 @@
 All rows of a batch are decoded together, one token a step, over a KV cache that is allocated once. A row stops when
 it samples EOS; the batch stops when every row has, or at max_new_tokens. A truncated response stays truncated: no
 EOS is forced into it, because the policy did not choose one.
+
+Not here: the distribution that is sampled (sampler.py), the forward pass (transformer.py), the choice of prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,13 +20,14 @@ from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import KVCache
 from minirlhf.text.tokenizer import Tokenizer
 
-LOOK_EVERY = 8  # decoding steps between two looks at which rows have stopped (a look waits for the device)
-FEW = 0.8  # share of the rows still going at which the others are dropped
+LOOK_EVERY = 8  # decoding steps between two checks of which rows have stopped: each check waits for the device
+FEW = 0.8  # finished rows are dropped once this share of the rows, or less, is still going
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """B prompts ready to be continued: ids (B,P) left-padded, mask (B,P), group (B,), texts and columns."""
+    """B prompts ready to be continued: ids (B,P) left-padded, mask (B,P) True = real token, group (B,) = number of the
+    prompt, texts, and columns (B values each)."""
 
     ids: Tensor
     mask: Tensor
@@ -42,9 +45,14 @@ class PromptBatch:
         responses: int = 1,
         device: torch.device | str = "cpu",
     ) -> "PromptBatch":
-        """Encode prompts (BOS first), repeat each `responses` times in a row, pad on the left."""
+        """Encode prompts (BOS first), pad them on the left, and repeat each `responses` times, one after another.
+
+        columns: one dict for each text; a row without a column that others have gets None.
+        """
         encoded = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
         width = max(len(ids) for ids in encoded)
+        # Left padding: every prompt ends in the last slot, so that the next token of all rows goes into the same new
+        # slot and the states that predict it are [:, -1].
         ids = torch.full((len(encoded), width), tokenizer.pad_id)
         mask = torch.zeros(len(encoded), width, dtype=torch.bool)
         for row, tokens in enumerate(encoded):
@@ -62,7 +70,7 @@ class PromptBatch:
         )
 
     def parts(self, size: int) -> Iterator["PromptBatch"]:
-        """The same prompts, `size` rows at a time."""
+        """Yield the same prompts, at most `size` rows at a time."""
         for start in range(0, len(self.texts), size):
             rows = slice(start, start + size)
             columns = {name: values[rows] for name, values in self.columns.items()}
@@ -79,37 +87,42 @@ def generate(
     generator: torch.Generator,
     sampler: Sampler | None = None,
 ) -> Rollout:
-    """Sample one response a row with the policy's own sampler (or another one, for `sample`).
-
-    One uniform a row and step is drawn before the first token, so that what a row samples depends on neither the
-    device nor on when the other rows stop.
-    """
+    """Sample one response a row, of at most max_new_tokens; sampler: the policy's own unless another one is given."""
     sampler = sampler or policy.sampler
     (b, p), device = prompts.ids.shape, prompts.ids.device
+    # One uniform for each row and step, on the CPU and before the first token: a row's tokens then depend neither on
+    # the device nor on when the other rows stop.
     uniform = torch.rand(b, max_new_tokens, generator=generator).to(device)
     ids = torch.full((b, max_new_tokens), tokenizer.pad_id, device=device)
     cache = KVCache(policy.model.config, b, p + max_new_tokens, policy.model.embed_tokens.weight)
-    rows, alive = torch.arange(b, device=device), torch.ones(b, dtype=torch.bool, device=device)  # those decoded
+    # rows (b,): numbers of the rows that are still decoded; alive (b,): those of them that have not sampled EOS.
+    rows, alive = torch.arange(b, device=device), torch.ones(b, dtype=torch.bool, device=device)
+    # The whole prompt in one pass; after that one token a step, since the cache holds the keys and values before it.
     hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1]
     for length in range(1, max_new_tokens + 1):
-        token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])
+        # A finished row goes on sampling until it is dropped; its tokens are replaced by PAD and nobody reads them.
+        token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])  # (b,)
         ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
         alive = alive & (token != sampler.stop)
+        # `nonzero` needs numbers from the device and waits for them; in between, steps are queued without waiting.
         if length % LOOK_EVERY == 0:
             going = alive.nonzero().squeeze(1)
             if not len(going):
                 break
-            if len(going) <= FEW * len(rows):  # finished rows are not decoded any further
+            # Dropping finished rows copies the cache, which a few of them are not worth.
+            if len(going) <= FEW * len(rows):
                 rows, alive, token = rows[going], alive[going], token[going]
                 cache.keep(going)
+        # The last token is never read again, so it needs no forward pass.
         if length < max_new_tokens:
             hidden = policy.model(token.unsqueeze(1), cache=cache)[:, -1]
     return _rollout(prompts, ids, tokenizer, sampler.stop)
 
 
 def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
-    """Cut to the longest response and decode the texts."""
-    real = ids != tokenizer.pad_id  # PAD is banned from sampling: a slot that holds it was not reached
+    """Build the rollout from sampled ids (B,R): cut to the longest response, decode the texts."""
+    # PAD is banned from sampling, so a slot that holds it was not reached; EOS is another id, and is a real token.
+    real = ids != tokenizer.pad_id  # (B,R)
     lengths = real.sum(dim=1).tolist()
     longest = max(1, *lengths)
     ids, real = ids[:, :longest].contiguous(), real[:, :longest].contiguous()
@@ -121,7 +134,7 @@ def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int)
         prompt_mask=prompts.mask,
         response_ids=ids,
         response_mask=real,
-        mask=real.clone(),
+        mask=real.clone(),  # one speaker: the policy chose every real token of the response
         terminated=terminated,
         group=prompts.group,
         prompts=prompts.texts,

@@ -1,10 +1,10 @@
-"""AdamW as every stage uses it: torch's own arithmetic, fused, without torch's compiler.
+"""AdamW for every stage: torch's own arithmetic, fused, without torch's compiler.
 
 The first use of a `torch.optim.AdamW` imports `torch._dynamo`: more than a second and 70 MB of every run, for a
-compiler that nothing here asks for. So this is an optimizer whose few methods call torch's functional AdamW
-themselves. Its numbers are held against `torch.optim.AdamW`'s, bit by bit, in tests/test_optimizer.py.
+compiler that nothing here uses. This optimiser therefore calls torch's functional AdamW itself.
+tests/models/test_optimizer.py compares it with `torch.optim.AdamW`, bit by bit.
 
-Not here: amsgrad, hooks, closures, learning-rate schedules (torch's take this optimizer as any other).
+Not here: amsgrad, hooks, closures, learning-rate schedules (torch's schedulers accept this optimiser like any other).
 """
 
 from collections.abc import Iterable
@@ -20,8 +20,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's m and v; with "step" they are the 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay: theta <- (1 - lr wd) theta - lr m_hat / (sqrt(v_hat) + eps).
 
-    params: parameters, or groups of {"params", and what differs}. A parameter without a gradient is left alone.
-    Source: Loshchilov and Hutter, 1711.05101.
+    m_hat and v_hat are running means of the gradient and of its square, divided by 1 - beta^step, since both start at
+    0. params: parameters, or groups {"params": [...], and the settings that differ}. A parameter without a gradient
+    stays as it is, weight decay included. Source: Loshchilov and Hutter, 1711.05101.
     """
 
     def __init__(
@@ -36,17 +37,21 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Append a group; settings that it lacks are the defaults. (torch's own method imports the compiler.)"""
         self.param_groups.append(self.defaults | param_group | {"params": list(param_group["params"])})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
+        """Update every parameter that has a gradient, in place."""
         for group in self.param_groups:
             learning = [p for p in group["params"] if p.grad is not None]
             if not learning:
                 continue
+            # torch's `state` is a defaultdict: an empty dict, which is false, means that p has learned nothing yet.
             states = [self.state[p] or self._begin(p) for p in learning]
             averages, squares, steps = ([state[name] for state in states] for name in (*MOMENTS, "step"))
             beta1, beta2 = group["betas"]
+            # fused: one kernel goes over all parameters, instead of a dozen small operations for each.
             adamw(
                 learning, [p.grad for p in learning], averages, squares, [], steps, fused=True, amsgrad=False,
                 beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
@@ -54,13 +59,15 @@ class AdamW(torch.optim.Optimizer):
             )  # fmt: skip
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Moments of 0 where nothing was learned yet."""
+        """Begin the state of a parameter: both moments 0, and step 0, a tensor because the fused kernel counts it."""
+        # Names and types are those of torch's AdamW, so that a saved state can be read by either.
         state = {name: torch.zeros_like(parameter) for name in MOMENTS}
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         self.state[parameter] = state
         return state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients: None and not 0, so that a parameter that gets none later is left alone by `step`."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

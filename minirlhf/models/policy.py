@@ -1,12 +1,12 @@
-"""The policy: one trunk, two heads (N18: an LM head of size V and a value head of size 1), and how it is scored.
+"""Policy: one trunk with two heads (N18: an LM head of size V, a value head of size 1). Reference: a frozen policy.
 
-`score` turns a rollout into per-token log-probabilities and values, in chunks of tokens: no logits of the whole
-batch ever exist, because at a vocabulary of 49,152 they would be larger than everything else together. Only hidden
-states are kept, from which entropies and full distributions can be had on request (`PolicyOutput`).
+`forward_pass` turns a rollout into per-token log-probabilities and values, in chunks of tokens. Logits of the whole
+batch never exist, because at a vocabulary of 49,152 they would be larger than everything else together. Only hidden
+states are kept; entropies and full distributions are computed from them on request (`PolicyOutput`).
 
-The value head starts at 0, so that the first values are 0 and not noise. With `separate_critic` the values come
-from a second trunk (a copy of the base at the start), and the value loss then leaves the policy's trunk alone.
-The reference is a policy too: frozen, a distinct object, its hash taken when it is made.
+The value head starts at 0, so that the first values are 0 and not noise. With `separate_critic` the values come from a
+second trunk (a copy of the base at the start), and the value loss then leaves the policy's trunk alone. Not here:
+sampling (generate.py) and the distribution that a token is drawn from (sampler.py).
 """
 
 import copy
@@ -23,8 +23,8 @@ from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer
 from minirlhf.tensors import gather_logprobs
 
-CHUNK_LOGITS = 1 << 24  # at most this many logits at a time: 64 MiB in float32
-CHUNK_READ = 1 << 20  # where no gradient is wanted and chunks cost nothing
+CHUNK_LOGITS = 1 << 24  # most logits at a time while gradients are wanted: 64 MiB in float32
+CHUNK_READ = 1 << 20  # most logits at a time otherwise: smaller, because nothing is recomputed and caches hold them
 
 
 class Policy(nn.Module):
@@ -48,11 +48,11 @@ class Policy(nn.Module):
         """hidden (...,W) -> logits (...,V) through the tied embedding."""
         return hidden @ self.model.embed_tokens.weight.T
 
-    def score(self, rollout: Rollout) -> PolicyOutput:
-        """Forward pass over prompt + response (B rows): probs and values of every response token.
+    def forward_pass(self, rollout: Rollout) -> PolicyOutput:
+        """Forward pass over prompt + response (B rows): log-prob and value of every response token.
 
-        The state before response token t gives its distribution and value; that of the last real token gives
-        next_value. Only real tokens are computed.
+        The state before response token t gives its distribution and value; the state after the last real token gives
+        next_value. Only real tokens are computed (packed end to end, without padding).
         """
         tokens, (b, r) = rollout.tokens, rollout.response_ids.shape
         hidden = self.model.packed(tokens.ids, tokens.packing)  # (N,W)
@@ -76,10 +76,10 @@ class Policy(nn.Module):
         )
 
     def _read(self, read: Callable[[Tensor, Tensor], Tensor], states: Tensor, ids: Tensor) -> Tensor:
-        """read(log_dist (m,V), ids (m,)) -> (m,) over n states, a chunk of logits at a time: (n,).
+        """Apply read(log_dist (m,V), ids (m,)) -> (m,) to n states, a chunk of logits at a time: (n,).
 
-        More than one chunk while gradients are wanted: each chunk is recomputed in the backward pass, or autograd
-        would keep them all and nothing would be saved.
+        With several chunks and gradients wanted, each chunk is recomputed in the backward pass: otherwise autograd
+        would keep the logits of all of them, and nothing would be saved.
         """
 
         def one(states: Tensor, ids: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def entropy(log_dist: Tensor) -> Tensor:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a module's parameters."""
+    """SHA-256 over the names, dtypes, shapes and bytes of a module's parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -112,7 +112,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 class Reference:
-    """The frozen copy of the policy that KL is measured against; `hash` is of its weights when it was frozen."""
+    """Frozen copy of the policy that KL is measured against; hash: `weights_hash` of it when it was frozen."""
 
     def __init__(self, policy: Policy) -> None:
         # The trunk alone: a reference has no use for values.
@@ -120,10 +120,10 @@ class Reference:
         self.hash = weights_hash(self.policy.model)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout) -> PolicyOutput:
+    def forward_pass(self, rollout: Rollout) -> PolicyOutput:
         """Forward pass of the frozen model on the same tokens."""
-        return self.policy.score(rollout)
+        return self.policy.forward_pass(rollout)
 
     def unchanged(self) -> bool:
-        """Whether the weights are still those that were frozen."""
+        """True if the weights are still those that were frozen."""
         return weights_hash(self.policy.model) == self.hash

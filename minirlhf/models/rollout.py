@@ -1,11 +1,11 @@
-"""What flows through the loop: Rollout -> PolicyOutput -> Experience.
+"""Rollout and PolicyOutput: sampled responses, and a forward pass over them. Experience (rl/experience.py) holds both.
 
 Shape letters, everywhere in the project: B responses, P prompt tokens, R response tokens, V vocabulary, L layers,
-H heads, D head size. Index t of the R axis: state = prompt + response[:t], action = response[t]; its logits and its
-value come from position P-1+t of the sequence.
+H heads, D head size, W width. Index t of the R axis: state = prompt + response[:t], action = response[t]; its logits
+and its value come from position P-1+t of the sequence.
 
-Frozen dataclasses, checked once when they are built. No dictionaries of tensors and no computation of the
-algorithm: that is ppo.py's.
+Frozen dataclasses, checked once when they are built; no dictionaries of tensors. Not here: any computation of the
+algorithm (ppo.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from minirlhf.models.packing import Packing
 
 
 def check_array(name: str, tensor: Tensor, shape: tuple[int, ...], kind: str) -> None:
-    """One place where shapes and dtypes are held: `kind` is bool, long or float."""
+    """Check shape and dtype of a tensor (ValueError); kind: bool, long or float."""
     right = {
         "bool": tensor.dtype == torch.bool,
         "long": tensor.dtype == torch.long,
@@ -34,11 +34,11 @@ def check_array(name: str, tensor: Tensor, shape: tuple[int, ...], kind: str) ->
 class Rollout:
     """B responses that the policy sampled, with their prompts.
 
-    prompt_ids (B,P) left-padded, prompt_mask (B,P) True = real token; response_ids (B,R), response_mask (B,R)
-    True = a real token, attended to; mask (B,R) True = a token that the policy chose (EOS included): what is in KL,
-    advantages and loss; terminated (B,) EOS was sampled; group (B,) which prompt; prompts and completions their
-    texts; columns the other fields of each prompt's row, B values each; sizes how many tokens each prompt and response
-    has, on the CPU (counted, once, where nobody says).
+    prompt_ids (B,P) left-padded, prompt_mask (B,P): True = real token. response_ids (B,R), response_mask (B,R): True =
+    real token, attended to. mask (B,R): True = token that the policy chose, EOS included; KL, advantages and loss are
+    over it. terminated (B,): EOS was sampled. group (B,): index of the prompt. prompts, completions: B texts. columns:
+    other fields of each prompt's row, B values each. sizes: (prompt, response) lengths in tokens, on the CPU; counted
+    once if they are not given.
     """
 
     prompt_ids: Tensor
@@ -73,7 +73,7 @@ class Rollout:
         return self.prompt_ids.shape[0]
 
     def rows(self, index: Tensor) -> "Rollout":
-        """The rows of `index` (b,), in its order. On the CPU it is read without waiting for a device."""
+        """Rows of `index` (b,), in its order. An index on the CPU is read without waiting for a device."""
         order, at = index.tolist(), index.to(self.mask.device)
         tensors = {f.name: getattr(self, f.name)[at] for f in fields(self) if f.name in _ROLLOUT_TENSORS}
         return Rollout(
@@ -90,7 +90,7 @@ class Rollout:
         return Tokens.of(self)
 
     def keeping(self, valid: Tensor) -> "Rollout":
-        """The same rollout with the mask of rows outside `valid` (B,) emptied: they leave every mean and loss."""
+        """The same rollout with an empty mask in rows outside `valid` (B,): they leave every mean and loss."""
         return replace(self, mask=self.mask & valid.unsqueeze(1))
 
     @cached_property
@@ -106,11 +106,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The N real tokens of a rollout end to end, and its n response tokens among them.
+    """N real tokens of a rollout, end to end and without padding, and its n response tokens among them.
 
-    ids (N,); packing of the texts, prompt and response; response_ids (n,) in the order of the rows; before (n,) where
-    the state before each response token is among the N (that of the text's last token is `packing.ends`); places (n,)
-    of the response tokens in (B,R), row by row.
+    ids (N,); packing: boundaries of the texts (prompt + response); response_ids (n,) in the order of the rows; before
+    (n,): index among the N of the state before each response token (the state after the last token of a text is
+    `packing.ends`); places (n,): flat index of the response tokens in (B,R).
     """
 
     ids: Tensor
@@ -121,8 +121,10 @@ class Tokens:
 
     @classmethod
     def of(cls, rollout: Rollout) -> "Tokens":
-        """A row is padding, prompt, response, padding: its real tokens stand together. How many they are is known on
-        the CPU, so that no device is asked for anything."""
+        """Tokens of a rollout. A row is padding, prompt, response, padding, so its real tokens are contiguous.
+
+        Their numbers are known on the CPU (`Rollout.sizes`), so nothing waits for the device.
+        """
         device, (_, p), r = rollout.prompt_ids.device, rollout.prompt_ids.shape, rollout.response_ids.shape[1]
         prompt, response = torch.tensor(rollout.sizes).T
         packing = Packing.of((prompt + response).tolist(), device)
@@ -136,7 +138,7 @@ class Tokens:
 
 
 def _runs(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start, start + 1, ... of each run, one after another: (sum of lengths,)."""
+    """Indices start, start + 1, ... of each run, one run after another: (sum of lengths,)."""
     ends = lengths.cumsum(0)
     steps = torch.arange(int(ends[-1])) - (ends - lengths).repeat_interleave(lengths)
     return starts.repeat_interleave(lengths) + steps
@@ -146,18 +148,18 @@ _ROLLOUT_TENSORS = frozenset(
     ["prompt_ids", "prompt_mask", "response_ids", "response_mask", "mask", "terminated", "group"]
 )
 
-# Rows (a slice, or indices) -> the distributions of those rows, (b,R,V) log-probabilities: computed when asked for,
-# so that no more than a micro-batch of distributions ever exists.
+# Function from rows (a slice, or indices) to their distributions, (b,R,V) log-probs. They are computed on request, so
+# that the distributions of no more than a micro-batch ever exist.
 LogDist = Callable[[slice | Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """One forward pass of a policy over a rollout (N18: probs, all_values, and all_probs on request).
+    """Result of a forward pass over a rollout (N18: probs, all_values, and all_probs on request).
 
-    logprobs (B,R) nats of the tokens taken, at the sampler's temperature; values (B,R); next_value (B,) = V of the
-    state after the last real token. Computed on request, and by the weights of that moment, so
-    before an optimiser step: entropy() (B,R) nats, log_dist(rows) (see LogDist).
+    logprobs (B,R): nats, of the tokens taken, at the sampler's temperature. values (B,R). next_value (B,): V of the
+    state after the last real token. entropy() (B,R) nats and log_dist(rows) (see LogDist) are computed on request with
+    the weights of that moment: ask before the next optimiser step.
     """
 
     logprobs: Tensor

@@ -1,13 +1,15 @@
-"""One object for sampling AND scoring, so that the two can never disagree.
+"""Sampler: one object that both samples and scores, so that the two can never disagree.
 
-The temperature and the banned ids (PAD and BOS, which a text never holds in its middle) define what "the policy's
-distribution" means; rollouts are drawn from it and log-probabilities are read from it, for the active policy, the
-old one and the reference alike. Scoring at another temperature than the one sampled at is a defect of several
-projects, and shows as a negative KL.
+The temperature and the banned ids (PAD and BOS, which never stand inside a text) define "the policy's distribution".
+Rollouts are drawn from it and log-probabilities are read from it, for the active policy, the old one and the reference
+alike. Scoring at another temperature than that of the sampling is a defect of several projects, and shows as a negative
+KL.
 
-top-k, top-p and min-p cut `sample` only, never `log_dist`: a token outside the cut has probability 0 under what was
-sampled and not under what is scored, so training with them is not on-policy. `minirlhf run` refuses them; the
-command `sample` takes them.
+top-k (1805.04833), top-p (1904.09751) and min-p (2407.01082) cut `sample` only, never `log_dist`: a token outside the
+cut has probability 0 in sampling and not in scoring, so that training with them is not on-policy. `minirlhf run`
+refuses them; the command `sample` takes them.
+
+Not here: the loop over tokens (generate.py), and the choice of the temperature (config).
 """
 
 from dataclasses import dataclass
@@ -19,13 +21,16 @@ from torch import Tensor
 
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """These ids as a tensor, made once for a device."""
+    """Tensor of these ids (n,), made once for each device: copying them at every step would wait for it."""
     return torch.tensor(ids, device=device)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """temperature (0 = greedy, for `sample` only); banned ids; stop = the EOS id; top_k 0, top_p 1, min_p 0 = off."""
+    """Distribution over tokens: temperature (0 = greedy, for `sample` only), banned ids, stop = the EOS id.
+
+    Cuts, for `sample` only: top_k (0 = off), top_p (1 = off), min_p (0 = off).
+    """
 
     temperature: float
     banned: tuple[int, ...]
@@ -35,39 +40,44 @@ class Sampler:
     min_p: float = 0.0
 
     def log_dist(self, logits: Tensor) -> Tensor:
-        """logits (...,V) -> log-probabilities (...,V), nats; -inf for banned ids. At least float32."""
+        """log_softmax(logits / temperature) without the banned ids, -inf there: (...,V) -> (...,V) nats, >= float32."""
         return torch.log_softmax(self._scaled(logits), dim=-1)
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """Logits over the temperature, -inf for banned ids: a copy of our own, at least float32."""
+        """logits / temperature, -inf for banned ids: a new tensor (...,V), at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        scaled = logits / (self.temperature or 1.0)
+        scaled = logits / (self.temperature or 1.0)  # greedy divides by 1: the argmax is the same
         return scaled.index_fill_(-1, ids_on(self.banned, logits.device), float("-inf")) if self.banned else scaled
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One token a row by inverse CDF: logits (B,V), uniform (B,) in [0,1) -> ids (B,).
+        """Sample one token a row by inverse CDF: the first id whose cumulative probability exceeds u.
 
-        A token of probability 0 is never taken: the search is for the first id whose cumulative probability
-        *exceeds* u, and u is kept below the total so that rounding cannot run past the last possible token.
+        logits (B,V), uniform u (B,) in [0,1) -> ids (B,). A token of probability 0 is never taken.
         """
+        # Not torch.multinomial: with one uniform a row, drawn beforehand, a token depends on neither the device's
+        # generator nor the other rows, and a rollout can be replayed.
         scaled = self._scaled(logits)
         if self.temperature == 0:
             return scaled.argmax(dim=-1)
         if self.top_k or self.top_p < 1 or self.min_p > 0:
             scaled = self._cut(torch.log_softmax(scaled, dim=-1))
-        # Relative to the most likely token: what normalises a distribution normalises the target as well.
-        cdf = (scaled - scaled.amax(dim=-1, keepdim=True)).exp_().cumsum(dim=-1)
+        # Not normalised, but relative to the most likely token, so that exp cannot overflow: u is multiplied by the
+        # total instead, which saves a pass over V.
+        cdf = (scaled - scaled.amax(dim=-1, keepdim=True)).exp_().cumsum(dim=-1)  # (B,V)
         total = cdf[:, -1:]
+        # right=True finds the first cdf > target, which skips ids that add nothing to the sum. Rounding could make
+        # u * total equal to the total, and the search would run past the last possible token: hence nextafter.
         target = (uniform.unsqueeze(-1).to(cdf.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
         return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
     def _cut(self, log_dist: Tensor) -> Tensor:
-        """-inf outside the most likely top_k, outside the top_p nucleus, and below min_p of the most likely."""
+        """Cut log-probabilities (B,V): -inf outside the top_k, outside the top_p nucleus, and below min_p p(best)."""
         ordered, index = log_dist.sort(dim=-1, descending=True)
         probs = ordered.exp()
         keep = torch.ones_like(probs, dtype=torch.bool)
         if self.top_k:
             keep[:, self.top_k :] = False
-        keep &= probs.cumsum(dim=-1) - probs < self.top_p  # the token that crosses top_p stays
+        # Mass before the token, without its own: the token that crosses top_p stays, so one always remains.
+        keep &= probs.cumsum(dim=-1) - probs < self.top_p
         keep &= probs >= self.min_p * probs[:, :1]
         return torch.full_like(log_dist, float("-inf")).scatter(-1, index, ordered.where(keep, float("-inf")))

@@ -1,8 +1,10 @@
-"""The reward model: the policy's trunk with a scalar head, read at the last real token (N17).
+"""Reward model: the policy's trunk with a scalar head, read at the last real token (N17).
 
-A text is [BOS] prompt completion, and EOS behind a completion that ended: prompt and completion encoded apart, in
-training as in PPO, so that what is scored is what was learned from. Saved in Hugging Face's layout of
-LlamaForSequenceClassification (`score.weight`, one label).
+A text is [BOS] prompt completion, then EOS if the completion ended. Prompt and completion are encoded apart, in
+training as in PPO: encoded together, a token could span their border, and PPO would score ids that training never saw.
+Saved in Hugging Face's layout of LlamaForSequenceClassification (`score.weight`, one label).
+
+Not here: training it (stages/reward_model.py), and the reward that reads a saved one (builtin/trained.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +15,14 @@ from torch import Tensor, nn
 from minirlhf.models.packing import Packing
 from minirlhf.models.transformer import Transformer
 
-ROWS = 64  # texts scored at a time
+ROWS = 64  # texts in a batch of `scores`
 
 
 class Scorer(nn.Module):
-    """Trunk and a bias-free scalar head, Normal(0, 1/(W+1)): first scores are near 0 and of the size of the inputs.
+    """Trunk and a scalar head without bias: only differences of scores are learned, and a bias cancels in them.
 
-    mean and std, both numbers, normalise a score: those of the reference policy's own responses, once they are known.
+    mean and std, 0-d buffers, normalise a score: those of the reference policy's own responses, once they are known;
+    until then 0 and 1.
     """
 
     mean: Tensor
@@ -36,31 +39,32 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "Scorer":
-        """A fresh head (2009.01325)."""
+        """Draw the head with std 1/sqrt(W+1) (2009.01325), which makes first scores about 1 in size; returns self."""
         weight = self.score.weight
         weight.copy_(torch.randn(weight.shape, generator=generator) * (weight.shape[1] + 1) ** -0.5)
         return self
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Scores (n,) of n lists of ids, before normalisation; what else is in the batch changes nothing."""
+        """Raw scores (n,) of n lists of ids, at least float32. A score does not depend on the other texts."""
         device = self.score.weight.device
         packing = Packing.of([len(row) for row in rows], device)
         ids = torch.tensor([token for row in rows for token in row]).to(device)
+        # Only the state after the last token has seen the whole text.
         scores: Tensor = self.score(self.model.packed(ids, packing)[packing.ends]).squeeze(-1)
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def normalised(self, raw: Tensor) -> Tensor:
-        """(score - mean) / std of scores (n,) as they are."""
+        """(raw - mean) / std: (n,) -> (n,)."""
         return (raw - self.mean) / self.std
 
     def both(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Scores (n,) as they are, whose differences are log odds, and normalised, which is what a run is given."""
+        """Raw scores (n,), whose differences are log odds, and normalised ones (n,), which a run uses as its reward."""
         raw = self.scores(rows, normalised=False)
         return raw, self.normalised(raw)
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
-        """Scores (n,) of many texts, ROWS of similar length at a time, normalised or as they are."""
+        """Scores (n,) of many texts, in batches of ROWS of similar length, without gradients; normalised or raw."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = torch.zeros(len(rows), dtype=self.score.weight.dtype, device=self.score.weight.device)
         for start in range(0, len(order), ROWS):
@@ -70,9 +74,10 @@ class Scorer(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Several scorers of one kind of text, each normalised by its own moments (2310.02743: against over-optimisation).
+    """Several scorers of the same texts, each normalised by its own moments: a guard against over-optimisation.
 
-    Where they agree a score can be trusted; where a policy has found what only some of them like, they do not.
+    Where the members agree, a score can be trusted; a policy that exploits an error of one of them makes them disagree
+    (2310.02743).
     """
 
     def __init__(self, members: Sequence[Scorer]) -> None:
@@ -81,15 +86,15 @@ class Ensemble(nn.Module):
 
     @property
     def longest(self) -> int:
-        """Tokens that every member can read."""
+        """Longest text, in tokens, that every member can read."""
         return min(scorer.model.config.max_position_embeddings for scorer in self._scorers())
 
     def each(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
-        """Scores (k,n) of n texts by each of k members."""
+        """Scores (k,n) of n texts by each of the k members."""
         return torch.stack([scorer.scores(rows, normalised=normalised) for scorer in self._scorers()])
 
     def both(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Their means (n,): of the scores as they are, and of the normalised ones."""
+        """Means over the members (n,) of the raw scores, and of the normalised ones."""
         raw = self.each(rows, normalised=False)
         each = [scorer.normalised(scores) for scorer, scores in zip(self._scorers(), raw, strict=True)]
         return raw.mean(dim=0), torch.stack(each).mean(dim=0)

@@ -1,18 +1,22 @@
 """A decoder-only transformer from scratch, Llama-shaped, in one file.
 
-- RMSNorm before each block, rotary positions (RoPE, half-rotation layout), SwiGLU, grouped-query attention, no
-  biases, input and output embeddings tied: the layout, the parameter names and the config keys are those of Hugging
-  Face's Llama, so that a saved model opens there unchanged (and back).
+- RMSNorm before attention and MLP, rotary positions (RoPE, half-rotation layout), SwiGLU, grouped-query attention, no
+  biases, input and output embeddings tied. Layout, parameter names and config keys are those of Hugging Face's Llama,
+  so that a saved model opens there unchanged (and back).
 - Two ways through the same blocks: `forward` for decoding (left-padded rows, a KV cache), `packed` for everything that
-  learns or scores (the tokens of a batch end to end, no padding computed). A token's position counts real tokens only.
-- Attention goes through torch's scaled_dot_product_attention: the kernel is not ours to write.
-- The KV cache is allocated once, at its final size; a decoding step writes into it and looks at what is filled.
+  learns or scores (the tokens of a batch end to end, no padding computed). A token's position counts real tokens only,
+  so that both ways give a text the same numbers.
+- Attention goes through torch's scaled_dot_product_attention: fast kernels are torch's business.
+- The KV cache is allocated once, at its final size; a decoding step writes into it and reads the filled part.
 - With `in_bfloat16` the matrix products and the attention of the blocks run in bfloat16; the weights, the residual
-  stream, the norms and what comes after stay float32.
+  stream, the norms and everything behind the blocks stay float32.
 - `forward` returns hidden states. The LM head (V times wider) is applied by models/policy.py, in chunks.
 
 Not here: dropout (off in RLHF: sampling and scoring must agree), attention kernels, sampling.
-Sources: RMSNorm 1910.07467, RoPE 2104.09864, SwiGLU 2002.05202, GQA 2305.13245, Llama 2302.13971.
+Shapes: B rows, T tokens of this call, S slots (T and everything before), N tokens end to end, W width, H query heads,
+Hkv key and value heads, D head size, L layers.
+Sources: RMSNorm 1910.07467, norm before the block 2002.04745, RoPE 2104.09864, SwiGLU 2002.05202, GQA 2305.13245,
+Llama 2302.13971.
 """
 
 import math
@@ -72,7 +76,8 @@ class TransformerConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str) -> "TransformerConfig":
-        """Read a config.json; anything that this decoder does not compute is refused by name (InputError)."""
+        """Read a config.json from `where`. Raises InputError that names what this decoder does not compute."""
+        # transformers 5 writes rope_parameters, with theta in it; 4 writes rope_scaling, with theta beside it.
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         unsupported = {
             "model_type": config.get("model_type") == "llama",
@@ -100,19 +105,22 @@ class TransformerConfig:
             )
         except KeyError as missing:
             raise InputError(f"key {missing} is missing", where, "give a complete Llama config.json") from None
+        # Some models of this family have heads that do not add up to the width; this decoder's always do.
         if config.get("head_dim", read.head_size) != read.head_size:
             raise InputError(f"unsupported head_dim = {config['head_dim']}", where, "it must be width / heads")
         return read
 
 
 class KVCache:
-    """Keys and values of all layers, (L,B,Hkv,S,D) each, allocated at their final length S; `filled` slots are valid.
+    """Keys and values of all layers, (L,B,Hkv,S,D) each; the first `filled` of the S slots are in use.
 
-    It also knows which of the slots hold real tokens, `seen` (B,S), and how many of them a row has, so that a step is
-    told about its own tokens alone.
+    It also keeps which slots hold real tokens, `seen` (B,S), and how many of them each row has, `count` (B,1): a
+    decoding step then passes its own tokens and no mask of the past.
     """
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, like: Tensor) -> None:
+        # Allocated at the final length: growing by torch.cat would copy the whole cache at every step. Heads stand
+        # before slots, as attention wants them, so that keys[layer, :, :, :filled] is a view: nothing is transposed.
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_size)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.seen = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
@@ -120,66 +128,75 @@ class KVCache:
         self.filled = 0
 
     def enter(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for tokens that are real where mask (B,T) is True: their positions (B,T), and what they may look
-        at (B,1,T,filled)."""
+        """Make room for T tokens, real where mask (B,T) is True; returns their positions (B,T) and which slots each of
+        them may attend to (B,1,T,filled)."""
         t, start = mask.shape[1], self.filled
         self.filled += t
         self.seen[:, start : self.filled] = mask
+        # A padded token takes the position of the real token before it (-1 if there is none, hence the clamp). Any
+        # position would do, since nobody attends to it; but it must not move the positions of the real ones.
         positions = self.count + mask.long().cumsum(dim=1) - 1
         self.count = positions[:, -1:] + 1
         return positions.clamp(min=0), visible_slots(self.seen[:, : self.filled], t)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B,Hkv,T,D) into the slots that `enter` made room for; return what the layer may now attend to,
-        (B,Hkv,filled,D)."""
+        """Write key and value (B,Hkv,T,D) into the slots that `enter` made room for; returns all keys and values of the
+        layer so far, (B,Hkv,filled,D) each."""
         start = self.filled - key.shape[2]
         self.keys[layer, :, :, start : self.filled] = key
         self.values[layer, :, :, start : self.filled] = value
         return self.keys[layer, :, :, : self.filled], self.values[layer, :, :, : self.filled]
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows (n,) from now on, in this order."""
+        """Keep these rows (n,) only, in this order: a batch shrinks as its rows finish."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.seen, self.count = self.seen[rows], self.count[rows]
 
 
 def visible_slots(real: Tensor, queries: int) -> Tensor:
-    """Who may look at whom, (B,1,T,S): real (B,S) tokens at or before the query; the queries are the last T slots.
-
-    A query always sees itself, or a padded query would have nothing to attend to and softmax would give NaN.
-    """
-    slots = torch.arange(real.shape[1], device=real.device)
-    at = slots[-queries:].unsqueeze(1)  # (T,1)
-    return (((slots <= at) & real.unsqueeze(1)) | (slots == at)).unsqueeze(1)
+    """Attention mask (B,1,T,S), True = may attend to: real (B,S) tokens at or before each query, the last T slots."""
+    slots = torch.arange(real.shape[1], device=real.device)  # (S,)
+    query = slots[-queries:].unsqueeze(1)  # (T,1)
+    # A query always sees itself: a padded one would otherwise have nothing to attend to, and a softmax over -inf alone
+    # is NaN. The 1 stands for the heads, which all have the same mask.
+    return (((slots <= query) & real.unsqueeze(1)) | (slots == query)).unsqueeze(1)
 
 
 def rotary(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotation angles: positions (...) -> two (...,1,D)."""
+    """cos and sin of the rotation angles p theta^(-2i/D), i < D/2, twice in a row: positions (...) -> two (...,1,D)."""
+    # In float64: at position 2,000 an angle in float32 would be off by 1e-4 radians, in bfloat16 by 4.
     exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size
-    angles = positions.unsqueeze(-1).double() * theta**-exponent
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)
+    angles = positions.unsqueeze(-1).double() * theta**-exponent  # (...,D/2)
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)  # (...,1,D): the same for all heads
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + D/2}) of queries or keys (...,H,D) by their position's angles."""
+    """Rotate the pairs (x_i, x_(i + D/2)) of queries or keys (...,H,D) by their position's angles: (...,H,D).
+
+    Rotating q by its angle and k by its own makes q.k a function of the distance between the two positions alone.
+    """
+    # (a, b) -> (a cos - b sin, b cos + a sin). The paper pairs neighbours (x_2i, x_2i+1), Hugging Face's Llama the two
+    # halves: the same up to a permutation of the features, but weights saved for one layout are wrong in the other.
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-# What a layer's queries see of its keys and values: q (...,H,D), k and v (...,Hkv,D) -> (...,H*D)
+# Attention of one layer, with the mask and the cache bound: q (...,H,D), k and v (...,Hkv,D) -> (...,H*D).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q k / sqrt(D)) v of q (B,H,T,D), k and v (B,Hkv,S,D) -> (B,T,H,D); visible (B,1,T,S), None = causal."""
+    """softmax(q k^T / sqrt(D)) v: q (B,H,T,D), k and v (B,Hkv,S,D) -> (B,T,H,D); visible (B,1,T,S), None = causal."""
+    # is_causal without a mask lets torch take its fastest kernel, which accepts no mask. enable_gqa lets several query
+    # heads read one key head.
     shared = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=shared)
     return out.transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H query heads share Hkv key and value heads."""
+    """Grouped-query attention: H query heads share Hkv key and value heads; the cache is H/Hkv times smaller."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -194,13 +211,14 @@ class Attention(nn.Module):
         """x (...,W), tokens in rows or end to end -> (...,W)."""
         q = self.q_proj(x).unflatten(-1, (self.heads, self.head_size))  # (...,H,D)
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_size))  # (...,Hkv,D)
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_size))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_size))  # (...,Hkv,D)
+        # Positions go into queries and keys alone: they decide where to look, not what is read there.
         mixed: Tensor = self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v))
         return mixed
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), token by token."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -209,12 +227,16 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The gate decides, smoothly and for each feature, how much of `up` passes.
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x <- x + attention(norm(x)), then x <- x + mlp(norm(x)).
+
+    The residual stream x itself is never normalised, so that gradients reach the first layer undiminished.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -224,6 +246,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        # Attention is the only place where tokens of a text meet; everything else works on each token alone.
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
@@ -235,6 +258,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        # (V,W), read as the LM head as well: at a small width most of the weights are here, and they are stored once.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -242,13 +266,15 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "Transformer":
-        """Normal(0, 1/sqrt(W)); the two projections that end in the residual stream by 1/sqrt(2L) less (GPT-2).
+        """Draw the weights from a normal distribution with std 1/sqrt(W), norms 1; returns self.
 
-        1/sqrt(W) is the usual 0.02 at a width of 2,500; at a width of 128 that would be four times too small, and
-        a short pretraining spends its first third growing the weights.
+        The two projections that end in the residual stream get 1/sqrt(2L) of that (GPT-2): the stream is a sum of 2L
+        of their outputs, and its variance then does not grow with the depth.
         """
+        # 1/sqrt(W) is the usual 0.02 at a width of 2,500. At a width of 128, 0.02 would be four times too small, and a
+        # short pretraining would spend its first third growing the weights.
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.endswith("norm.weight"):  # a gain: 1 changes nothing
                 parameter.fill_(1.0)
                 continue
             std = self.config.hidden_size**-0.5
@@ -258,19 +284,21 @@ class Transformer(nn.Module):
         return self
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """ids (B,T) -> hidden (B,T,W), behind what is in the cache.
+        """ids (B,T), which continue the tokens in the cache -> hidden (B,T,W).
 
         mask (B,T) True = real token; None = all are. Padding may stand anywhere: it is never attended to, and positions
         count real tokens only.
         """
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if cache is None:
-            positions, visible = (mask.long().cumsum(dim=1) - 1).clamp(min=0), visible_slots(mask, ids.shape[1])
+            positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)  # (B,T)
+            visible = visible_slots(mask, ids.shape[1])  # (B,1,T,T)
         else:
             positions, visible = cache.enter(mask)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B,T,H,D) -> (B,H,T,D)
+            # Keys are cached after their rotation: a token's position never changes, so it is rotated once.
             if cache is not None:
                 k, v = cache.append(layer, k, v)
             return attention(q, k, v, visible).flatten(2)
@@ -280,6 +308,8 @@ class Transformer(nn.Module):
     def packed(self, ids: Tensor, packing: Packing) -> Tensor:
         """ids (N,), the tokens of several texts end to end -> hidden (N,W); no text sees another."""
 
+        # In a grid every text begins at slot 0 and its padding comes last. Under a causal mask no real token then sees
+        # padding, and the outputs of padded slots are never read: no mask of its own is needed.
         def rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None)
 
@@ -291,8 +321,12 @@ class Transformer(nn.Module):
     def _blocks(
         self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        x = self.embed_tokens(ids)
+        """Embed ids (...), run all blocks, normalise: hidden (...,W). attend(layer, q, k, v) is the way through."""
+        x = self.embed_tokens(ids)  # (...,W): the residual stream
+        # The angles depend on the positions alone: computed once for all layers.
         cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta, x.dtype)
+        # autocast rounds the operands of each product to bfloat16. x and the norms keep float32: a sum with 8 bits of
+        # precision would lose the small contributions of later blocks.
         with torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext():
             for layer, block in enumerate(self.layers):
                 x = block(x, cos, sin, partial(attend, layer))

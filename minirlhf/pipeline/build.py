@@ -6,22 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from minirlhf import PROJECT
 from minirlhf.components.component import Built
-from minirlhf.components.registry import BUILTIN_OWNER, Registry
+from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config
 from minirlhf.errors import InputError
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.policy import Policy
 from minirlhf.pipeline.rewards import Scoring
 from minirlhf.ppo import Parts, PPOState
-from minirlhf.rewards.call import RewardModels, Shape
+from minirlhf.rewards.call import RewardModels, Scale
 from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.stages.base import Base, reference_of, sampler_of
 from minirlhf.stages.data import Prompts, PromptStream
 from minirlhf.stages.preferences import reward_model_place
 from minirlhf.tensors import Moments, Whitening
 
-TRAINED = ("trained", f"{BUILTIN_OWNER}:trained")  # the reward that may wait for a reward model
+TRAINED = ("trained", f"{PROJECT}:trained")  # the reward that may wait for a reward model
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def build_rewards(
             built[label] = registry.find("reward", reward.use).build(reward.options, device=device)
     return RewardModels(
         [(label, reward.weight, built[label]) for label, reward in config.rewards.items()],
-        {label: Shape(reward.normalize, reward.clip) for label, reward in config.rewards.items()},
+        {label: Scale(reward.normalize, reward.clip) for label, reward in config.rewards.items()},
     )
 
 
@@ -114,7 +115,7 @@ def prepare_ppo(
     )
     parts = Parts(
         prompts=stream,
-        reward_models=scoring,
+        rewards=scoring,
         kl=components.kl,
         advantage=components.advantage,
         loss=components.loss,

@@ -15,8 +15,8 @@ from minirlhf.pipeline.build import build_rewards, set_up, with_reward_model
 from minirlhf.pipeline.directory import final_beta
 from minirlhf.pipeline.rewards import fit_rewards
 from minirlhf.pipeline.saved import heldout_prompts, open_run
-from minirlhf.rewards.call import RewardModels, score
-from minirlhf.rewards.shape import Scored, shape_scores
+from minirlhf.rewards.call import RewardModels, call_rewards
+from minirlhf.rewards.shape import Scores, shape_scores
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch
 from minirlhf.stages.evaluate import Evaluation, best_of_n, bootstrap_interval, evaluate, residual_spread
@@ -47,8 +47,8 @@ def evaluate_run(
     sizes = {"max_new_tokens": config.sampler.max_new_tokens, "seed": config.run.seed}
     chosen = heldout[: config.evaluation.prompts]
 
-    def models(rollout: Rollout) -> Scored:
-        return score(rewards, rollout, config.ppo.iterations, config, tokenizer)
+    def models(rollout: Rollout) -> Scores:
+        return call_rewards(rewards, rollout, config.ppo.iterations, config, tokenizer).tensors(rollout)
 
     def shaped(rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Scores after the rules, and which count."""

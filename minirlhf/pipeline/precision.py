@@ -38,9 +38,9 @@ def precision_error(config: Config, state: PPOState, parts: Parts) -> float:
         model, next(parts.prompts(0).parts(PROBE_RESPONSES)), parts.tokenizer,
         max_new_tokens=config.sampler.max_new_tokens, generator=generator(config.run.seed, "precision", 0),
     )  # fmt: skip
-    lower = state.reference.score(rollout).logprobs
+    lower = state.reference.forward_pass(rollout).logprobs
     model.model.in_bfloat16 = False
-    error = float((lower - state.reference.score(rollout).logprobs).abs().max())
+    error = float((lower - state.reference.forward_pass(rollout).logprobs).abs().max())
     model.model.in_bfloat16 = True
     if not error <= MOST_PRECISION_ERROR:
         raise UsageError(

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
+from minirlhf import PROJECT
 from minirlhf.components.component import Built
-from minirlhf.components.registry import BUILTIN_OWNER
 from minirlhf.config.layers import load_config
 from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, ConfigError, UsageError
@@ -45,7 +45,7 @@ def data_facts(
     texts = [[[prompt.text, prompt.columns] for prompt in part] for part in (prompts.train, prompts.heldout)]
     paths = [Path(str(reward.options.get("path"))) / MANIFEST for reward in config.rewards.values()]
     used = [components.kl, components.advantage, components.loss, *(built for _, _, built in rewards.models)]
-    files = {Path(built.component.path) for built in used if built.component.owner != BUILTIN_OWNER}
+    files = {Path(built.component.path) for built in used if built.component.owner != PROJECT}
     return {
         "config": config.model_dump(mode="json"),
         "tokenizer": base.tokenizer.hash,

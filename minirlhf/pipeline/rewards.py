@@ -14,8 +14,8 @@ from minirlhf.events import Emit
 from minirlhf.models.generate import generate
 from minirlhf.models.policy import Reference
 from minirlhf.models.rollout import Rollout
-from minirlhf.rewards.call import RewardModels, call_rewards, score
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.call import RewardModels, call_rewards
+from minirlhf.rewards.shape import Scores
 from minirlhf.stages.data import batch
 from minirlhf.stages.evaluate import ROWS
 from minirlhf.streams import generator
@@ -42,9 +42,9 @@ class Scoring:
     last: int = -1  # the last of them
     metrics: dict[str, float] = field(default_factory=dict)  # of the last scores that it gave
 
-    def __call__(self, rollout: Rollout, step: int) -> Scored:
+    def __call__(self, rollout: Rollout, step: int) -> Scores:
         try:
-            scored = score(self.models, rollout, step, self.config, self.tokenizer)
+            scored = call_rewards(self.models, rollout, step, self.config, self.tokenizer).tensors(rollout)
         except PluginError as fault:
             if step != self.last:  # an iteration may ask twice: for its responses and for the most likely ones
                 self.failed = self.failed + 1 if step == self.last + 1 else 1
@@ -54,7 +54,7 @@ class Scoring:
             self.emit({"event": "warning", "message": f"iteration {step + 1} teaches nothing: {fault}"})
             self.metrics["count/reward_errors"] = 1.0
             nothing = torch.zeros(len(rollout), device=rollout.mask.device)
-            scored = Scored(
+            scored = Scores(
                 nothing, nothing.bool(), torch.zeros_like(rollout.mask, dtype=nothing.dtype),
                 {"count/unscored": float(len(rollout))},
             )  # fmt: skip
@@ -64,15 +64,15 @@ class Scoring:
 
     def state_dict(self) -> dict[str, Any]:
         """Floats as hex: they come back to the bit."""
-        scales = {label: [shape.mean.hex(), shape.std.hex()] for label, shape in self.models.shapes.items()}
+        scales = {label: [shape.mean.hex(), shape.std.hex()] for label, shape in self.models.scales.items()}
         return {"failed": self.failed, "last": self.last, "scales": scales}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         try:
             self.failed, self.last = int(state["failed"]), int(state["last"])
-            for label, shape in self.models.shapes.items():
+            for label, shape in self.models.scales.items():
                 mean, std = (float.fromhex(x) for x in state["scales"][label])
-                self.models.shapes[label] = replace(shape, mean=mean, std=std)
+                self.models.scales[label] = replace(shape, mean=mean, std=std)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             raise CheckpointError(f"not what the rewards remember ({fault})", "", "use another checkpoint") from None
 
@@ -110,5 +110,5 @@ def fit_rewards(
             by_label.setdefault(label, []).extend(values)
     rewards.fit(by_label)
     for label in rewards.normalized:
-        shape = rewards.shapes[label]
+        shape = rewards.scales[label]
         emit({"event": "reward_scale", "label": label, "mean": shape.mean, "std": shape.std})

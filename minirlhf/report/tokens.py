@@ -13,7 +13,7 @@ import torch
 from minirlhf.builtin import kl
 from minirlhf.rl.token_log import LIKELIEST, rounded
 from minirlhf.store.jsonl import each_row
-from minirlhf.tensors import ratio
+from minirlhf.tensors import importance_ratio
 
 # Key -> (label, meaning); the unit is nats unless the meaning says otherwise.
 QUANTITIES = {
@@ -99,5 +99,5 @@ def derived(row: dict[str, Any]) -> dict[str, list[float | None]]:
         torch.tensor([float("nan") if x is None else x for x in row[name]], dtype=torch.float64)
         for name in ("logprob", "old_logprob", "ref_logprob")
     )
-    tensors = {"ratio": ratio(now, old), **{f.__name__: f(now, ref) for f in (kl.k1, kl.k2, kl.k3, kl.abs)}}
-    return {name: rounded(values) for name, values in tensors.items()}
+    by_name = {"ratio": importance_ratio(now, old), **{f.__name__: f(now, ref) for f in (kl.k1, kl.k2, kl.k3, kl.abs)}}
+    return {name: rounded(values) for name, values in by_name.items()}

@@ -1,4 +1,8 @@
-"""A batch of finished responses as reward functions see it: copies of texts, ids, columns and tensors."""
+"""RewardBatch: finished responses as reward functions see them.
+
+A function gets copies of what it names (texts, ids, columns of the prompt file, tensors of the rollout), so that
+nothing it does to them reaches the run. Not here: calling functions and checking what they return (call.py).
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +11,15 @@ from typing import Any
 
 from minirlhf.components.component import Built
 
-MODULE_ROWS = 16  # an nn.Module gets so many responses at a time
+MODULE_ROWS = 16  # responses at a time for a reward that is an nn.Module
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where the run stands, in TRL's names: iteration (from 0) of how many, and their quotient; and the SHA-256 of the
-    policy's tokenizer, by which a reward model knows whether the ids are its own."""
+    """Progress of the run in TRL's names: iteration (from 0), number of iterations, their quotient.
+
+    tokenizer_hash: SHA-256 of the policy's tokenizer; a trained reward model compares it with its own.
+    """
 
     global_step: int
     max_steps: int
@@ -23,7 +29,7 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """n responses as reward functions see them; every read is a fresh copy, made only if it is asked for."""
+    """n responses; every input is a fresh copy, made only for a function that names it."""
 
     prompts: list[str]
     completions: list[str]
@@ -31,10 +37,10 @@ class RewardBatch:
     completion_ids: list[list[int]]
     columns: Mapping[str, Sequence[Any]]
     trainer_state: TrainerState
-    rollout: Any
+    rollout: Any = None
 
     def inputs(self, built: Built) -> dict[str, Any]:
-        """The inputs and columns that a reward names, copied."""
+        """Copies of the inputs and columns that a reward names."""
         make: dict[str, Callable[[], Any]] = {
             "prompts": lambda: list(self.prompts),
             "completions": lambda: list(self.completions),
@@ -47,13 +53,14 @@ class RewardBatch:
         return columns | {name: value() for name, value in make.items() if built.names(name)}
 
     def parts(self, built: Built) -> "list[RewardBatch]":
-        """The whole, or pieces that fit an nn.Module."""
+        """The whole batch, or pieces of MODULE_ROWS responses for an nn.Module."""
         n = len(self.completions)
         if not built.is_module or n <= MODULE_ROWS:
             return [self]
         return [self.rows(start, min(start + MODULE_ROWS, n)) for start in range(0, n, MODULE_ROWS)]
 
     def rows(self, start: int, stop: int) -> "RewardBatch":
+        """Responses start to stop."""
         import torch
 
         part = slice(start, stop)
@@ -69,7 +76,7 @@ class RewardBatch:
 
 
 def _copy_rollout(rollout: Any) -> Any:
-    """The same rollout with tensors of its own."""
+    """Copy of a rollout with tensors of its own."""
     if rollout is None:
         return None
     values = {f.name: getattr(rollout, f.name) for f in fields(rollout)}

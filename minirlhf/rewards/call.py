@@ -1,11 +1,12 @@
-"""Scores: what the chosen reward models gave to a batch of finished responses, summed with their weights.
+"""Calling the reward functions of a run on finished responses, and summing what they give with their weights.
 
-    total_i = sum over labels of weight x shape(score_i); None (does not apply) leaves the sum, token rewards add up.
-    shape(s) = clip((s - mean) / std): mean and std are the reference's where a reward is normalised, else 0 and 1.
+    total_i = sum over labels of weight x scale(score_i); None (does not apply) leaves the sum, token rewards add up.
+    scale(s) = clip((s - mean) / std): mean and std are the reference's where a reward is normalised, else 0 and 1.
 
-A reward function gets copies of what it names (texts, ids, columns of the prompt file, the rollout's
-tensors), so nothing that it does to them reaches the run. TRL's signature runs unchanged: (prompts,
-completions, completion_ids, **kwargs), sync or async. Not here: what the rules do to the sum (shaping.py).
+The journey of a score: `RewardBatch` (what functions see, batch.py) -> `RewardModels.call` -> `ScoreTable` (lists) ->
+`Scores` (tensors) -> `ShapedScores` and rewards a token (shape.py). TRL's signature (prompts, completions,
+completion_ids, **kwargs) runs unchanged, sync or async. Not here: rules for the sum (shape.py), and the answer to a
+reward that fails during a run (pipeline/rewards.py).
 """
 
 import asyncio
@@ -26,19 +27,19 @@ from minirlhf.config.schema import Config
 from minirlhf.errors import PluginError, nearest
 from minirlhf.models.rollout import Rollout
 from minirlhf.rewards.batch import RewardBatch, TrainerState
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.shape import Scores
 from minirlhf.signals import TimeUp, time_limit
 from minirlhf.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a batch of n responses got.
+class ScoreTable:
+    """Scores of n responses, as lists.
 
-    total: the weighted sums, None where no reward model applied. by_label: what each gave (token rewards
-    summed), as it is. token_rewards: the part of the total that has a place (weighted, in units of std), one number a
-    token of completion_ids, or None if nobody gave such; the rest of the total belongs to the last token. metrics
-    and extras: what the functions logged, as reward/LABEL/NAME (the mean of the logged numbers; n values).
+    total: weighted sums, None where no reward applied. by_label: scores that each reward gave (token rewards summed),
+    before scaling. token_rewards: the part of the total that belongs to single tokens (weighted, in units of std), one
+    number a token of completion_ids, None if no reward gave such; the rest of the total goes to the last token. metrics
+    and extras: what the functions logged, as reward/LABEL/NAME (mean of the logged numbers; n values).
     """
 
     total: list[float | None]
@@ -47,10 +48,28 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)
     extras: dict[str, list[Any]] = field(default_factory=dict)
 
+    def tensors(self, rollout: Rollout) -> Scores:
+        """The same as tensors on the rollout's device, with the mean of each label among the metrics."""
+        device, (b, r) = rollout.mask.device, rollout.mask.shape
+        token_rewards = torch.zeros(b, r)
+        for row, numbers in enumerate(self.token_rewards or []):
+            token_rewards[row, : len(numbers)] = torch.tensor(numbers)
+        metrics = dict(self.metrics)
+        for label, values in self.by_label.items():
+            given = [v for v in values if v is not None]
+            metrics[f"reward/{label}"] = sum(given) / len(given) if given else 0.0
+        metrics["count/unscored"] = float(sum(v is None for v in self.total))
+        return Scores(
+            total=torch.tensor([v or 0.0 for v in self.total], device=device),
+            valid=torch.tensor([v is not None for v in self.total], device=device),
+            token_rewards=token_rewards.to(device),
+            metrics=metrics,
+        )
+
 
 @dataclass(frozen=True)
-class Shape:
-    """What is done to a reward's score before it is weighed: (score - mean) / std, then cut to +- clip.
+class Scale:
+    """Scaling of a reward's score before it is weighed: (score - mean) / std, then cut to +- clip.
 
     normalize: mean and std are still to be measured (`RewardModels.fit`).
     """
@@ -66,29 +85,31 @@ class Shape:
 
 
 class RewardModels:
-    """The rewards of a run: models = (label, weight, built) each; shapes = label -> Shape, where a score is shaped."""
+    """Rewards of a run: models = [(label, weight, built)]; scales = {label: Scale}."""
 
-    def __init__(self, models: Sequence[tuple[str, float, Built]], shapes: Mapping[str, Shape] | None = None) -> None:
+    def __init__(self, models: Sequence[tuple[str, float, Built]], scales: Mapping[str, Scale] | None = None) -> None:
         self.models = [(label, weight, replace(built, label=label)) for label, weight, built in models]
-        self.shapes = {label: Shape() for label, _, _ in models} | dict(shapes or {})
+        self.scales = {label: Scale() for label, _, _ in models} | dict(scales or {})
 
     @property
     def normalized(self) -> list[str]:
-        """The labels whose scores are to be normalised."""
-        return [label for label, shape in self.shapes.items() if shape.normalize]
+        """Labels of the rewards whose scores are to be normalised."""
+        return [label for label, scale in self.scales.items() if scale.normalize]
 
     def fit(self, by_label: Mapping[str, Sequence[float | None]]) -> None:
-        """Take mean and (unbiased) standard deviation of these scores for the rewards that are normalised; one whose
-        scores are all the same is only centred."""
+        """Set mean and (unbiased) standard deviation of the normalised rewards from these scores of the reference.
+
+        A reward whose scores are all the same is only centred: there is no scale to divide by.
+        """
         for label in self.normalized:
             given = [score for score in by_label[label] if score is not None]
             mean = sum(given) / len(given) if given else 0.0
             std = math.sqrt(sum((s - mean) ** 2 for s in given) / (len(given) - 1)) if len(given) > 1 else 0.0
             std = std if std > 1e-6 * max(1.0, abs(mean)) else 1.0
-            self.shapes[label] = replace(self.shapes[label], mean=mean, std=std)
+            self.scales[label] = replace(self.scales[label], mean=mean, std=std)
 
     def check_columns(self, columns: Collection[str]) -> None:
-        """Every column that a function needs is in the prompt file, or PluginError with what may be meant."""
+        """Raise PluginError, with the nearest name, for a column that a function needs and the prompt file lacks."""
         for _, _, built in self.models:
             for name in built.component.columns:
                 if name not in columns:
@@ -99,33 +120,41 @@ class RewardModels:
                         f"inputs are {', '.join(INPUTS['reward'])} and {found}",
                     )
 
-    def score(
-        self,
-        *,
-        prompts: list[str],
-        completions: list[str],
-        prompt_ids: list[list[int]],
-        completion_ids: list[list[int]],
-        columns: Mapping[str, Sequence[Any]],
-        trainer_state: TrainerState,
-        rollout: Any = None,
-    ) -> Scores:
-        """Call every reward model once, async ones together, and add up. rollout: an experience.Rollout.
+    def call(self, batch: RewardBatch) -> ScoreTable:
+        """Call every reward function once, async ones together, and add up.
 
-        Raises PluginError (plugin, file, label, first bad index) for whatever a function does wrong.
+        Raises PluginError (plugin, file, label, first bad index) for anything that a function does wrong.
         """
-        batch = RewardBatch(prompts, completions, prompt_ids, completion_ids, columns, trainer_state, rollout)
         calls = [_Call(built, part) for _, _, built in self.models for part in batch.parts(built)]
         _run(calls)
         given: dict[str, list[RowScore]] = {}
         for call in calls:
             given.setdefault(call.built.label, []).extend(call.scores())
         metrics, extras = _logged(calls)
-        return _added(self.models, self.shapes, given, completion_ids, metrics, extras)
+        return replace(self._sum(given, batch.completion_ids), metrics=metrics, extras=extras)
+
+    def _sum(self, given: Mapping[str, Sequence[RowScore]], completion_ids: list[list[int]]) -> ScoreTable:
+        """Weighted sum over the labels, and the part of it that belongs to single tokens."""
+        total: list[float | None] = [None] * len(completion_ids)
+        by_label: dict[str, list[float | None]] = {}
+        tokens = [[0.0] * len(ids) for ids in completion_ids]
+        placed = False
+        for label, weight, _ in self.models:
+            sums: list[float | None] = []
+            for i, row in enumerate(given.get(label, [])):
+                value = sum(row) if isinstance(row, list) else row
+                sums.append(value)
+                if value is not None:
+                    total[i] = (total[i] or 0.0) + weight * self.scales[label](value)
+                if isinstance(row, list):
+                    placed, scale = True, weight / self.scales[label].std
+                    tokens[i] = [old + scale * new for old, new in zip(tokens[i], row, strict=True)]
+            by_label[label] = sums
+        return ScoreTable(total, by_label, tokens if placed else None)
 
 
 class _Call:
-    """One call of one reward model, with what it returned and what it logged."""
+    """One call of one reward function: its result and what it logged."""
 
     def __init__(self, built: Built, batch: RewardBatch) -> None:
         self.built, self.batch = built, batch
@@ -134,13 +163,14 @@ class _Call:
         self.extras: list[tuple[str, list[Any]]] = []
 
     def start(self) -> None:
-        """Call it; an async function leaves something to await in `result`."""
+        """Call the function; an async one leaves an awaitable in `result`."""
         logs = {"log_metric": self.log_metric, "log_extra": self.log_extra}
         inputs = self.batch.inputs(self.built) | logs
-        with _inference_mode() if self.built.is_module else nullcontext():
+        with torch.inference_mode() if self.built.is_module else nullcontext():
             self.result = self.built(inputs)
 
     async def finish(self) -> None:
+        """Await the result of an async function."""
         try:
             with self.built.guarded():
                 self.result = await self.result
@@ -151,15 +181,16 @@ class _Call:
             raise
 
     def scores(self) -> list[RowScore]:
+        """The result, checked: a score, one number a token, or None for each response."""
         ids = self.batch.completion_ids
         return check_scores(self.built, self.result, len(ids), ids)
 
     def log_metric(self, name: str, value: Any) -> None:
-        """TRL's: a number to log under a name; the mean over a step's calls is kept."""
+        """Log a number under a name (TRL's function); the mean over the calls of a step is kept."""
         self.metrics.append((_text(name), finite_number(value)))
 
     def log_extra(self, column: str, values: Any) -> None:
-        """TRL's: one value a completion, shown beside the samples."""
+        """Log one value a completion (TRL's function), shown beside the samples."""
         listed = values.tolist() if hasattr(values, "tolist") else list(values)
         expected = len(self.batch.completions)
         if len(listed) != expected:
@@ -199,35 +230,8 @@ def _in_a_loop(work: Coroutine[Any, Any, list[BaseException | None]]) -> list[Ba
         return pool.submit(asyncio.run, work).result()
 
 
-def _added(
-    models: list[tuple[str, float, Built]],
-    shapes: Mapping[str, Shape],
-    given: dict[str, list[RowScore]],
-    completion_ids: list[list[int]],
-    metrics: dict[str, float],
-    extras: dict[str, list[Any]],
-) -> Scores:
-    """The weighted sum over the labels, and the part of it that is placed token by token."""
-    total: list[float | None] = [None] * len(completion_ids)
-    by_label: dict[str, list[float | None]] = {}
-    tokens = [[0.0] * len(ids) for ids in completion_ids]
-    placed = False
-    for label, weight, _ in models:
-        sums: list[float | None] = []
-        for i, row in enumerate(given.get(label, [])):
-            value = sum(row) if isinstance(row, list) else row
-            sums.append(value)
-            if value is not None:
-                total[i] = (total[i] or 0.0) + weight * shapes[label](value)
-            if isinstance(row, list):
-                placed, scale = True, weight / shapes[label].std
-                tokens[i] = [old + scale * new for old, new in zip(tokens[i], row, strict=True)]
-        by_label[label] = sums
-    return Scores(total, by_label, tokens if placed else None, metrics, extras)
-
-
 def _logged(calls: list[_Call]) -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """Means of the metrics and the extra columns, each as reward/LABEL/NAME: no two rewards share a name."""
+    """Means of the metrics and the extra columns, as reward/LABEL/NAME, so that no two rewards share a name."""
     numbers: dict[str, list[float]] = {}
     extras: dict[str, list[Any]] = {}
     for call in calls:
@@ -239,57 +243,31 @@ def _logged(calls: list[_Call]) -> tuple[dict[str, float], dict[str, list[Any]]]
     return {name: sum(values) / len(values) for name, values in numbers.items()}, extras
 
 
-def _inference_mode() -> Any:
-    import torch
-
-    return torch.inference_mode()
-
-
 def _text(name: Any) -> str:
+    """The name, or TypeError if it is no string."""
     if not isinstance(name, str):
         raise TypeError(f"a name to log under must be a string, got {type(name).__name__}")
     return name
 
 
-def call_rewards(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scores:
-    """Texts, ids and columns of a rollout to the reward models, in the time that they have."""
-    limit = config.run.reward_timeout_s
+def call_rewards(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> ScoreTable:
+    """Call the rewards on a rollout within `run.reward_timeout_s` seconds (PluginError if they take longer).
+
+    step: iterations done. tokenizer: the policy's; its hash tells a trained reward model whether the ids are its own.
+    """
+    limit, total = config.run.reward_timeout_s, config.ppo.iterations
+    batch = RewardBatch(
+        prompts=list(rollout.prompts),
+        completions=list(rollout.completions),
+        prompt_ids=rollout.prompt_id_lists,
+        completion_ids=rollout.completion_id_lists,
+        columns={name: list(values) for name, values in rollout.columns.items()},
+        trainer_state=TrainerState(step, total, step / max(1, total), tokenizer.hash),
+        rollout=rollout,
+    )
     try:
         with time_limit(limit, f"longer than run.reward_timeout_s = {limit:g} s" if limit else ""):
-            return models.score(
-                prompts=list(rollout.prompts),
-                completions=list(rollout.completions),
-                prompt_ids=rollout.prompt_id_lists,
-                completion_ids=rollout.completion_id_lists,
-                columns={name: list(values) for name, values in rollout.columns.items()},
-                rollout=rollout,
-                trainer_state=TrainerState(
-                    global_step=step,
-                    max_steps=config.ppo.iterations,
-                    epoch=step / max(1, config.ppo.iterations),
-                    tokenizer_hash=tokenizer.hash,
-                ),
-            )
+            return models.call(batch)
     except TimeUp as fault:  # between two calls, or while several are awaited
         labels = ", ".join(label for label, _, _ in models.models)
         raise PluginError(f"rewards took {fault}", labels, "raise it, or make them faster") from None
-
-
-def score(models: RewardModels, rollout: Rollout, step: int, config: Config, tokenizer: Tokenizer) -> Scored:
-    """What the reward models give a rollout, as tensors on its device."""
-    result = call_rewards(models, rollout, step, config, tokenizer)
-    device, (b, r) = rollout.mask.device, rollout.mask.shape
-    token_rewards = torch.zeros(b, r)
-    for row, placed in enumerate(result.token_rewards or []):
-        token_rewards[row, : len(placed)] = torch.tensor(placed)
-    metrics = dict(result.metrics)
-    for label, values in result.by_label.items():
-        given = [v for v in values if v is not None]
-        metrics[f"reward/{label}"] = sum(given) / len(given) if given else 0.0
-    metrics["count/unscored"] = float(sum(v is None for v in result.total))
-    return Scored(
-        scores=torch.tensor([v or 0.0 for v in result.total], device=device),
-        valid=torch.tensor([v is not None for v in result.total], device=device),
-        token_rewards=token_rewards.to(device),
-        metrics=metrics,
-    )

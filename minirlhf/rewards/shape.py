@@ -1,12 +1,13 @@
 """From scores to rewards: one number a response becomes a reward a token.
 
-Order, always: the weighted sum over the reward models, normalisation, clipping, the truncation rule; then
+The order is always the same: weighted sum over the reward functions, normalisation, clipping, truncation rule; then
     r_t = -beta kl_t + token rewards in place + [t = last token of the mask] the rest of the score.
 The score lands on the last token of the mask (the EOS of a response that stopped). TRL and torchtune put it one slot
-behind the EOS, where V must have learned it too (`one_slot_more`); at gamma = 1 that only matters for lambda < 1.
+behind the EOS, where V must have learned it, too (`rl.terms.one_slot_more`); at gamma = 1 that matters for lambda < 1
+only. Not here: calling reward functions and summing what they give (call.py).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,14 +18,14 @@ from minirlhf.tensors import Moments, last_index, moments
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What the reward models gave a rollout.
+class Scores:
+    """Scores of the B responses of a rollout, as tensors.
 
-    scores (B,): the weighted sum, 0 where nobody scored; valid (B,): somebody scored; token_rewards (B,R): the part
-    of the score that has a place; metrics: a mean for each label, and what the rewards logged themselves.
+    total (B,): the weighted sum, 0 where no reward applied; valid (B,): some reward applied; token_rewards (B,R): the
+    part of the total that belongs to single tokens; metrics: mean of each label, and what the functions logged.
     """
 
-    scores: Tensor
+    total: Tensor
     valid: Tensor
     token_rewards: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
@@ -32,17 +33,33 @@ class Scored:
 
 @dataclass(frozen=True)
 class ShapedScores:
-    """scores (B,) and rollout (its mask without the rows that take no part) after all rules; bootstrap (B,) = V
-    that stands for what a truncated response would still have earned; running = the moments for the next call."""
+    """Scores of a rollout after all rules, ready to be placed.
+
+    scores (B,); rollout: its mask is without the rows that take no part; token_rewards (B,R); bootstrap (B,): V that
+    stands for what a truncated response would still have earned; running: moments of the run's scores, for the next
+    iteration; slot_returns (B,): target of V behind the EOS where the score lands there (NaN for rows without such a
+    slot), None where it lands on the last token; greedy_scores (B,): shaped return of the most likely response, None
+    where no advantage function asks for it.
+    """
 
     scores: Tensor
     rollout: Rollout
+    token_rewards: Tensor
     bootstrap: Tensor
     running: Moments
+    slot_returns: Tensor | None = None
+    greedy_scores: Tensor | None = None
+
+    def keeping(self, valid: Tensor) -> "ShapedScores":
+        """The same scores; rows outside `valid` (B,) leave the mask as well."""
+        rollout, slot = self.rollout.keeping(valid), self.slot_returns
+        if slot is not None:
+            slot = target_behind_eos(self.scores, self.token_rewards, rollout)
+        return replace(self, rollout=rollout, slot_returns=slot)
 
 
 def shape_scores(
-    scored: Scored,
+    given: Scores,
     rollout: Rollout,
     next_value: Tensor,
     running: Moments,
@@ -51,11 +68,12 @@ def shape_scores(
     *,
     learn: bool = True,
 ) -> ShapedScores:
-    """Normalise, clip, apply the truncation rule; rows without a score, or ruled out, leave the mask.
+    """Normalise, clip and apply the truncation rule. Rows without a score, or ruled out, leave the mask.
 
-    learn: these scores count in the moments that they are normalised by (a baseline's do not).
+    next_value (B,): V of the state after the last token, for the rule `bootstrap`. running: moments of the scores of
+    the run so far. learn: add these scores to the moments (a baseline's are not added).
     """
-    scores, valid = scored.scores, scored.valid
+    scores, valid = given.total, given.valid
     if ppo.score_normalize:
         if learn:
             now = moments(scores, valid)
@@ -74,14 +92,22 @@ def shape_scores(
     elif truncation.rule == "bootstrap":
         bootstrap = torch.where(cut, next_value, bootstrap)
     scores = torch.where(valid, scores, torch.zeros_like(scores))
-    return ShapedScores(scores, rollout.keeping(valid), bootstrap, running)
+    kept = rollout.keeping(valid)
+    slot = target_behind_eos(scores, given.token_rewards, kept) if ppo.score_slot == "after" else None
+    return ShapedScores(scores, kept, given.token_rewards, bootstrap, running, slot)
+
+
+def target_behind_eos(scores: Tensor, token_rewards: Tensor, rollout: Rollout) -> Tensor:
+    """Target of V behind the EOS, where the score lands with ppo.score_slot = "after": (B,); NaN without an EOS."""
+    rest = scores - torch.where(rollout.mask, token_rewards, 0.0).sum(dim=1)
+    return torch.where(rollout.terminated & rollout.mask.any(dim=1), rest, float("nan"))
 
 
 def place_rewards(scores: Tensor, token_rewards: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
-    """scores (B,), token_rewards (B,R), penalty = beta kl (B,R) -> rewards (B,R), 0 where masked.
+    """Rewards (B,R), 0 where masked, from scores (B,), token_rewards (B,R) and penalty = beta kl (B,R).
 
-    Whatever the rules did to a score, the token rewards keep their places and the rest of it, score - sum of token
-    rewards, goes to the last token: a row's rewards sum to its score minus its penalty.
+    Token rewards keep their places whatever the rules did to a score; the rest of it, score - sum of token rewards,
+    goes to the last token of the mask. So the rewards of a row sum to its score minus its penalty.
     """
     zero = torch.zeros_like(penalty)
     placed = torch.where(mask, token_rewards, zero)
@@ -89,22 +115,3 @@ def place_rewards(scores: Tensor, token_rewards: Tensor, penalty: Tensor, mask: 
     last = last_index(mask)
     rest = torch.where(last >= 0, scores - placed.sum(dim=1), torch.zeros_like(scores))
     return rewards.scatter_add(1, last.clamp(min=0).unsqueeze(1), rest.unsqueeze(1))
-
-
-def one_slot_more(
-    known: dict[str, Tensor], scored: Scored, penalty: Tensor, ended: Tensor, next_value: Tensor
-) -> dict[str, Tensor]:
-    """The inputs of an advantage function on rows of R + 1: behind the EOS of each row that `ended` (B,) is a state of
-    its own, with V = next_value (B,), and the score lands there (TRL's convention)."""
-
-    def wide(x: Tensor) -> Tensor:
-        return torch.cat([x, x.new_zeros(len(x), 1)], dim=1)
-
-    per_token = {name for name, x in known.items() if x.ndim == 2}
-    out = {name: wide(x) if name in per_token else x for name, x in known.items()}
-    slot = last_index(known["mask"]).unsqueeze(1) + 1
-    has_slot = (ended & (slot.squeeze(1) > 0)).unsqueeze(1)
-    out["mask"] = out["mask"].scatter(1, slot, has_slot | out["mask"].gather(1, slot))
-    out["values"] = torch.where(out["mask"] & ~wide(known["mask"]), next_value.unsqueeze(1), wide(known["values"]))
-    out["rewards"] = place_rewards(known["scores"], wide(scored.token_rewards), wide(penalty), out["mask"])
-    return out

@@ -5,7 +5,7 @@ Not here: combinations that are refused (config/faults.py), and what metrics sho
 
 from collections.abc import Iterator
 
-from minirlhf.components.registry import BUILTIN_OWNER
+from minirlhf import PROJECT
 from minirlhf.config.schema import Config
 
 
@@ -22,8 +22,8 @@ def other_doubts(c: Config) -> Iterator[str]:
     if c.corpus.preferences and not any(r.use.endswith("trained") for r in c.rewards.values()):
         yield "corpus.preferences: no reward is trained from these comparisons; choose it by --reward trained"
     updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
-    function, loss = c.advantage.function.removeprefix(f"{BUILTIN_OWNER}:"), c.loss.policy
-    if loss.removeprefix(f"{BUILTIN_OWNER}:") == "pg" and updates > 1:
+    function, loss = c.advantage.function.removeprefix(f"{PROJECT}:"), c.loss.policy
+    if loss.removeprefix(f"{PROJECT}:") == "pg" and updates > 1:
         yield (
             f"loss pg with {updates} updates a rollout: it has no importance ratio, so from the second update on it is "
             "the gradient of a policy that is gone; use ratio, or one epoch of one minibatch"
@@ -54,7 +54,7 @@ def kl_doubts(config: Config) -> list[str]:
     """What this KL estimator in this place does not do."""
     owner, _, estimator = config.kl.estimator.rpartition(":")
     place = config.kl.place
-    if not config.kl.coef or owner not in ("", BUILTIN_OWNER):
+    if not config.kl.coef or owner not in ("", PROJECT):
         return []
     reasons = {
         ("exact", "reward"): "given the tokens before it, the exact KL does not depend on the token taken, so only the "

@@ -7,16 +7,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from minirlhf.models.rollout import LogDist, Rollout, check_array
+from minirlhf.models.rollout import LogDist, PolicyOutput, Rollout, check_array
+from minirlhf.rewards.shape import ShapedScores
+from minirlhf.tensors import Whitened
 
 
 @dataclass(frozen=True)
 class Experience:
-    """Everything the epochs learn from: built once an iteration, complete and frozen.
+    """Everything that the epochs of an iteration learn from: built once, complete and frozen.
 
-    rollout; old_logprobs, ref_logprobs, old_values (B,R) from the rollout's policy and the reference; kl (B,R) nats
-    a token; scores (B,); rewards, advantages, returns (B,R); ref_log_dist the reference's distributions on request;
-    slot_returns (B,) what V behind the EOS should be, where the score lands there (NaN for rows without one).
+    old_logprobs, ref_logprobs, old_values (B,R) of the policy that sampled and of the reference; kl (B,R) nats a token;
+    scores (B,) after the rules; rewards, returns (B,R); advantages (B,R) whitened; ref_log_dist: distributions of the
+    reference, on request; flat: the advantages were all alike, so whitening left zeros; slot_returns (B,): target of V
+    behind the EOS where the score lands there (NaN for rows without one). Shapes and dtypes are checked (ValueError).
     """
 
     rollout: Rollout
@@ -29,6 +32,7 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     ref_log_dist: LogDist
+    flat: bool = False
     slot_returns: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -42,6 +46,33 @@ class Experience:
                 raise ValueError(f"{name} must not require grad: an experience is data, not a graph")
         check_array("scores", self.scores, (b,), "float")
 
+    @classmethod
+    def build(
+        cls,
+        shaped: ShapedScores,
+        active: PolicyOutput,
+        reference: PolicyOutput,
+        kl: Tensor,
+        rewards: Tensor,
+        whitened: Whitened,
+        returns: Tensor,
+    ) -> "Experience":
+        """Experience of a rollout from its parts: shaped scores, the forward passes of both models, (B,R) tensors."""
+        return cls(
+            rollout=shaped.rollout,
+            old_logprobs=active.logprobs,
+            ref_logprobs=reference.logprobs,
+            old_values=active.values,
+            kl=kl,
+            scores=shaped.scores,
+            rewards=rewards,
+            advantages=whitened.advantages,
+            returns=returns,
+            ref_log_dist=reference.log_dist,
+            flat=whitened.degenerate,
+            slot_returns=shaped.slot_returns,
+        )
+
     def __len__(self) -> int:
         return len(self.rollout)
 
@@ -51,12 +82,12 @@ class Experience:
 
     @cached_property
     def learnable(self) -> list[bool]:
-        """Which rows have a token to learn from, on the CPU."""
+        """True for each row that has a token to learn from; read from the device once."""
         found: list[bool] = self.mask.any(dim=1).tolist()
         return found
 
     def rows(self, index: Tensor) -> "Experience":
-        """The rows of `index` (b,), in its order."""
+        """Rows of `index` (b,), in its order."""
         at, whole = index.to(self.mask.device), self.ref_log_dist
         tensors = {name: getattr(self, name)[at] for name in (*_PER_TOKEN, "scores")}
         if self.slot_returns is not None:
@@ -64,8 +95,10 @@ class Experience:
         return replace(self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors)
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator["Experience"]:
-        """All rows once, in a fresh random order, `size` at a time (the last one may be smaller); a minibatch of rows
-        that are all masked teaches nothing and is left out."""
+        """Yield all rows once in a random order, `size` at a time; the last minibatch may be smaller.
+
+        A minibatch whose rows are all masked teaches nothing and is left out.
+        """
         order = torch.randperm(len(self), generator=generator)
         for start in range(0, len(self), size):
             part = order[start : start + size]
@@ -73,7 +106,7 @@ class Experience:
                 yield self.rows(part)
 
     def micro_batches(self, size: int) -> Iterator[tuple[slice, "Experience"]]:
-        """All rows in order, `size` at a time, each with its slice of the minibatch."""
+        """Yield all rows in order, `size` at a time, each part with its slice of the minibatch."""
         for start in range(0, len(self), size):
             part = slice(start, min(start + size, len(self)))
             yield part, self.rows(torch.arange(part.start, part.stop))

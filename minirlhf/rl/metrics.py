@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minirlhf.models.rollout import PolicyOutput
 from minirlhf.rl.experience import Experience
-from minirlhf.tensors import masked_mean, masked_sum, moments
+from minirlhf.tensors import LOG_CLAMP, importance_ratio, masked_mean, masked_sum, moments
 
 Metrics = dict[str, float]
 
@@ -34,6 +35,7 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
     }
     read = torch.stack([value.double() for value in values.values()]).tolist()
     metrics = dict(zip(values, read, strict=True))
+    metrics["count/flat_batches"] = float(e.flat)
     metrics["objective/scores_std"] = moments(e.scores, rows).std()
     metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
     log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
@@ -118,6 +120,18 @@ class Averages:
     def read(self) -> Metrics:
         """Everything as floats: one synchronisation."""
         return dict(zip(self.sums, torch.stack([x.double() for x in self.sums.values()]).tolist(), strict=True))
+
+
+@torch.no_grad()
+def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str, Tensor]:
+    """Distance of the policy from the one that sampled, (b,R) each; clip: range of the value clip, None without one."""
+    log_ratio = new.logprobs - micro.old_logprobs
+    return {
+        "policy/approxkl_avg": 0.5 * log_ratio.square(),
+        "policy/clamped_avg": log_ratio.abs() > LOG_CLAMP,
+        "val/ratio": importance_ratio(new.logprobs, micro.old_logprobs),
+        "val/clipfrac_avg": (new.values - micro.old_values).abs() > (float("inf") if clip is None else clip),
+    }
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:

@@ -1,9 +1,9 @@
-"""The token log: what the models thought of some responses, token by token, after the update that learned from them.
+"""Token log: the numbers of some responses, token by token, before and after the update that learned from them.
 
-One row a response, plain numbers and texts, ready for a file; the report's token view and `minirlhf inspect` read them.
-What the update used (value, reward, advantage, old log-prob, the reference's distributions) is the rollout's; what it
-led to (log-prob, alternatives, KL of the whole distributions) is scored here: without gradients, without randomness and
-without a stateful component, so that a run with a token log and one without are the same to the bit.
+One row a response, of plain numbers and texts, ready for a file; the report's token view and `minirlhf inspect` read
+them. Numbers that the update used (value, reward, advantage, old log-prob, the reference's distributions) come from the
+experience; those that it led to (log-prob, alternatives, KL of whole distributions) are computed here. That takes no
+gradient, no random number and no stateful component, so a run is the same to the bit with and without a token log.
 """
 
 import codecs
@@ -21,28 +21,29 @@ from minirlhf.errors import PluginError
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import LogDist
 from minirlhf.rl.experience import Experience
+from minirlhf.rl.terms import LossInputs, compute_loss
 from minirlhf.text.tokenizer import SPECIAL, Tokenizer
 
 LIKELIEST = 5  # alternatives of each token
-NUMBERS = 1 << 22  # of a distribution's, at a time
+NUMBERS = 1 << 22  # most numbers of distributions in memory at a time
 
 
 @torch.no_grad()
 def token_log(
     experience: Experience, policy: Policy, loss: Built, beta: float, tokenizer: Tokenizer, count: int
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A row for each of the first `count` responses; lists have an entry a response token, EOS included.
+    """Yield a row for each of the first `count` responses; lists have one entry a response token, EOS included.
 
-    prompt, score (None if it counts for nothing: no reward applied, or the row is masked), terminated; tokens their
-    texts; old_logprob, kl (the chosen estimator's), value, reward, advantage as the update used them; logprob,
-    ref_logprob, exact (KL over the vocabulary) after it, in nats; clipped, whether the loss held the token back (None
-    where the loss does not say); likeliest, for each token [text, log-prob of the policy, of the reference] of the five
-    that the policy finds most likely now. beta: that of the loss (N10).
+    prompt; score (None if no reward applied or the row is masked); terminated; tokens: their texts; old_logprob, kl (of
+    the chosen estimator), value, reward, advantage as the update used them; logprob, ref_logprob, exact (KL over the
+    vocabulary) after it, in nats; clipped: True where the loss held the token back (None if the loss does not say);
+    likeliest: [text, log-prob of the policy, of the reference] of the five tokens that the policy now finds most
+    likely. beta: coefficient of N10's penalty.
     """
     if not count:
         return
     some = experience.rows(torch.arange(min(count, len(experience))))
-    now = policy.score(some.rollout)
+    now = policy.forward_pass(some.rollout)
     columns = {
         "old_logprob": some.old_logprobs, "logprob": now.logprobs, "ref_logprob": some.ref_logprobs, "kl": some.kl,
         "value": some.old_values, "reward": some.rewards, "advantage": some.advantages,
@@ -66,9 +67,9 @@ def token_log(
 def distributions(
     now: LogDist, ref: LogDist, real: Tensor, tokenizer: Tokenizer
 ) -> Iterator[tuple[list[float | None], list[list[list[Any]]]]]:
-    """Of each row of `real` (B,R): KL(policy, reference) of its tokens, and their most likely alternatives.
+    """Yield KL(policy, reference) of the tokens and their most likely alternatives, for each row of `real` (B,R).
 
-    Some rows of distributions at a time: at a vocabulary of 50,000 those of one response are 40 MB.
+    Only some rows of distributions exist at a time: at a vocabulary of 50,000 those of one response take 40 MB.
     """
     names = cache(lambda token: token_text(tokenizer, token))
     size = max(1, NUMBERS // (real.shape[1] * tokenizer.vocab_size))
@@ -87,41 +88,39 @@ def distributions(
 
 
 def clipped(loss: Built, some: Experience, logprobs: Tensor, beta: float) -> Tensor | None:
-    """What the loss logs as `clipfrac` for the tokens (B,R) at these log-probs; None if it logs none.
+    """`clipfrac` that the loss logs for the tokens (B,R) at these log-probs; None if it logs none.
 
-    One that is a class may count its calls and is not asked. Its result was checked in the update; here nothing is
-    refused, so that weights which are not finite are found where they would be saved.
+    A loss that is a class may count its calls, so it is not asked. Numbers are not checked here (the checks are
+    deferred and dropped), so that weights which are not finite are reported where they would be saved.
     """
     if loss.state is not None:
         return None
-    known = {
-        "logprobs": logprobs.detach().requires_grad_(), "old_logprobs": some.old_logprobs,
-        "ref_logprobs": some.ref_logprobs, "advantages": some.advantages, "mask": some.mask, "beta": beta,
-    }  # fmt: skip
+    now = logprobs.detach().requires_grad_()
+    inputs = LossInputs(now, some.old_logprobs, some.ref_logprobs, some.advantages, some.mask, beta)
     try:
-        with torch.enable_grad():  # as in the update: it may take a gradient itself
-            found = loss(known)
-    except PluginError:  # it has learned from these responses; that it cannot be asked again is no fault of the run
+        with torch.enable_grad():  # as in the update: the loss may take a gradient itself
+            _, logged = compute_loss(loss, inputs, later=[])
+    except PluginError:  # the run has learned from these responses; that the loss cannot be asked again is no fault
         return None
-    held_back = found[1].get("clipfrac") if isinstance(found, tuple) else None
-    return held_back if isinstance(held_back, Tensor) and held_back.shape == some.mask.shape else None
+    found = logged.get("clipfrac")
+    return found if found is not None and found.shape == some.mask.shape else None
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token, which together are the text of all: a character stands where its last byte is."""
+    """Texts of the tokens, which joined are the whole text: a character stands at the token of its last byte."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     last = len(ids) - 1
     return [decoder.decode(tokenizer.token_bytes(token), final=i == last) for i, token in enumerate(ids)]
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token by itself: half a character as its bytes, a special token by its name."""
+    """Text of a single token: half a character as its bytes, a special token by its name."""
     special = {tokenizer.pad_id: SPECIAL[0], tokenizer.bos_id: SPECIAL[1], tokenizer.eos_id: SPECIAL[2]}
     return special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
 
 
 def rounded(values: Tensor) -> list[float | None]:
-    """To six decimals; what is not finite (a banned token's log-prob) as None."""
+    """Values rounded to six decimals; None for numbers that are not finite (log-probs of banned tokens)."""
     found: list[float | None] = values.double().round(decimals=6).tolist()
     return (
         found if bool(values.isfinite().all()) else [None if x is None or abs(x) == inf or x != x else x for x in found]

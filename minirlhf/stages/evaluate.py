@@ -18,7 +18,7 @@ from minirlhf.builtin.kl import exact
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.shape import Scores
 from minirlhf.rl.metrics import residual_std
 from minirlhf.streams import generator
 from minirlhf.tensors import masked_sum
@@ -39,7 +39,7 @@ def evaluate(
     policy: Policy,
     reference: Reference,
     prompts: PromptBatch,
-    reward_models: Callable[[Rollout], Scored],
+    reward_models: Callable[[Rollout], Scores],
     tokenizer: Tokenizer,
     *,
     max_new_tokens: int,
@@ -96,7 +96,7 @@ def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tenso
 
     Its mean estimates KL(pi, ref) over whole responses without bias, with less variance than sum_t log pi/ref.
     """
-    active, frozen = policy.score(rollout), reference.score(rollout)
+    active, frozen = policy.forward_pass(rollout), reference.forward_pass(rollout)
     sums = []
     for row in range(len(rollout)):
         rows = slice(row, row + 1)
@@ -127,7 +127,7 @@ def residual_spread(
             model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "residual", index)
         )
         scores, rows = shaped_scores(rollout)
-        log_ratio = model.score(rollout).logprobs - reference.score(rollout).logprobs
+        log_ratio = model.forward_pass(rollout).logprobs - reference.forward_pass(rollout).logprobs
         residuals.append(scores - beta * torch.where(rollout.mask, log_ratio, 0.0).sum(dim=1))
         groups.append(rollout.group)
         counts.append(rows)
@@ -138,7 +138,7 @@ def best_of_n(
     reference: Reference,
     prompts: PromptBatch,
     samples: int,
-    reward_models: Callable[[Rollout], Scored],
+    reward_models: Callable[[Rollout], Scores],
     tokenizer: Tokenizer,
     *,
     max_new_tokens: int,
@@ -172,9 +172,9 @@ def chances_of_best(samples: int, n: int) -> Tensor:
     return torch.where(i >= n, log.exp(), 0.0)
 
 
-def score_or_nan(scored: Scored) -> Tensor:
+def score_or_nan(scored: Scores) -> Tensor:
     """Scores (B,), NaN where no reward model applied."""
-    return torch.where(scored.valid, scored.scores, float("nan")).double().cpu()
+    return torch.where(scored.valid, scored.total, float("nan")).double().cpu()
 
 
 def numbers(scores: Tensor) -> list[float | None]:

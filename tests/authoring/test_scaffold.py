@@ -1,4 +1,4 @@
-"""`plugins new`: what it writes passes its check and its own test untouched, as a file and as an installed package."""
+"""`plugins new`: a new plugin passes its check and its own test untouched, as a file and as an installed package."""
 
 import importlib.util
 import re
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run_test(path, *arguments):
-    """The one test of a file."""
+    """Import a test file and run its only test."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -42,7 +42,7 @@ def test_a_new_plugin_passes_its_check_and_its_test_and_runs(kind, folder, tiny)
 
 
 def test_a_new_package_is_found_once_it_is_installed(folder, monkeypatch):
-    """Installed as pip would: its entry point beside it on the path."""
+    """Installed by hand as pip would do it: a dist-info folder with the entry point, beside the module on the path."""
     made = done("plugins", "new", "near_words", "--kind", "reward", "--package")
     assert made.out.split() == [
         f"minirlhf-near-words/{name}" for name in ("near_words.py", "test_near_words.py", "pyproject.toml", "README.md")
@@ -59,7 +59,7 @@ def test_a_new_package_is_found_once_it_is_installed(folder, monkeypatch):
     shown = done("plugins", "check", "near_words")
     consoles = re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     (manual,) = [block for block in consoles if "plugins new near_words" in block]
-    for line in shown.out.splitlines()[1:-1]:  # not the place, not the time
+    for line in shown.out.splitlines()[1:-1]:  # without the first line (a path) and the last (a time)
         assert line in manual.splitlines()
     for line in made.out.splitlines() + made.err.splitlines():
         assert line in manual.splitlines()

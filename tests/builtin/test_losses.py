@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minirlhf.builtin.losses import ppo_clip, ratio, register_policy_losses
-from minirlhf.components.checks import check_loss
 from tests.helpers import built, seeded
 
 
@@ -63,7 +62,7 @@ def call(name, logprobs, old, advantages, beta=1.0):
     function = built("loss", ALL[name])
     given = {"logprobs": logprobs, "old_logprobs": old, "advantages": advantages, "beta": beta}
     given |= {"mask": torch.ones_like(advantages, dtype=torch.bool), "ref_logprobs": old}
-    return check_loss(function, function(given), given["mask"], given)
+    return function(given)
 
 
 def test_these_are_the_losses():

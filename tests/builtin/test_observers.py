@@ -1,4 +1,4 @@
-"""The observer `tensorboard`: its event files, read back record by record; a run that goes on; no package."""
+"""The observer `tensorboard`: its event files read back record by record; a resumed run; a missing package."""
 
 import importlib.util
 import struct
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minirlhf.builtin.observers import numbers, tensorboard
+from minirlhf.builtin.observers import named_scalars, tensorboard
 from minirlhf.store.jsonl import read_rows
 from minirlhf.testing import assert_sound
 from tests.cli.calling import done, refused
@@ -17,11 +17,11 @@ ON = ("--set", 'run.observers=["tensorboard"]')
 
 def test_numbers_of_a_summary_have_the_path_to_them_as_name():
     summary = {"a": 1, "b": {"c": [0.5, 2.0], "d": "text", "e": None}}
-    assert list(numbers("x", summary)) == [("x/a", 1.0), ("x/b/c/0", 0.5), ("x/b/c/1", 2.0)]
+    assert list(named_scalars("x", summary)) == [("x/a", 1.0), ("x/b/c/0", 0.5), ("x/b/c/1", 2.0)]
 
 
 def shown(folder):
-    """{name: [(step, value)]} as TensorBoard shows it: a session that starts at a step hides what was there from it on.
+    """{name: [(step, value)]} as TensorBoard shows it: a session that starts at a step hides older points behind it.
 
     A record is its length (8 bytes), a checksum (4), an Event, a checksum (4).
     """
@@ -41,7 +41,7 @@ def shown(folder):
 
 
 def life(folder, steps, result=None):
-    """One life of a run: these steps with their numbers, and how it ends."""
+    """Observe one process of a run: these steps with their numbers, then the evaluation if it gets that far."""
     observer = tensorboard()
     observer.start(CONFIG, folder)
     for step, number in steps.items():

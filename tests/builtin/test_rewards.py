@@ -15,7 +15,7 @@ TEXT = Path(__file__).parents[2] / "corpora" / "reviews" / "text.jsonl"
 
 
 def surplus(text: str) -> float:
-    """Positive minus negative words, read back from the score at a scale where tanh(x) = x."""
+    """Positive minus negative words, read back from the score at a scale so large that tanh(x) = x."""
     return round(sentiment([text], scale=1e9)[0] * 1e9, 6)
 
 
@@ -39,8 +39,8 @@ def surplus(text: str) -> float:
         ("hardly useful", -1),
         ("without problems", 1),
         ("no complaints", 1),
-        ("not a very good film", -1),  # the third word before it
-        ("not at all a good film", 1),  # the fourth: out of reach
+        ("not a very good film", -1),  # the negator is the third word before: in reach
+        ("not at all a good film", 1),  # the fourth word before: out of reach
         ("not bad but good", 2),  # `but` ends the clause
         ("No, it is good", 1),  # and so does a comma
         ("I did not see it. Good sound", 1),

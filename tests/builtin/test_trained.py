@@ -1,4 +1,4 @@
-"""A reward model saved and used as a reward: the ids it scores are, token by token, those it learned from."""
+"""A saved reward model as a reward: the ids that it scores are, token by token, those that it was trained on."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minirlhf.components.component import Built
-from minirlhf.components.registry import load
+from minirlhf.components.registry import load_plugins
 from minirlhf.errors import CheckpointError, UsageError
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
@@ -32,7 +32,7 @@ def saved(tmp_path):
 
 
 def reward(path) -> Built:
-    return load(entry_points=False).find("reward", "trained").build({"path": str(path)}, device="cpu")
+    return load_plugins(entry_points=False).find("reward", "trained").build({"path": str(path)}, device="cpu")
 
 
 def ids_of(ended):
@@ -66,7 +66,7 @@ def test_it_comes_back_from_disk_with_its_moments(saved):
 
 @pytest.mark.parametrize("ended", [[True, True], [True, False]])
 def test_what_ppo_scores_is_what_training_read(saved, ended):
-    """The ids of a response with the own tokenizer, and its text with another, both are text_ids of training."""
+    """Ids of a response (same tokenizer) and its text (another tokenizer) both give the ids of training, text_ids."""
     path, model = saved
     rows = [text_ids(TOKENIZER, *texts) for texts in zip(PROMPTS, COMPLETIONS, ended, strict=True)]
     prompts, completions = ids_of(ended)
@@ -111,7 +111,7 @@ def test_an_ensemble_is_its_mean_its_least_or_less_than_its_mean(saved, tmp_path
     columns = list(zip(*(model.scores(rows).tolist() for model in members), strict=True))
     means = [sum(c) / 3 for c in columns]
     spreads = [(sum((s - m) ** 2 for s in c) / 3) ** 0.5 for c, m in zip(columns, means, strict=True)]
-    find = load(entry_points=False).find("reward", "trained")
+    find = load_plugins(entry_points=False).find("reward", "trained")
 
     def given(**options):
         return scored(

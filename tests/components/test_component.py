@@ -52,14 +52,16 @@ def test_an_option_wins_over_an_input_of_its_name():
     component = read("loss", fn)
     assert component.inputs == ("logprobs",)
     x = torch.ones(1, 2)
-    assert component.build({})({"logprobs": x, "beta": 9.0}).tolist() == [[0.5, 0.5]]
+    loss, _ = component.build({})({"logprobs": x, "beta": 9.0, "mask": x.bool()})
+    assert loss.tolist() == [[0.5, 0.5]]
 
 
 def test_an_input_with_a_default_gets_the_input():
-    def fn(logprobs, mask=None):
-        return mask
+    def fn(logprobs, ref_logprobs=None):
+        return ref_logprobs
 
-    assert built("kl", fn)({"logprobs": 1, "mask": 2, "ref_logprobs": 3}) == 2
+    x = torch.ones(1, 2)
+    assert built("kl", fn)({"logprobs": x, "mask": x.bool(), "ref_logprobs": 3 * x}).tolist() == [[3, 3]]
 
 
 def test_only_what_is_named_is_passed():
@@ -374,13 +376,14 @@ def test_a_change_in_place_is_found():
 
 @pytest.mark.parametrize("kind", ["kl", "loss"])
 def test_a_result_that_lost_its_gradient_is_found(kind):
-    x = torch.zeros(1, 2, requires_grad=True)
+    known = {"logprobs": torch.zeros(1, 2, requires_grad=True), "mask": torch.ones(1, 2, dtype=torch.bool)}
     with pytest.raises(PluginError) as error:
-        built(kind, lambda logprobs: logprobs.detach() * 2)({"logprobs": x})
+        built(kind, lambda logprobs: logprobs.detach() * 2)(known)
     refusal(error.value, 5, "without a gradient")
-    assert built(kind, lambda logprobs: logprobs * 2)({"logprobs": x}).requires_grad
+    result = built(kind, lambda logprobs: logprobs * 2)(known)
+    assert (result[0] if kind == "loss" else result).requires_grad
     with torch.no_grad():  # in the reward, nothing is differentiated
-        built(kind, lambda logprobs: logprobs.detach())({"logprobs": x})
+        built(kind, lambda logprobs: logprobs.detach())(known)
 
 
 def test_an_observer_is_told_and_named_when_it_fails():
@@ -416,7 +419,25 @@ def test_junk_under_the_mask_has_no_effect():
     assert out.tolist() == [[1, 2, 0], [3, 0, 0]]
     out.sum().backward()
     assert x.grad.tolist() == [[1, 1, 0], [1, 0, 0]]
-    assert not check_tensor(tensor_of("advantage"), x, MASK).requires_grad
+
+
+@pytest.mark.parametrize("kind", ["kl", "advantage", "loss"])
+def test_a_call_returns_the_checked_result(kind):
+    """Zeros under the mask, a refusal of what is not finite on it; advantages are data, without a gradient."""
+    name = "rewards" if kind == "advantage" else "logprobs"
+    fn = built(kind, lambda rewards: 2 * rewards) if kind == "advantage" else built(kind, lambda logprobs: 2 * logprobs)
+    x = torch.tensor([[1.0, 2.0, float("nan")], [3.0, float("inf"), 7.0]], requires_grad=True)
+    result = fn({name: x, "mask": MASK})
+    values = result[0] if kind == "loss" else result
+    assert values.tolist() == [[2, 4, 0], [6, 0, 0]]
+    assert values.requires_grad == (kind != "advantage")
+    bad = built(kind, eval(f"lambda {name}: {name} / 0"))
+    with pytest.raises(PluginError, match=r"wrong value at index \(0, 0\)"):
+        bad({name: torch.ones(2, 3), "mask": MASK})
+    later = []
+    bad({name: torch.ones(2, 3), "mask": MASK}, later)  # its numbers are looked at when somebody asks
+    with pytest.raises(PluginError, match=r"wrong value at index \(0, 0\)"):
+        later[0]()
 
 
 @pytest.mark.parametrize(

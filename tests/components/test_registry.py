@@ -5,19 +5,19 @@ import sys
 
 import pytest
 
-from minirlhf import hookspecs
+from minirlhf import PROJECT, hookspecs
 from minirlhf.components.component import KINDS
-from minirlhf.components.registry import BUILTIN_OWNER, HOOKS, Registry, load
+from minirlhf.components.registry import HOOKS, Registry, load_plugins
 from minirlhf.errors import PluginError, UsageError
 from tests.plugins.files import refusal, reward_plugin, write
 
 
 def loaded(*plugins):
-    return load(plugins, entry_points=False)
+    return load_plugins(plugins, entry_points=False)
 
 
 def rewards(registry):
-    return {f"{c.owner}:{c.name}" for c in registry.listing() if c.kind == "reward" and c.owner != BUILTIN_OWNER}
+    return {f"{c.owner}:{c.name}" for c in registry.listing() if c.kind == "reward" and c.owner != PROJECT}
 
 
 # ---- built-ins and the contract ---------------------------------------------------------------------------
@@ -325,7 +325,7 @@ GOOD = """
 
 
 def installed_rewards():
-    registry = load()
+    registry = load_plugins()
     return rewards(registry), registry.warnings
 
 
@@ -385,13 +385,13 @@ def test_the_environment_limits_entry_points(installed, monkeypatch, variable, f
 def test_naming_an_installed_plugin_makes_its_faults_errors(installed):
     installed("minirlhf-broken", "middle_one", "import not_there_at_all")
     with pytest.raises(PluginError) as error:
-        load(["middle_one"])
+        load_plugins(["middle_one"])
     refusal(error.value, 5, "plugin 'middle_one' raised ModuleNotFoundError", "middle_one.py:2")
 
 
 def test_a_plugin_both_installed_and_named_is_loaded_once(installed):
     installed("minirlhf-a", "one", GOOD.format("a"))
-    registry = load(["one"])
+    registry = load_plugins(["one"])
     assert rewards(registry) == {"one:a"}
     assert registry.warnings == []
 
@@ -409,5 +409,5 @@ def test_an_entry_point_may_be_an_object(installed):
 
 def test_no_entry_point_of_this_machine_reaches_the_tests():
     assert importlib.metadata.entry_points(group="no-such-group") == ()
-    assert load().warnings == []
-    assert isinstance(load(), Registry)
+    assert load_plugins().warnings == []
+    assert isinstance(load_plugins(), Registry)

@@ -76,7 +76,7 @@ def test_the_reference_of_a_run_is_the_table_itself(name):
     problem = problems()[name]
     policy = policy_of(problem)
     rollout, reference = sampled(policy, problem), lab.TableReference(policy, problem, TOKENIZER)
-    out, ids = reference.score(rollout), lab.token_ids(problem, TOKENIZER)
+    out, ids = reference.forward_pass(rollout), lab.token_ids(problem, TOKENIZER)
     dist, entropies = out.log_dist(slice(None)), out.entropy()
     for row, taken in enumerate(rollout.completion_id_lists):
         prefix, prompt = (), rollout.columns["exact_prompt"][row]
@@ -105,7 +105,7 @@ def test_the_fit_ends_within_a_hundred_thousandth_of_a_nat(name):
     policy = Policy(trunk, lab.sampler_of(problem, TOKENIZER, 1.0))
     if name == "independent":
         for row in lab._own(policy, problem, TOKENIZER, 5)[:1]:
-            logprobs = policy.score(row).logprobs
+            logprobs = policy.forward_pass(row).logprobs
             assert torch.allclose(logprobs, torch.full_like(logprobs, -math.log(16)), atol=1e-3)
         return
     graph = exact.build(problem)

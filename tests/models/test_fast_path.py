@@ -37,12 +37,12 @@ def plainly(policy: Policy, rollout) -> torch.Tensor:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("wide", [96, 3])
 def test_packed_scores_and_gradients_are_those_of_a_padded_forward_pass(shape, dtype, bound, wide, monkeypatch):
-    """Errors relative to the largest number, where that is above 1; in one grid and in several."""
+    """Compared relative to the largest number if that is above 1; texts in one grid and in several."""
     monkeypatch.setattr(packing, "WIDE", wide)
     rollout = random_rollout(*shape, seed=len(str(dtype)))
     weights = torch.randn(rollout.mask.shape, generator=seeded(7), dtype=dtype)
     found = []
-    for score in (lambda policy: policy.score(rollout).logprobs, lambda policy: plainly(policy, rollout)):
+    for score in (lambda policy: policy.forward_pass(rollout).logprobs, lambda policy: plainly(policy, rollout)):
         policy = small_policy().to(dtype)
         logprobs = score(policy)
         assert logprobs.dtype == dtype
@@ -53,7 +53,7 @@ def test_packed_scores_and_gradients_are_those_of_a_padded_forward_pass(shape, d
 
 
 def test_scoring_and_decoding_compile_without_a_graph_break():
-    """fullgraph raises at the first one. Nothing is compiled by default: it paid nowhere (README, How fast)."""
+    """fullgraph raises at the first graph break. Nothing is compiled by default: it was faster nowhere."""
     trunk, lengths = small_trunk(), (3, 5)
     ids, packing = torch.randint(3, 13, (8,), generator=seeded()), Packing.of(lengths)
     whole = torch.compile(trunk.packed, fullgraph=True, backend="eager")
@@ -96,7 +96,7 @@ class Memory(TorchDispatchMode):
 
 
 def elsewhere(vocab=13, rows=5, p=4, r=6):
-    """A policy and a rollout on the device meta."""
+    """Make a policy and a rollout on the device meta."""
     rollout = random_rollout(rows, p, r, vocab=vocab)
     tensors = {f.name: x.to("meta") for f in fields(rollout) if isinstance(x := getattr(rollout, f.name), torch.Tensor)}
     policy = Policy(Transformer(replace(CONFIG, vocab_size=vocab)), Sampler(1.0, banned=(PAD, BOS), stop=EOS))
@@ -115,14 +115,14 @@ def test_the_memory_of_tensors_by_hand():
 
 def test_scoring_and_learning_stay_on_their_device():
     policy, rollout = elsewhere()
-    out = policy.score(rollout)
+    out = policy.forward_pass(rollout)
     found = [out.logprobs, out.values, out.next_value, out.entropy(), out.log_dist(slice(0, 2))]
     sum(x.sum() for x in found[:4]).backward()
     nats, _ = token_losses(policy.model, [[1, 3, 4], [1, 5]], [2, 1])
     found += [nats, *(p.grad for p in policy.parameters())]
     assert {x.device.type for x in found} == {"meta"}
     with pytest.raises(RuntimeError, match=r"[Mm]eta"):
-        policy.model(torch.zeros(1, 2, dtype=torch.long)).sum() + policy.score(rollout).values
+        policy.model(torch.zeros(1, 2, dtype=torch.long)).sum() + policy.forward_pass(rollout).values
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -134,7 +134,7 @@ def test_the_logits_of_a_batch_never_exist_at_once(gradients, monkeypatch):
 
     def peak():
         with Memory() as memory, torch.set_grad_enabled(gradients):
-            out = policy.score(rollout)
+            out = policy.forward_pass(rollout)
             if gradients:
                 (out.logprobs.sum() + out.entropy().sum() + out.values.sum()).backward()
             return memory.peak

@@ -22,7 +22,7 @@ def rollout(policy=None, new=12, seed=0, **options):
     return generate(policy or small_policy(), prompts(**options), Letters(), max_new_tokens=new, generator=seeded(seed))
 
 
-def test_prompts_are_padded_on_the_left_behind_nothing_and_start_with_bos():
+def test_prompts_are_padded_on_the_left_and_start_with_bos():
     batch = prompts(["ab", "j"], responses=2)
     assert batch.ids.tolist() == [[BOS, 3, 4], [BOS, 3, 4], [PAD, BOS, 12], [PAD, BOS, 12]]
     assert batch.mask.tolist() == [[True] * 3] * 2 + [[False, True, True]] * 2
@@ -36,11 +36,11 @@ def test_columns_follow_their_rows_and_are_none_where_a_row_lacks_one():
 
 
 def test_the_tokens_are_drawn_from_the_distribution_that_scores_them():
-    """With the uniforms known, every token is the inverse CDF of the full, uncached forward pass."""
+    """The uniforms are known: every token must be the inverse CDF of them under the full, uncached forward pass."""
     policy = small_policy(temperature=0.8)
     out = rollout(policy)
     uniform = torch.rand(len(TEXTS), 12, generator=seeded())
-    dist = policy.score(out).log_dist(slice(None)).exp()
+    dist = policy.forward_pass(out).log_dist(slice(None)).exp()
     for row, ids in enumerate(out.completion_id_lists):
         for t, token in enumerate(ids):
             cdf = dist[row, t].cumsum(0)
@@ -103,12 +103,12 @@ def test_greedy_takes_the_most_likely_token():
     policy = small_policy()
     greedy = Sampler(0.0, banned=(PAD, BOS), stop=EOS)
     out = generate(policy, prompts(), Letters(), max_new_tokens=5, generator=seeded(), sampler=greedy)
-    best = policy.score(out).log_dist(slice(None)).argmax(-1)
+    best = policy.forward_pass(out).log_dist(slice(None)).argmax(-1)
     assert torch.equal(best[out.mask], out.response_ids[out.mask])
 
 
 def test_rows_that_have_finished_are_not_decoded_any_further(monkeypatch):
-    """Forty rows that end at different steps: the batch shrinks, and every row is as it would be without."""
+    """Forty rows end at different steps: the batch shrinks, and every row is the same as in a batch that does not."""
     policy, texts = small_policy(temperature=1.5), TEXTS * 10
     sizes = []
     forward = type(policy.model).forward

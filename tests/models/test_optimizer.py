@@ -14,7 +14,7 @@ SHAPES = [(3, 4), (5,), (2, 2, 2)]
 
 
 def trained(kind, steps, **options):
-    """Parameters after some steps of random gradients, under a schedule; the second has none at first."""
+    """Parameters after some steps of random gradients, under a schedule; the second one has no gradient at first."""
     g = seeded(3)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in SHAPES]
     groups = [{"params": parameters[:1], "weight_decay": 0.3}, {"params": parameters[1:], "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Texts end to end: positions, places and ends by hand; the grid and back; a rollout's tokens by hand."""
+"""Texts end to end: positions, slots and ends by hand; into the grids and back; a rollout's tokens by hand."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_by_hand():
     (grid,) = p.grids
     assert (grid.rows, grid.width, grid.full, p.order) == (3, 3, False, None)
     assert p.positions.tolist() == [0, 1, 0, 1, 2, 0]
-    assert grid.places.tolist() == [0, 1, 3, 4, 5, 6]
+    assert grid.slots.tolist() == [0, 1, 3, 4, 5, 6]
     assert p.ends.tolist() == [1, 4, 5]
     filled = grid.fill(torch.tensor([1.0, 2, 3, 4, 5, 6]))
     assert filled.tolist() == [[1, 2, 0], [3, 4, 5], [6, 0, 0]]
@@ -37,7 +37,7 @@ def test_texts_of_similar_length_share_a_grid_where_they_are_long_by_hand(monkey
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 9))
 def test_a_function_of_rows_sees_each_text_at_its_beginning_and_comes_back_in_order(lengths, wide):
-    """The function: running sums along a row, which junk in front or another text's tokens would change."""
+    """The function is a running sum along a row, which junk in front or another text's tokens would change."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "WIDE", wide)
         p, x = Packing.of(lengths), torch.arange(1.0, 2 * sum(lengths) + 1).view(-1, 2)

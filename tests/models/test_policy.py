@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("double")
 def test_logprobs_entropy_and_values_one_row_at_a_time_by_definition():
     """Each response token by a separate, unpadded forward pass over the text before it."""
     policy, rollout = small_policy(temperature=0.7), random_rollout()
-    output = policy.score(rollout)
+    output = policy.forward_pass(rollout)
     for row in range(len(rollout)):
         ids = rollout.prompt_id_lists[row]
         for t, token in enumerate(rollout.completion_id_lists[row]):
@@ -35,7 +35,7 @@ def test_logprobs_entropy_and_values_one_row_at_a_time_by_definition():
 def test_padding_on_either_side_changes_neither_scores_nor_gradients(left, right):
     def scores_and_gradient(rollout):
         policy = small_policy()
-        out = policy.score(rollout)
+        out = policy.forward_pass(rollout)
         total = (out.logprobs * 0.3 + out.values.square() + out.entropy())[rollout.mask].sum() + out.next_value.sum()
         total.backward()
         scores = {"logprobs": out.logprobs, "entropy": out.entropy(), "values": out.values}
@@ -52,7 +52,7 @@ def test_padding_on_either_side_changes_neither_scores_nor_gradients(left, right
 def test_chunks_of_any_size_give_the_same_scores_and_gradients(monkeypatch):
     def gradient():
         policy, rollout = small_policy(), random_rollout()
-        out = policy.score(rollout)
+        out = policy.forward_pass(rollout)
         (out.logprobs + out.entropy()).sum().backward()
         return out.logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
@@ -62,12 +62,12 @@ def test_chunks_of_any_size_give_the_same_scores_and_gradients(monkeypatch):
     for a, b in zip(whole, gradient(), strict=True):
         assert (a - b).abs().max() < 1e-12
     with torch.no_grad():
-        assert (small_policy().score(random_rollout()).logprobs - whole[0]).abs().max() < 1e-12
+        assert (small_policy().forward_pass(random_rollout()).logprobs - whole[0]).abs().max() < 1e-12
 
 
 def test_padding_has_finite_scores_so_that_no_nan_can_reach_a_gradient():
     policy, rollout = small_policy(), random_rollout()
-    out = policy.score(rollout)
+    out = policy.forward_pass(rollout)
     assert (rollout.response_ids[~rollout.mask] == PAD).all()
     assert (out.logprobs[~rollout.mask] == 0).all()
     (out.logprobs - out.logprobs.detach()).exp().sum().backward()
@@ -82,25 +82,25 @@ def test_values_start_at_zero_and_a_separate_critic_leaves_the_trunk_alone():
     sampler = Sampler(1.0, banned=(PAD, BOS), stop=EOS)
     policy = Policy(small_trunk(), sampler, separate_critic=True)
     rollout = random_rollout()
-    assert (policy.score(rollout).values == 0).all()
+    assert (policy.forward_pass(rollout).values == 0).all()
     torch.nn.init.ones_(policy.value_head.weight)
-    policy.score(rollout).values.sum().backward()
+    policy.forward_pass(rollout).values.sum().backward()
     assert all(p.grad is None for p in policy.model.parameters())
     assert any(p.grad.abs().sum() > 0 for p in policy.critic.parameters())
     shared = Policy(small_trunk(), sampler)
     torch.nn.init.ones_(shared.value_head.weight)
-    shared.score(rollout).values.sum().backward()
+    shared.forward_pass(rollout).values.sum().backward()
     assert any(p.grad.abs().sum() > 0 for p in shared.model.parameters())
 
 
 def test_the_reference_is_a_distinct_frozen_object_whose_hash_notices_one_changed_bit():
     policy = small_policy()
     reference, rollout = Reference(policy), random_rollout()
-    before = reference.score(rollout).logprobs
-    assert torch.equal(before, policy.score(rollout).logprobs)
+    before = reference.forward_pass(rollout).logprobs
+    assert torch.equal(before, policy.forward_pass(rollout).logprobs)
     with torch.no_grad():
         policy.model.norm.weight += 1
-    assert torch.equal(reference.score(rollout).logprobs, before)
+    assert torch.equal(reference.forward_pass(rollout).logprobs, before)
     assert not before.requires_grad
     assert reference.hash != weights_hash(policy.model)
     assert reference.unchanged()

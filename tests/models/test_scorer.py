@@ -1,4 +1,4 @@
-"""The reward model's head: one score a text, read at its last token, whatever else is in the batch."""
+"""Reward model's head: one score a text, read at its last token, the same in any batch."""
 
 import math
 

@@ -1,10 +1,10 @@
-"""Plugin files for tests: written, loaded, and held to the form of a refusal."""
+"""Plugin files for tests: write them, load them, and check the form of a refusal."""
 
 from pathlib import Path
 from textwrap import dedent
 
 from minirlhf.components.component import Built
-from minirlhf.components.registry import Registry, load
+from minirlhf.components.registry import Registry, load_plugins
 from minirlhf.components.signature import read_component
 from minirlhf.errors import UserError
 
@@ -13,7 +13,7 @@ HEADER = "from minirlhf import hookimpl\n"
 
 
 def write(folder: Path, name: str, source: str) -> str:
-    """A plugin file of this source (dedented), hookimpl imported; returns its path."""
+    """Write a plugin file of this source (dedented), with hookimpl imported; returns its path."""
     path = folder / f"{name}.py"
     path.write_text(HEADER + dedent(source), encoding="utf-8")
     return str(path.resolve())
@@ -23,7 +23,7 @@ ZEROS = "return [0.0] * len(completions)"
 
 
 def reward_plugin(folder: Path, name: str, body: str = ZEROS) -> str:
-    """A plugin with one reward, called as its file; `body` is the function's, its input `completions`."""
+    """Write a plugin with one reward of the file's name; `body` is the function's body, `completions` its input."""
     source = f"""
         def {name}(completions):
             {body}
@@ -36,17 +36,17 @@ def reward_plugin(folder: Path, name: str, body: str = ZEROS) -> str:
 
 
 def example(name: str) -> Registry:
-    """The built-ins and one plugin of plugins/."""
-    return load([str(EXAMPLES / f"{name}.py")], entry_points=False)
+    """Load the built-ins and one plugin of plugins/."""
+    return load_plugins([str(EXAMPLES / f"{name}.py")], entry_points=False)
 
 
 def built(kind: str, fn: object, **options: object) -> Built:
-    """A component of plugin `p`, built."""
+    """Build a component of a plugin `p`."""
     return read_component(kind, "it", "p", "p.py", fn).build(options)
 
 
 def refusal(error: UserError, code: int, *parts: str) -> str:
-    """One line, this exit code, and each part in it."""
+    """Assert that an error is one line, has this exit code and contains each part; returns the line."""
     text = str(error)
     assert error.exit_code == code
     assert "\n" not in text

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirlhf.components.checks import check_loss, check_scores, check_tensor
-from minirlhf.components.registry import load
+from minirlhf.components.checks import check_scores
+from minirlhf.components.registry import load_plugins
 from minirlhf.errors import PluginError
-from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.batch import RewardBatch, TrainerState
 from minirlhf.rewards.call import RewardModels
 from minirlhf.testing import assert_sound
 from tests.plugins.files import EXAMPLES, example
@@ -42,7 +42,7 @@ def test_each_example_says_how_to_run_it(name):
 
 
 def test_all_examples_live_together():
-    registry = load([str(EXAMPLES / f"{name}.py") for name in NAMES], entry_points=False)
+    registry = load_plugins([str(EXAMPLES / f"{name}.py") for name in NAMES], entry_points=False)
     assert {c.owner for c in registry.components} == {"minirlhf", *NAMES}
 
 
@@ -54,13 +54,15 @@ def test_brevity():
 
 def test_trl_style():
     rewards = RewardModels([("g", 1.0, chosen("reward", "trl_style", "grounded"))])
-    result = rewards.score(
-        prompts=["a red lens", ""],
-        completions=["The red LENS", "x"],
-        prompt_ids=[[3], [4]],
-        completion_ids=[[3], [4]],
-        columns={"topic": ["lens", None]},
-        trainer_state=TrainerState(0, 1, 0.0),
+    result = rewards.call(
+        RewardBatch(
+            prompts=["a red lens", ""],
+            completions=["The red LENS", "x"],
+            prompt_ids=[[3], [4]],
+            completion_ids=[[3], [4]],
+            columns={"topic": ["lens", None]},
+            trainer_state=TrainerState(0, 1, 0.0),
+        )
     )
     assert result.total == [2 / 3, None]
     assert result.metrics == {"reward/g/skipped": 1.0}
@@ -80,7 +82,7 @@ def test_jeffreys_is_the_kl_both_ways():
     p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.8, 0.2, 0.0])
     dist = {"log_dist": p.log().expand(2, 3, 3), "ref_log_dist": q.log().expand(2, 3, 3)}
     by_hand = -0.3 * log(0.5 / 0.8) + 0.3 * log(0.5 / 0.2)
-    kl = check_tensor(built, built(dist), MASK)
+    kl = built(dist | {"mask": MASK})
     torch.testing.assert_close(kl, by_hand * MASK.float())
     assert not built.names("logprobs")
 
@@ -91,11 +93,11 @@ def test_gspo_has_one_ratio_a_response():
     new = torch.tensor([[0.3, 0.0, 0.0], [-0.2, 0.0, 9.0]], requires_grad=True)
     advantages = torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
     given = {"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages, "mask": MASK}
-    loss, metrics = check_loss(built, built(given), MASK)
+    loss, metrics = built(given | {"mask": MASK})
     s = exp(0.1)  # above 1.1: cut where A > 0
     torch.testing.assert_close(loss, torch.tensor([[-1.1, s, s], [-exp(-0.1), -exp(-0.1), 0.0]]))
     assert metrics["clipfrac"][0].tolist() == [1, 0, 0]
-    loss.sum().backward()  # of the first row 2 s/3 a token, of the second -2 e^-0.1/2
+    loss.sum().backward()  # first row: 2 s / 3 for each token; second row: -2 e^-0.1 / 2
     torch.testing.assert_close(new.grad, torch.tensor([[2 * s / 3] * 3, [-exp(-0.1)] * 2 + [0.0]]))
 
 
@@ -104,7 +106,7 @@ def test_cispo_bounds_the_weight_and_keeps_the_gradient():
     new = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, 0.0]], requires_grad=True)
     advantages = torch.tensor([[1.0, 2.0, -1.0], [-1.0, 1.0, 0.0]])
     given = {"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages}
-    loss, metrics = check_loss(built, built(given), MASK)
+    loss, metrics = built(given | {"mask": MASK})
     torch.testing.assert_close(loss, torch.tensor([[-1.5, 0.0, -1 / e], [3.0, 0.0, 0.0]]))
     assert metrics["cut"].tolist() == [[1, 0, 0], [1, 0, 0]]
     loss.sum().backward()
@@ -115,7 +117,7 @@ def test_remax_is_the_return_to_go_minus_the_greedy_score():
     built = chosen("advantage", "remax")
     rewards = torch.tensor([[-1.0, 0.0, 5.0], [2.0, 1.0, float("nan")]])
     given = {"rewards": rewards, "mask": MASK, "greedy_scores": torch.tensor([1.0, 2.0]), "values": rewards}
-    advantages = check_tensor(built, built(given), MASK)
+    advantages = built(given | {"mask": MASK})
     assert advantages.tolist() == [[3, 4, 4], [1, -1, 0]]
     assert built.names("greedy_scores")
     assert not built.names("values")
@@ -126,8 +128,8 @@ def test_dual_clip_holds_the_cost_of_a_bad_token():
     # rho = e^2, 1, 1/e  (A = 1, 1, 1)  and  e^2, 1.1  (A = -1, -1)
     new = torch.tensor([[2.0, 0.0, -1.0], [2.0, 0.0953102, 0.0]], requires_grad=True)
     advantages = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 0.0]])
-    result = built({"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages})
-    loss, metrics = check_loss(built, result, MASK)
+    given = {"logprobs": new, "old_logprobs": torch.zeros(2, 3), "advantages": advantages, "mask": MASK}
+    loss, metrics = built(given)
     torch.testing.assert_close(loss, torch.tensor([[-1.2, -1.0, -1 / e], [3.0, 1.1, 0.0]]))
     assert metrics["floored"].tolist() == [[0, 0, 0], [1, 0, 0]]
     assert exp(2) > 3  # without the floor this token would cost e^2
@@ -151,14 +153,14 @@ def test_csv_log_writes_one_row_a_step(tmp_path):
         ]
 
 
-# ---- trackers, each with a module that stands for its package ----------------------------------------------
+# ---- trackers, each with a stub module in place of its package --------------------------------------------
 
 CONFIG = SimpleNamespace(ppo=SimpleNamespace(iterations=3), model_dump=lambda mode: {"mode": mode})
 
 
 @pytest.fixture
 def tracker(monkeypatch):
-    """Puts a module of this name in place, whose init remembers its arguments and whose run remembers its calls."""
+    """Install a stub module of a name: its init records the arguments, and the run it returns records the calls."""
 
     def put(name):
         module, module.lives = ModuleType(name), []
@@ -181,7 +183,7 @@ def tracker(monkeypatch):
 
 
 def two_lives(name, folder):
-    """A run of steps 1 and 2, and one that goes on with step 3 to the end."""
+    """Watch a run of steps 1 and 2, and a resumed one that goes on with step 3 to the end."""
     for steps in ((1, 2), (3,)):
         built = chosen("observer", name)
         built.tell("start", CONFIG, folder)
@@ -240,7 +242,7 @@ def test_a_loss_is_finite_with_its_gradient_at_every_ratio_and_zero_without_adva
     advantages, mask = torch.full(new.shape, advantage), torch.ones(new.shape, dtype=torch.bool)
     mask[0, -1] = False
     given_ = {"logprobs": new, "old_logprobs": torch.zeros(new.shape), "advantages": advantages, "mask": mask}
-    values, _ = check_loss(built, built(given_), mask)
+    values, _ = built(given_ | {"mask": mask})
     values.sum().backward()
     assert values.isfinite().all()
     assert new.grad.isfinite().all()
@@ -256,7 +258,7 @@ def test_remax_ignores_what_is_masked(seed):
     rewards, greedy = torch.randn(3, 4, generator=g), torch.randn(3, generator=g)
     built = chosen("advantage", "remax")
     found = [
-        check_tensor(built, built({"rewards": rewards.where(mask, junk), "mask": mask, "greedy_scores": greedy}), mask)
+        built({"rewards": rewards.where(mask, junk), "mask": mask, "greedy_scores": greedy})
         for junk in (0.0, float("nan"), 1e30)
     ]
     assert torch.equal(found[0], found[1])

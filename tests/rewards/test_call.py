@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirlhf.components.registry import load
+from minirlhf.components.registry import load_plugins
 from minirlhf.components.signature import read_component
 from minirlhf.errors import PluginError
-from minirlhf.rewards.batch import TrainerState
-from minirlhf.rewards.call import RewardModels, Shape
+from minirlhf.rewards.batch import RewardBatch, TrainerState
+from minirlhf.rewards.call import RewardModels, Scale
 from tests.helpers import random_rollout
 from tests.plugins.files import built, refusal, reward_plugin, write
 
@@ -35,7 +35,7 @@ def models(*given):
 
 
 def score(*given, **changes):
-    return models(*given).score(**(BATCH | changes))
+    return models(*given).call(RewardBatch(**(BATCH | changes)))
 
 
 # ---- the sum -----------------------------------------------------------------------------------------------
@@ -59,22 +59,22 @@ def test_token_rewards_are_summed_weighted_and_placed():
 
 
 def shaped(fn, weight=1.0, **shape):
-    return RewardModels([("a", weight, built("reward", fn))], {"a": Shape(**shape)})
+    return RewardModels([("a", weight, built("reward", fn))], {"a": Scale(**shape)})
 
 
 def test_a_score_is_normalised_then_cut_then_weighed():
     """(4 - 1) / 2 = 1.5, cut to 1; (0 - 1) / 2 = -0.5; both times 3. What is logged is the score as it is."""
     rewards = shaped(lambda completions: [4.0, 0.0, None], 3.0, mean=1.0, std=2.0, clip=1.0)
-    result = rewards.score(**BATCH)
+    result = rewards.call(RewardBatch(**BATCH))
     assert result.total == [3.0, -1.5, None]
     assert result.by_label == {"a": [4.0, 0.0, None]}
-    assert shaped(lambda completions: [4.0, -9.0, 0.5], clip=2).score(**BATCH).total == [2.0, -2.0, 0.5]
+    assert shaped(lambda completions: [4.0, -9.0, 0.5], clip=2).call(RewardBatch(**BATCH)).total == [2.0, -2.0, 0.5]
 
 
 def test_token_rewards_keep_their_places_in_units_of_std_and_the_rest_of_the_total_has_none():
     """Sums 4, 2, 6 become (4 - 2) / 2 = 1, 0, 2, cut to 1.5; the tokens themselves are divided by 2 and not moved."""
     tokens = [[1.0, 3.0], [1.0, 0.0, 1.0], [0.0, 0.0, 6.0, 0.0]]
-    result = shaped(lambda completion_ids: tokens, mean=2.0, std=2.0, clip=1.5).score(**BATCH)
+    result = shaped(lambda completion_ids: tokens, mean=2.0, std=2.0, clip=1.5).call(RewardBatch(**BATCH))
     assert result.total == [1.0, 0.0, 1.5]
     assert result.token_rewards == [[0.5, 1.5], [0.5, 0.0, 0.5], [0.0, 0.0, 3.0, 0.0]]
 
@@ -83,15 +83,15 @@ def test_fitting_takes_mean_and_unbiased_std_of_what_is_there_for_rewards_that_w
     """1, 3, 8: mean 4, variance (9 + 1 + 16) / 2 = 13."""
     rewards = RewardModels(
         [(label, 1.0, built("reward", lambda completions: [0.0] * 3)) for label in "abc"],
-        {"a": Shape(normalize=True), "b": Shape(), "c": Shape(normalize=True, clip=2.0)},
+        {"a": Scale(normalize=True), "b": Scale(), "c": Scale(normalize=True, clip=2.0)},
     )
     assert rewards.normalized == ["a", "c"]
     rewards.fit({"a": [1.0, None, 3.0, 8.0], "b": [9.0, 7.0], "c": [5.0, 5.0]})
-    assert (rewards.shapes["a"].mean, rewards.shapes["a"].std) == (4.0, pytest.approx(13**0.5))
-    assert rewards.shapes["b"] == Shape()
-    assert rewards.shapes["c"] == Shape(True, 2.0, 5.0, 1.0)  # all the same: centred only
+    assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (4.0, pytest.approx(13**0.5))
+    assert rewards.scales["b"] == Scale()
+    assert rewards.scales["c"] == Scale(True, 2.0, 5.0, 1.0)  # all the same: centred only
     rewards.fit({"a": [None], "c": []})
-    assert (rewards.shapes["a"].mean, rewards.shapes["a"].std) == (0.0, 1.0)
+    assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (0.0, 1.0)
 
 
 def test_no_responses_give_no_scores():
@@ -312,14 +312,16 @@ def test_a_module_scores_in_micro_batches_without_gradients():
 
     n = 35
     rollout = random_rollout(rows=n)
-    result = RewardModels([("m", 1.0, read_component("reward", "m", "p", "p.py", Scorer).build({}))]).score(
-        prompts=list(rollout.prompts),
-        completions=list(rollout.completions),
-        prompt_ids=rollout.prompt_id_lists,
-        completion_ids=rollout.completion_id_lists,
-        columns={"tag": list(range(n))},
-        trainer_state=STATE,
-        rollout=rollout,
+    result = RewardModels([("m", 1.0, read_component("reward", "m", "p", "p.py", Scorer).build({}))]).call(
+        RewardBatch(
+            prompts=list(rollout.prompts),
+            completions=list(rollout.completions),
+            prompt_ids=rollout.prompt_id_lists,
+            completion_ids=rollout.completion_id_lists,
+            columns={"tag": list(range(n))},
+            trainer_state=STATE,
+            rollout=rollout,
+        )
     )
     assert sizes == [16, 16, 3]
     assert result.total == [2.0 * ids[0] for ids in rollout.response_ids.tolist()]
@@ -349,12 +351,12 @@ def test_a_fault_names_the_right_plugin_of_three(tmp_path, fault):
         reward_plugin(tmp_path, "middle", body),
         reward_plugin(tmp_path, "last"),
     ]
-    registry = load(files, entry_points=False)
+    registry = load_plugins(files, entry_points=False)
     rewards = RewardModels(
         [(f"my-{name}", 1.0, registry.find("reward", name).build({})) for name in ("first", "middle", "last")]
     )
     with pytest.raises(PluginError) as error:
-        rewards.score(**BATCH)
+        rewards.call(RewardBatch(**BATCH))
     text = refusal(error.value.at_step(7), 5, "step 7: reward 'middle' of plugin 'middle' (label 'my-middle')", said)
     assert f"{files[1]}:" in text
     assert "first" not in text.replace("pytest-", "")
@@ -367,7 +369,7 @@ def test_an_unknown_input_names_the_right_plugin_of_three(tmp_path):
         write(tmp_path, "middle", "def middle(completions, anser): ..."),
         reward_plugin(tmp_path, "last"),
     ]
-    registry = load([files[0], files[2]], entry_points=False)
+    registry = load_plugins([files[0], files[2]], entry_points=False)
     names = ["first", f"{files[1]}:middle", "last"]
     rewards = RewardModels([(str(i), 1.0, registry.find("reward", name).build({})) for i, name in enumerate(names)])
     with pytest.raises(PluginError) as error:

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirlhf.builtin.advantages import gae
 from minirlhf.config.schema import PPOConfig, TruncationConfig
-from minirlhf.rewards.shape import Scored, one_slot_more, place_rewards, shape_scores
+from minirlhf.rewards.shape import Scores, place_rewards, shape_scores
 from minirlhf.tensors import Moments
 from tests.helpers import random_rollout
 
@@ -25,7 +24,7 @@ def rollout():
 
 
 def scored(scores, valid=(True,) * 4):
-    return Scored(torch.tensor(scores), torch.tensor(valid), torch.zeros(4, 6))
+    return Scores(torch.tensor(scores), torch.tensor(valid), torch.zeros(4, 6))
 
 
 def shape(scores, valid=(True,) * 4, running=NONE_YET, truncation=KEEP, **ppo):
@@ -142,27 +141,3 @@ def test_junk_under_the_mask_has_no_effect_and_an_all_masked_row_is_zero():
     dirty = place_rewards(scores, tokens.masked_fill(~MASK, nan), PENALTY.masked_fill(~MASK, nan), MASK)
     assert torch.equal(clean, dirty)
     assert dirty[2].tolist() == [0, 0, 0, 0]
-
-
-def test_a_score_behind_the_eos_by_hand():
-    """Two tokens, V = .5, 1 and 3 behind the EOS, score 4, penalty .1 a token, gae with lambda .5:
-    slot: 4 - 3 = 1; last: -.1 + 3 - 1 + .5 x 1 = 2.4; first: -.1 + 1 - .5 + .5 x 2.4 = 1.6. The second row was cut: its
-    score 4 is on its last token: 3.9 - 1 = 2.9, and -.1 + 1 - .5 + .5 x 2.9 = 1.85. The third takes no part."""
-    mask = torch.tensor([[True, True], [True, True], [False, False]])
-    known = {
-        "mask": mask,
-        "values": torch.tensor([[0.5, 1.0]] * 3),
-        "scores": torch.tensor([4.0, 4.0, 0.0]),
-        "bootstrap_values": torch.zeros(3),
-        "kl": torch.ones(3, 2),
-        "rewards": torch.full((3, 2), float("nan")),
-    }
-    scored = Scored(known["scores"], torch.tensor([True, True, False]), torch.zeros(3, 2))
-    ended, after = torch.tensor([True, False, True]), torch.tensor([3.0, 7.0, 9.0])
-    wide = one_slot_more(known, scored, torch.full((3, 2), 0.1), ended, after)
-    assert wide["mask"].tolist() == [[True] * 3, [True, True, False], [False] * 3]
-    found = gae(wide["rewards"], wide["values"], wide["mask"], wide["bootstrap_values"], lam=0.5)
-    assert torch.allclose(found, torch.tensor([[1.6, 2.4, 1.0], [1.85, 2.9, 0.0], [0.0, 0.0, 0.0]]))
-    # At lambda 1 the place does not matter: what V behind the EOS says cancels.
-    one = gae(wide["rewards"], wide["values"], wide["mask"], wide["bootstrap_values"], lam=1.0)
-    assert torch.allclose(one[0, :2], torch.tensor([4 - 0.2 - 0.5, 4 - 0.1 - 1.0]))

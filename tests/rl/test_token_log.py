@@ -40,10 +40,10 @@ def moved():
     rollout = copy.copy(rollout)
     object.__setattr__(rollout, "mask", mask)
     with torch.no_grad():
-        old = before.score(rollout)
+        old = before.forward_pass(rollout)
     draw = torch.Generator().manual_seed(5)
     reference = Reference(small_policy(7))
-    ref = reference.score(rollout)
+    ref = reference.forward_pass(rollout)
     random = {name: torch.randn(mask.shape, generator=draw) for name in ("kl", "rewards", "advantages", "returns")}
     experience = Experience(
         rollout=rollout, old_logprobs=old.logprobs, ref_logprobs=ref.logprobs, old_values=old.values,
@@ -85,7 +85,7 @@ def test_what_the_update_used_is_the_experience(moved):
 def test_what_it_led_to_is_read_off_the_whole_distributions(moved):
     after, reference, e = moved
     with torch.no_grad():
-        now, ref = after.score(e.rollout), reference.score(e.rollout)
+        now, ref = after.forward_pass(e.rollout), reference.forward_pass(e.rollout)
         log_p, log_q = now.log_dist(slice(None)).double(), ref.log_dist(slice(None)).double()
     for index, row in enumerate(rows(moved)):
         for t, token in enumerate(e.rollout.completion_id_lists[index]):

@@ -11,7 +11,7 @@ from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.shape import Scores
 from minirlhf.stages import evaluate as module
 from minirlhf.stages.evaluate import best_of_n, bootstrap_interval, distinct_share, evaluate, pairs, sequence_kl
 from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy, small_trunk
@@ -23,9 +23,9 @@ def prompts(texts=TEXTS) -> PromptBatch:
     return PromptBatch.build(texts, [{} for _ in texts], Letters())
 
 
-def share_of_c(rollout: Rollout) -> Scored:
+def share_of_c(rollout: Rollout) -> Scores:
     scores = torch.tensor([text.count("c") / max(1, len(text)) for text in rollout.completions])
-    return Scored(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
+    return Scores(scores, torch.ones(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape))
 
 
 def evaluated(policy, reference, reward=share_of_c, seed=0, texts=TEXTS, tokens=6):
@@ -175,7 +175,7 @@ def summary_of(monkeypatch, scores: dict[str, float | None]):
         given = [scores[text] for text in rollout.completions]
         valid = torch.tensor([x is not None for x in given])
         junk = torch.tensor([99.0 if x is None else x for x in given])
-        return Scored(junk, valid, torch.zeros(rollout.mask.shape))
+        return Scores(junk, valid, torch.zeros(rollout.mask.shape))
 
     return evaluate(policy, reference, prompts(TEXTS[:4]), reward, Letters(), max_new_tokens=6, resamples=100, seed=0)
 
@@ -299,7 +299,7 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
 
     def reward(rollout):
         part = next(given)
-        return Scored(part.nan_to_num(), ~part.isnan(), torch.zeros(rollout.mask.shape))
+        return Scores(part.nan_to_num(), ~part.isnan(), torch.zeros(rollout.mask.shape))
 
     monkeypatch.setattr(module, "ROWS", 5)
     several = PromptBatch.build(TEXTS[:3], [{}] * 3, Letters(), responses=4)
@@ -312,7 +312,7 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
 
 def test_of_responses_that_nobody_scores_there_is_no_best():
     def nobody(rollout):
-        return Scored(
+        return Scores(
             torch.zeros(len(rollout)), torch.zeros(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape)
         )
 

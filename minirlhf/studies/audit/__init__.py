@@ -1,1 +1,1 @@
-"""The audit: what an estimator gives and where its gradient points, held against exact enumeration."""
+"""Audit of estimators: value and gradient of a component against exact enumeration, one kind a file."""

@@ -1,9 +1,12 @@
-"""The audit of an advantage function: bias and variance of the policy gradient that it gives.
+"""Audit of an advantage function: bias and variance of the policy gradient that it gives.
 
-J = E[score] - beta KL of a problem, KL k1 in the reward. The gradient is sum_t A_t grad log pi_t with the run's
-whitening (multiplied back by its scale) and aggregation, with respect to the logits of a tabular policy, against the
-exact one; variance is that of the gradient of one response. V is exact, 0, or exact plus noise: a critic that knows,
-one that has learned nothing, one in between. A function with an option `lam` or `n` is tried over it.
+The objective is J = E[score] - beta KL of a problem, with the KL as k1 in the reward. The gradient sum_t A_t grad log
+pi_t, with the run's whitening (its scale multiplied back) and aggregation, with respect to the logits of a tabular
+policy, is compared with the exact one; the variance is that of one response's gradient. V is exact, 0, or exact plus
+noise: a perfect critic, an untrained one, one in between. A function with an option `lam` or `n` is audited at several
+values of it.
+
+Not here: KL estimators and policy losses (kl.py, loss.py); the table that is printed (cli/audit.py).
 """
 
 import math
@@ -13,40 +16,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlhf.components.checks import check_tensor
 from minirlhf.components.component import Built
 from minirlhf.config.schema import Config
 from minirlhf.exact import graph as exact
 from minirlhf.rewards.shape import place_rewards
+from minirlhf.rl.terms import AdvantageInputs, estimate_advantages
 from minirlhf.streams import generator
 from minirlhf.studies.audit.scene import (
     SAME,
     Batch,
     Scene,
     all_groups,
-    hold,
+    compare_gradients,
     junked,
+    loss_weights,
     representative,
     score_functions,
-    weights,
 )
 from minirlhf.tensors import Whitening, whiten
 
-GROUP = 4  # responses of a group
+GROUP = 4  # responses to a prompt
 NOISE = 0.3  # standard deviation of the noisy V, score units
-OVER: dict[str, tuple[float | int, ...]] = {"lam": (0.0, 0.5, 0.9, 0.95, 1.0), "n": (1, 2, 3, 4)}
+# Options that trade bias for variance, and the values to audit.
+TRADE_OFFS: dict[str, tuple[float | int, ...]] = {"lam": (0.0, 0.5, 0.9, 0.95, 1.0), "n": (1, 2, 3, 4)}
 
 
-def settings(built: Built) -> list[Built]:
-    """The function with each value of the option that trades bias for variance, if it has one."""
-    option = next((name for name in OVER if name in built.component.options), None)
+def over_trade_off(built: Built) -> list[Built]:
+    """Build the function with each value of its option that trades bias for variance; as it is if it has none."""
+    option = next((name for name in TRADE_OFFS if name in built.component.options), None)
     if option is None:
         return [built]
-    return [built.component.build({**built.options, option: value}) for value in OVER[option]]
+    return [built.component.build({**built.options, option: value}) for value in TRADE_OFFS[option]]
 
 
-def audit(advantage: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
-    """One dict a setting and V, the last of each function's with its verdict."""
+def audit_advantage(advantage: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
+    """Yield one dict for each value of the trade-off and each V; the last one holds the verdict."""
     noise = torch.randn(scene.values.shape, generator=generator(0, "audit", 2), dtype=torch.float64)
     critics = {"exact": scene.values, "zero": torch.zeros_like(scene.values), "noisy": scene.values + NOISE * noise}
     if not advantage.names("values"):
@@ -55,68 +59,76 @@ def audit(advantage: Built, config: Config, whitening: Whitening, scene: Scene) 
         batch, size = all_groups(scene.probability, GROUP), GROUP
     else:
         batch, size = representative(scene.probability), 1
-    found = []
-    for built in settings(advantage):
+    rows = []
+    for built in over_trade_off(advantage):
         for critic, values in critics.items():
-            held = gradient(built, config, whitening, scene, batch, size, values)
-            varied = {name: value for name, value in built.options.items() if name in OVER}
-            found.append({"options": varied, "values": critic, **held})
+            comparison = advantage_gradient(built, config, whitening, scene, batch, size, values)
+            varied = {name: value for name, value in built.options.items() if name in TRADE_OFFS}
+            rows.append({"options": varied, "values": critic, **comparison})
     name = {"kind": "advantage", "name": advantage.component.name, "owner": advantage.component.owner}
-    for row in found[:-1]:
+    for row in rows[:-1]:
         yield {**name, **row}
-    yield {**name, **found[-1], "verdict": verdict(advantage.component.name, found)}
+    yield {**name, **rows[-1], "verdict": advantage_verdict(advantage.component.name, rows)}
 
 
-def gradient(
+def advantage_gradient(
     advantage: Built, config: Config, whitening: Whitening, scene: Scene, batch: Batch, size: int, values: Tensor
 ) -> dict[str, float]:
-    """The expected policy gradient with this function against that of J."""
+    """Compare the expected policy gradient that this function gives with that of J.
+
+    size: responses of a group, 1 without groups. values (S,): the critic's V of each state.
+    """
     mask = scene.responses.mask[batch.index]
-    known = inputs(scene, batch, values)
-    found = check_tensor(advantage, advantage(known), mask, known)
-    white, scale, _ = whiten(found, mask, whitening)
-    rows = score_functions(scene, batch, weights(mask, config) * white * scale)
+    advantages = estimate_advantages(advantage, advantage_inputs(scene, batch, values))
+    # whiten divides by the batch's scale; multiplied back, so that the length of the gradient is that of J's
+    white, scale, _ = whiten(advantages, mask, whitening)
+    rows = score_functions(scene, batch, loss_weights(mask, config) * white * scale)
     weight = batch.weight
-    if size > 1:  # the responses of a group are not independent: the group is the sample
+    # The responses of a group are not independent (each is in the others' baseline): the group is the sample.
+    if size > 1:
         rows, weight = rows.reshape(-1, size, rows.shape[1]).mean(dim=1), weight[::size]
     expected = (rows * weight.unsqueeze(1)).mean(dim=0)
     squares = float((rows.square().sum(dim=1) * weight).mean())
-    held = hold(expected, right_gradient(scene, scene.log_pi), squares, size)
-    return {"gradient_bias": held.bias, "gradient_cosine": held.cosine, "gradient_variance": held.variance}
+    comparison = compare_gradients(expected, objective_gradient(scene, scene.log_pi), squares, size)
+    return {
+        "gradient_bias": comparison.bias,
+        "gradient_cosine": comparison.cosine,
+        "gradient_variance": comparison.variance,
+    }
 
 
-def right_gradient(scene: Scene, log_pi: Tensor) -> Tensor:
-    """The gradient of J with respect to the logits of a table: (S*V,)."""
+def objective_gradient(scene: Scene, log_pi: Tensor) -> Tensor:
+    """Exact gradient of J at a policy (S,V) with respect to its logits: (S*V,)."""
     theta = log_pi.clone().requires_grad_()
     value = exact.objective(scene.graph, theta.log_softmax(dim=-1), scene.beta)
     return torch.autograd.grad(value, theta)[0].flatten()
 
 
-def inputs(scene: Scene, batch: Batch, values: Tensor) -> dict[str, Tensor]:
-    """All that an advantage function may name, for the rows of a batch; values (S,) a state."""
+def advantage_inputs(scene: Scene, batch: Batch, values: Tensor) -> AdvantageInputs:
+    """Everything that an advantage function may name, for the rows of a batch; values (S,), one for each state."""
     r = scene.responses
     mask, states, ids = (x[batch.index] for x in (r.mask, r.states, r.ids))
     logprobs, ref = scene.log_pi[states, ids], scene.graph.log_ref[states, ids]
     kl = torch.where(mask, logprobs - ref, 0.0)
-    scores, nothing = r.reward[batch.index], torch.zeros(len(batch), dtype=torch.float64)
+    scores, zeros = r.reward[batch.index], torch.zeros(len(batch), dtype=torch.float64)
     rewards = place_rewards(scores, torch.zeros_like(kl), scene.beta * kl, mask)
-    return {
-        "rewards": junked(rewards, mask),
-        "values": junked(values[states], mask),
-        "mask": mask,
-        "scores": scores,
-        "greedy_scores": nothing + greedy_return(scene),
-        "group": batch.group,
-        "logprobs": junked(logprobs, mask),
-        "ref_logprobs": junked(ref, mask),
-        "kl": junked(kl, mask),
-        "terminated": r.terminated[batch.index],
-        "bootstrap_values": nothing,
-    }
+    return AdvantageInputs(
+        rewards=junked(rewards, mask),
+        values=junked(values[states], mask),
+        mask=mask,
+        scores=scores,
+        greedy_scores=zeros + greedy_return(scene),
+        group=batch.group,
+        logprobs=junked(logprobs, mask),
+        ref_logprobs=junked(ref, mask),
+        kl=junked(kl, mask),
+        terminated=r.terminated[batch.index],
+        bootstrap_values=zeros,
+    )
 
 
 def greedy_return(scene: Scene) -> float:
-    """Score minus beta log(pi/ref) of the response of most likely tokens (of the first prompt)."""
+    """Score - beta log(pi/ref) of the greedy response to the first prompt (most likely token at every step)."""
     state, total, payoff = 0, 0.0, exact.shaped(scene.graph, scene.log_pi, scene.beta)
     while state >= 0:
         token = int(scene.log_pi[state].argmax())
@@ -124,10 +136,10 @@ def greedy_return(scene: Scene) -> float:
     return total
 
 
-def verdict(name: str, found: list[dict[str, Any]]) -> str:
-    """One line: what the gradient with this function is that of."""
-    worst = max(found, key=lambda row: row["gradient_bias"])
-    exact_critic = [row for row in found if row["values"] in ("exact", "unused")]
+def advantage_verdict(name: str, rows: list[dict[str, Any]]) -> str:
+    """One line that compares the gradient with that of J: exact, exact if V is, wrong in length, or biased."""
+    worst = max(rows, key=lambda row: row["gradient_bias"])
+    exact_critic = [row for row in rows if row["values"] in ("exact", "unused")]
     known = max(exact_critic, key=lambda row: row["gradient_bias"])
     variances = [row["gradient_variance"] for row in exact_critic]
     spread = f"variance {min(variances):.3g}" + (f" to {max(variances):.3g}" if len(variances) > 1 else "")
@@ -135,7 +147,7 @@ def verdict(name: str, found: list[dict[str, Any]]) -> str:
         return f"{name}: points away from the objective"
     right, off = "the gradient of score - beta KL", f"{known['gradient_bias']:.0%}"
     if worst["gradient_bias"] < SAME:
-        return f"{name}: {right}, exactly{', whatever V is' if len(found) > 1 else ''}; {spread}"
+        return f"{name}: {right}, exactly{', whatever V is' if len(rows) > 1 else ''}; {spread}"
     if known["gradient_bias"] < SAME:
         return f"{name}: {right} if V is exact, else off by up to {worst['gradient_bias']:.0%}; {spread}"
     if known["gradient_cosine"] > 1 - SAME:

@@ -1,10 +1,12 @@
-"""The audit of a KL estimator: its value at several distances, and what it optimises in each place.
+"""Audit of a KL estimator: bias and spread of its value, and the quantity that its gradient optimises in each place.
 
-Value: E and standard deviation of the sum over a response, by enumeration, relative to the exact KL; and Schulman's
-table (joschu.net/blog/kl-approx.html), one sample of a Gaussian at a time, for estimators that need no distribution.
+Value: mean and standard deviation of the sum over a response, by enumeration, relative to the exact KL; and Schulman's
+table (joschu.net/blog/kl-approx.html), by sampling two Gaussians, for estimators that need no whole distribution.
 
-Gradient: that of beta KL alone (no score), in the reward (through reward-to-go), in the loss, or in both, with respect
-to the logits of a tabular policy, against the gradient of the KL of whole responses.
+Gradient: that of the KL term alone (no score), in the reward (through reward-to-go), in the loss or in both, with
+respect to the logits of a tabular policy, against the gradient of the KL of whole responses.
+
+Not here: advantage functions and policy losses (advantage.py, loss.py); the table that is printed (cli/audit.py).
 """
 
 import math
@@ -15,54 +17,55 @@ import torch
 from torch import Tensor
 
 from minirlhf.builtin.advantages import reward_to_go
-from minirlhf.components.checks import check_tensor
 from minirlhf.components.component import Built
 from minirlhf.config.schema import Config
 from minirlhf.exact import graph as exact
+from minirlhf.rl.terms import KLInputs, estimate_kl
 from minirlhf.streams import generator
 from minirlhf.studies.audit.scene import (
     SAME,
     Batch,
+    GradientComparison,
     Scene,
+    compare_gradients,
     each_once,
-    hold,
     junked,
+    loss_weights,
     moved,
     representative,
     score_functions,
-    weights,
 )
 from minirlhf.tensors import Whitening, whiten
 
 DISTANCES = (0.01, 0.1, 1.0)  # nats per sequence
-SHIFTS = (0.1, 1.0)  # of the mean, in Schulman's table
+SHIFTS = (0.1, 1.0)  # mu of N(mu,1) in Schulman's table: KL = mu^2 / 2
 SAMPLES = 400_000
-PLACES = ("reward", "loss", "both")
+PLACES = ("reward", "loss", "both")  # values of kl.place
 
 
-def audit(kl: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
-    """One dict a distance and table, then one a place with its verdict."""
+def audit_kl(kl: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
+    """Yield one dict for each table and distance, then one with a verdict for each place."""
     name = {"kind": "kl", "name": kl.component.name, "owner": kl.component.owner}
     if not kl.names("log_dist") and not kl.names("ref_log_dist"):
         for shift in SHIFTS:
-            yield {**name, "table": "schulman", "distance": shift**2 / 2, **gaussian(kl, shift)}
+            yield {**name, "table": "schulman", "distance": shift**2 / 2, **gaussian_value(kl, shift)}
     noise = torch.randn(scene.log_pi.shape, generator=generator(0, "audit", 1), dtype=torch.float64)
     for distance in DISTANCES:
         near = Scene(scene.graph, moved(scene.graph, scene.graph.log_ref, noise, distance), scene.beta)
-        yield {**name, "table": "sequences", "distance": distance, **value(kl, near)}
+        yield {**name, "table": "sequences", "distance": distance, **kl_value(kl, near)}
     for place in PLACES:
-        yield {**name, "place": place, **value(kl, scene), **gradient(kl, config, whitening, scene, place)}
+        yield {**name, "place": place, **kl_value(kl, scene), **kl_gradient(kl, config, whitening, scene, place)}
 
 
-def gaussian(kl: Built, shift: float) -> dict[str, float]:
-    """Bias and standard deviation over the KL, with their standard errors, of x ~ N(0,1) against N(shift,1)."""
+def gaussian_value(kl: Built, shift: float) -> dict[str, float]:
+    """Bias and standard deviation relative to the KL of N(0,1) from N(shift,1), each with its standard error."""
     x = torch.randn(1, SAMPLES, generator=generator(0, "schulman", 0), dtype=torch.float64)
     mask = torch.ones_like(x, dtype=torch.bool)
-    logprobs, ref = -(x**2) / 2, -((x - shift) ** 2) / 2
-    known = {"logprobs": logprobs, "old_logprobs": logprobs, "ref_logprobs": ref, "mask": mask}
-    found = check_tensor(kl, kl(known), mask, known) / (shift**2 / 2)
-    mean, std = found.mean(), found.std()
-    fourth = ((found - mean) ** 4).mean()  # Var of the sample variance is (m4 - s^4) / n; of its root that over 4 s^2
+    logprobs, ref = -(x**2) / 2, -((x - shift) ** 2) / 2  # without -log(2 pi) / 2, which cancels in log p - log q
+    relative = estimate_kl(kl, KLInputs(logprobs, logprobs, ref, mask)) / (shift**2 / 2)
+    mean, std = relative.mean(), relative.std()
+    # Var(s^2) = (m4 - s^4) / n, and by the delta method Var(s) = Var(s^2) / (4 s^2).
+    fourth = ((relative - mean) ** 4).mean()
     spread = (fourth - std**4).clamp(min=0).sqrt() / (2 * std) / math.sqrt(SAMPLES) if std > 0 else std
     return {
         "value_bias": float(mean) - 1,
@@ -72,65 +75,72 @@ def gaussian(kl: Built, shift: float) -> dict[str, float]:
     }
 
 
-def value(kl: Built, scene: Scene) -> dict[str, float]:
-    """Bias and standard deviation of the sum over a response, both over the exact KL per sequence."""
+def kl_value(kl: Built, scene: Scene) -> dict[str, float]:
+    """Bias and standard deviation of the sum over a response, both relative to the exact KL per sequence."""
     with torch.no_grad():
-        sums = estimate(kl, scene, scene.log_pi, scene.log_pi, Batch(*[torch.arange(len(scene.probability))] * 3)).sum(
-            1
-        )
+        sums = kl_estimates(kl, scene, scene.log_pi, scene.log_pi, each_once(scene)).sum(dim=1)  # (n,)
     true = float(exact.divergence(scene.graph, scene.log_pi))
     mean = float((scene.probability * sums).sum())
     variance = float((scene.probability * (sums - mean) ** 2).sum())
     return {"value_bias": (mean - true) / true, "value_std": math.sqrt(variance) / true}
 
 
-def estimate(kl: Built, scene: Scene, log_pi: Tensor, old: Tensor, batch: Batch) -> Tensor:
-    """What the estimator gives for the rows of a batch, called and checked as the loop does it: (N,R)."""
+def kl_estimates(kl: Built, scene: Scene, log_pi: Tensor, old: Tensor, batch: Batch) -> Tensor:
+    """Call the estimator on the rows of a batch and check its result, both as the loop does: (N,R) nats per token.
+
+    log_pi, old (S,V): the policy, which may carry a gradient, and the one that sampled.
+    """
     r = scene.responses
     mask, states, ids = r.mask[batch.index], r.states[batch.index], r.ids[batch.index]
-    known = {
-        "logprobs": junked(log_pi[states, ids], mask),
-        "old_logprobs": junked(old[states, ids], mask),
-        "ref_logprobs": junked(scene.graph.log_ref[states, ids], mask),
-        "log_dist": log_pi[states],
-        "ref_log_dist": scene.graph.log_ref[states],
-        "mask": mask,
-    }
-    return check_tensor(kl, kl(known), mask, known)
+    inputs = KLInputs(
+        logprobs=junked(log_pi[states, ids], mask),
+        old_logprobs=junked(old[states, ids], mask),
+        ref_logprobs=junked(scene.graph.log_ref[states, ids], mask),
+        mask=mask,
+        log_dist=log_pi[states],
+        ref_log_dist=scene.graph.log_ref[states],
+    )
+    return estimate_kl(kl, inputs)
 
 
-def gradient(kl: Built, config: Config, whitening: Whitening, scene: Scene, place: str) -> dict[str, Any]:
-    """The expected gradient of the KL term in this place against that of the KL per sequence, and the verdict."""
+def kl_gradient(kl: Built, config: Config, whitening: Whitening, scene: Scene, place: str) -> dict[str, Any]:
+    """Compare the expected gradient of the KL term in this place with that of the KL per sequence; with a verdict.
+
+    In the reward the term has no gradient of its own: it acts through reward-to-go, as a cost that multiplies grad log
+    pi. In the loss it is differentiated.
+    """
     theta = scene.log_pi.clone().requires_grad_()
     log_pi = theta.log_softmax(dim=-1)
     batch = representative(scene.probability)
     mask = scene.responses.mask[batch.index]
-    found = estimate(kl, scene, log_pi, scene.log_pi, batch)
-    shares = weights(mask, config)
-    rows = torch.zeros(len(batch), theta.numel(), dtype=torch.float64)
-    if place in ("reward", "both"):  # a cost here: minus what the loop calls a reward
-        cost = reward_to_go(found.detach(), mask, torch.zeros(len(batch), dtype=torch.float64))
+    per_token = kl_estimates(kl, scene, log_pi, scene.log_pi, batch)
+    shares = loss_weights(mask, config)
+    rows = torch.zeros(len(batch), theta.numel(), dtype=torch.float64)  # (N,S*V): a gradient for each row
+    if place in ("reward", "both"):  # a cost here: minus the loop's reward
+        cost = reward_to_go(per_token.detach(), mask, torch.zeros(len(batch), dtype=torch.float64))
         white, scale, _ = whiten(cost, mask, whitening)
+        # whiten divides by the batch's scale; multiplied back, so that gradients of all estimators compare
         rows = rows + score_functions(scene, batch, shares * white * scale)
     if place in ("loss", "both"):
-        rows = rows + row_gradients(kl, scene, batch, shares)
+        rows = rows + kl_row_gradients(kl, scene, batch, shares)
     expected = (rows * batch.weight.unsqueeze(1)).mean(dim=0)
     squares = float((rows.square().sum(dim=1) * batch.weight).mean())
     (right,) = torch.autograd.grad(exact.divergence(scene.graph, log_pi), theta, retain_graph=True)
-    held = hold(expected, right.flatten(), squares)
-    parts = known_gradients(scene, theta)
+    comparison = compare_gradients(expected, right.flatten(), squares)
+    candidates = candidate_gradients(scene, theta)
     return {
-        "gradient_bias": held.bias,
-        "gradient_cosine": held.cosine,
-        "gradient_variance": held.variance,
-        "verdict": verdict(kl.component.name, place, held.gradient, parts, held.bias, held.cosine),
+        "gradient_bias": comparison.bias,
+        "gradient_cosine": comparison.cosine,
+        "gradient_variance": comparison.variance,
+        "verdict": kl_verdict(f"{kl.component.name} in {place}", comparison, candidates),
     }
 
 
-def row_gradients(kl: Built, scene: Scene, batch: Batch, shares: Tensor) -> Tensor:
-    """The gradient of each row's sum of the estimator with respect to the logits of the table: (N,S*V).
+def kl_row_gradients(kl: Built, scene: Scene, batch: Batch, shares: Tensor) -> Tensor:
+    """Gradient of each row's weighted sum of the estimator, with respect to the logits of the table: (N,S*V).
 
-    Rows of one response have one gradient (an estimator works token by token), so each response is differentiated once.
+    shares (N,R) are the weights. Rows of the same response have the same gradient (an estimator works token by token),
+    so each response is differentiated once.
     """
     each = each_once(scene)
     first = torch.zeros(len(scene.probability), dtype=torch.long).scatter(0, batch.index, torch.arange(len(batch)))
@@ -138,14 +148,17 @@ def row_gradients(kl: Built, scene: Scene, batch: Batch, shares: Tensor) -> Tens
     for row in range(len(each)):
         theta = scene.log_pi.clone().requires_grad_()
         one = Batch(each.index[row : row + 1], each.weight[row : row + 1], each.group[row : row + 1])
-        total = (shares[first[row]] * estimate(kl, scene, theta.log_softmax(dim=-1), scene.log_pi, one)).sum()
-        found = torch.autograd.grad(total, theta)[0] if total.requires_grad else torch.zeros_like(theta)
-        out.append(found.flatten())
+        total = (shares[first[row]] * kl_estimates(kl, scene, theta.log_softmax(dim=-1), scene.log_pi, one)).sum()
+        gradient = torch.autograd.grad(total, theta)[0] if total.requires_grad else torch.zeros_like(theta)
+        out.append(gradient.flatten())
     return torch.stack(out)[batch.index]
 
 
-def known_gradients(scene: Scene, theta: Tensor) -> dict[str, Tensor]:
-    """The gradients that a term may turn out to have, by what it then optimises."""
+def candidate_gradients(scene: Scene, theta: Tensor) -> dict[str, Tensor]:
+    """Gradients that a KL term may turn out to have, each (S*V,), under a description of what it then optimises.
+
+    The visits of a state are constants here: a term in the loss leaves out how a token changes the states behind it.
+    """
     log_pi, graph = theta.log_softmax(dim=-1), scene.graph
     visits = exact.occupancy(graph, scene.log_pi).unsqueeze(1)
     targets = {
@@ -157,20 +170,20 @@ def known_gradients(scene: Scene, theta: Tensor) -> dict[str, Tensor]:
             visits * graph.log_ref.exp() * (graph.log_ref - log_pi)
         ).sum(),
     }
-    found = {name: torch.autograd.grad(t, theta, retain_graph=True)[0].flatten() for name, t in targets.items()}
-    whole, now, _ = found.values()
-    found["only the KL of later tokens; none of the token itself, so nothing for one-token responses"] = whole - now
-    return found
+    gradients = {name: torch.autograd.grad(t, theta, retain_graph=True)[0].flatten() for name, t in targets.items()}
+    whole, own, _ = gradients.values()
+    gradients["only the KL of later tokens; none of the token itself, so nothing for one-token responses"] = whole - own
+    return gradients
 
 
-def verdict(name: str, place: str, gradient: Tensor, parts: dict[str, Tensor], bias: float, cosine: float) -> str:
-    """One line: what this estimator, in this place, optimises."""
-    whole = next(iter(parts.values()))
-    if float(gradient.norm() / whole.norm()) < SAME:
-        return f"{name} in {place}: nothing; its gradient is 0 in expectation (off by {bias:.0%})"
-    for what, part in parts.items():
-        if float((gradient - part).norm() / whole.norm()) < SAME:
-            return f"{name} in {place}: {what}" + ("" if part is whole else f" (off by {bias:.0%})")
-    angle = math.degrees(math.acos(cosine))
-    away = "; it points away from the KL" if cosine < 0 else ""
-    return f"{name} in {place}: no KL; off by {bias:.0%}, at an angle of {angle:.0f} degrees{away}"
+def kl_verdict(subject: str, comparison: GradientComparison, candidates: dict[str, Tensor]) -> str:
+    """One line that says what the term optimises: the candidate whose gradient it has, or the angle to the KL's."""
+    whole = next(iter(candidates.values()))
+    if float(comparison.gradient.norm() / whole.norm()) < SAME:
+        return f"{subject}: nothing; its gradient is 0 in expectation (off by {comparison.bias:.0%})"
+    for what, candidate in candidates.items():
+        if float((comparison.gradient - candidate).norm() / whole.norm()) < SAME:
+            return f"{subject}: {what}" + ("" if candidate is whole else f" (off by {comparison.bias:.0%})")
+    angle = math.degrees(math.acos(comparison.cosine))
+    away = "; it points away from the KL" if comparison.cosine < 0 else ""
+    return f"{subject}: no KL; off by {comparison.bias:.0%}, at an angle of {angle:.0f} degrees{away}"

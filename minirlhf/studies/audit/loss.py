@@ -1,8 +1,10 @@
-"""The audit of a policy loss: its first gradient of a rollout, and how it goes wrong as the policy moves on.
+"""Audit of a policy loss: its gradient in the first update of a rollout, and its error as the policy moves on.
 
-Responses come from an old policy, advantages are right for it (reward-to-go minus its V). The policy has moved from it
-along the gradient of J to several distances KL(policy, old). The gradient of the loss there, with the run's whitening
-(multiplied back) and aggregation, is held against the exact gradient of J there.
+Responses come from an old policy, and the advantages are exact for it (reward-to-go minus its V). The policy has moved
+from the old one along the gradient of J, to several distances KL(policy, old). The gradient of the loss there, with the
+run's whitening (its scale multiplied back) and aggregation, is compared with the exact gradient of J there.
+
+Not here: variance, which comes from the advantage function (advantage.py); the table that is printed (cli/audit.py).
 """
 
 import math
@@ -13,57 +15,61 @@ import torch
 from torch import Tensor
 
 from minirlhf.builtin.advantages import mc
-from minirlhf.components.checks import check_loss
 from minirlhf.components.component import Built
 from minirlhf.config.schema import Config
-from minirlhf.studies.audit.advantage import inputs, right_gradient
-from minirlhf.studies.audit.scene import SAME, Scene, hold, junked, moved, representative, weights
+from minirlhf.rl.terms import LossInputs, compute_loss
+from minirlhf.studies.audit.advantage import advantage_inputs, objective_gradient
+from minirlhf.studies.audit.scene import SAME, Scene, compare_gradients, junked, loss_weights, moved, representative
 from minirlhf.tensors import Whitening, whiten
 
 DRIFTS = (0.0, 0.003, 0.01, 0.03, 0.1)  # nats per sequence between the policy and the one that sampled
 
 
-def audit(loss: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
-    """One dict a drift, the last with the verdict."""
+def audit_loss(loss: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
+    """Yield one dict for each drift; the last one holds the verdict."""
     name = {"kind": "loss", "name": loss.component.name, "owner": loss.component.owner}
-    ascent = right_gradient(scene, scene.log_pi).reshape(scene.log_pi.shape)
-    found = []
+    ascent = objective_gradient(scene, scene.log_pi).reshape(scene.log_pi.shape)
+    rows = []
     for drift in DRIFTS:
         table = moved(scene.graph, scene.log_pi, ascent, drift)
-        found.append({"distance": drift, **gradient(loss, config, whitening, scene, table)})
-    for row in found[:-1]:
+        rows.append({"distance": drift, **loss_gradient(loss, config, whitening, scene, table)})
+    for row in rows[:-1]:
         yield {**name, **row}
-    yield {**name, **found[-1], "verdict": verdict(loss.component.name, found)}
+    yield {**name, **rows[-1], "verdict": loss_verdict(loss.component.name, rows)}
 
 
-def gradient(loss: Built, config: Config, whitening: Whitening, scene: Scene, table: Tensor) -> dict[str, float]:
-    """Minus the expected gradient of the loss at the policy `table`, over responses of the scene's policy."""
+def loss_gradient(loss: Built, config: Config, whitening: Whitening, scene: Scene, table: Tensor) -> dict[str, float]:
+    """Compare minus the expected gradient of the loss at the policy `table` (S,V) with that of J there.
+
+    The expectation is over responses of the scene's policy, which is the old one.
+    """
     batch = representative(scene.probability)
     r = scene.responses
     mask, states, ids = (x[batch.index] for x in (r.mask, r.states, r.ids))
-    known = inputs(scene, batch, scene.values)
-    advantages = mc(known["rewards"], known["values"], mask, known["bootstrap_values"])
+    known = advantage_inputs(scene, batch, scene.values)
+    advantages = mc(known.rewards, known.values, mask, known.bootstrap_values)
     white, scale, _ = whiten(advantages, mask, whitening)
     theta = table.clone().requires_grad_()
-    given = {
-        "logprobs": junked(theta.log_softmax(dim=-1)[states, ids], mask),
-        "old_logprobs": known["logprobs"],
-        "ref_logprobs": known["ref_logprobs"],
-        "advantages": junked(white, mask),
-        "mask": mask,
-        "beta": config.loss.penalty,
-    }
-    surrogate, _ = check_loss(loss, loss(given), mask, given)
+    inputs = LossInputs(
+        logprobs=junked(theta.log_softmax(dim=-1)[states, ids], mask),
+        old_logprobs=known.logprobs,
+        ref_logprobs=known.ref_logprobs,
+        advantages=junked(white, mask),
+        mask=mask,
+        beta=config.loss.penalty,
+    )
+    surrogate, _ = compute_loss(loss, inputs)
     weight = batch.weight.unsqueeze(1) / len(batch)
-    total = (weight * weights(mask, config) * surrogate).sum() * scale
-    found = -torch.autograd.grad(total, theta)[0].flatten()
-    held = hold(found, right_gradient(scene, table), 0.0)
-    return {"gradient_bias": held.bias, "gradient_cosine": held.cosine}
+    # whiten divided by the batch's scale; multiplied back, so that the length of the gradient is that of J's
+    total = (weight * loss_weights(mask, config) * surrogate).sum() * scale
+    ascent = -torch.autograd.grad(total, theta)[0].flatten()  # a loss is minimised: minus its gradient climbs J
+    comparison = compare_gradients(ascent, objective_gradient(scene, table), 0.0)
+    return {"gradient_bias": comparison.bias, "gradient_cosine": comparison.cosine}
 
 
-def verdict(name: str, found: list[dict[str, Any]]) -> str:
-    """One line: what the loss follows at first, and how far off it is later."""
-    first, last = found[0], found[-1]
+def loss_verdict(name: str, rows: list[dict[str, Any]]) -> str:
+    """One line that gives the bias of the first update, and that at the largest distance."""
+    first, last = rows[0], rows[-1]
     angle = math.degrees(math.acos(last["gradient_cosine"]))
     later = (
         f"{last['distance']:g} nats from the policy that sampled it is off by {last['gradient_bias']:.0%}, "

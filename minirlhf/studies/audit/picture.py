@@ -1,24 +1,27 @@
-"""A picture of bias against variance, one panel a kind, as SVG. Needs matplotlib (the extra `plot`)."""
+"""Picture of an audit: bias against variance, one panel for each kind, as SVG. Needs matplotlib (the extra `plot`).
+
+Not here: the audit (kl.py, advantage.py, loss.py) and the table of its numbers (cli/audit.py).
+"""
 
 from typing import Any
 
 from minirlhf.report.pictures import svg
 
-FLOOR = 1e-8  # biases below are drawn here: rounding
+FLOOR = 1e-8  # smaller biases are rounding, and are drawn here: the axis is logarithmic
 TITLES = {"kl": "KL estimators: gradient", "advantage": "advantage functions: gradient", "loss": "policy losses"}
 MARKS = {"reward": "o", "loss": "s", "both": "^", "exact": "o", "zero": "s", "noisy": "^", "unused": "D"}
 
 
 def picture(rows: list[dict[str, Any]]) -> str:
-    """The SVG of an audit's rows: relative bias over relative variance of the gradient; for losses over the drift.
+    """Draw an audit's rows as SVG: relative bias over relative variance of the gradient; for losses over the drift.
 
     The same rows give the same bytes. Raises ModuleNotFoundError without matplotlib.
     """
     kinds = [kind for kind in TITLES if any(row["kind"] == kind for row in rows)]
 
     def draw(figure: Any) -> None:
-        for place, kind in enumerate(kinds):
-            axes = figure.add_subplot(1, len(kinds), place + 1, title=TITLES[kind])
+        for number, kind in enumerate(kinds, start=1):
+            axes = figure.add_subplot(1, len(kinds), number, title=TITLES[kind])
             _panel(axes, kind, [row for row in rows if row["kind"] == kind and "gradient_bias" in row])
 
     return svg(draw, (7.2 * max(1, len(kinds)), 4.8))

@@ -1,11 +1,13 @@
-"""What every audit looks at: one problem of the exact lab, a policy off its reference, and batches that stand for it.
+"""Ground of every audit: a problem of the exact lab, a policy away from its reference, and batches without sampling.
 
 An audit calls a component as the loop does, checks its result as the loop does, and whitens and weights tokens with the
-loop's own functions. Only the sampling is replaced: a batch in which every response occurs about as often as the policy
-would write it, with a weight for the rest of the way, so that a mean over the batch *is* the expectation. Its limit is
-that of a large batch; a group function sees every possible group, weighted by how likely it is.
+loop's own functions. Only the sampling is replaced: every response occurs in the batch about as often as the policy
+would write it, and a weight corrects the rounding, so that a weighted mean over the batch *is* the expectation. The
+audit therefore describes the limit of a large batch. An advantage function of groups sees every possible group, with
+its probability as the weight. Masked positions hold junk, which exposes a component that reads them.
 
-What is masked holds junk, so that a component which reads it is found out.
+Not here: the audits of the three kinds (kl.py, advantage.py, loss.py). Shapes: S states, V vocabulary, n responses of
+the tree, N rows of a batch. All numbers are float64.
 """
 
 import itertools
@@ -23,14 +25,14 @@ from minirlhf.exact.problems import problems
 from minirlhf.ppo import token_weights
 from minirlhf.streams import generator
 
-JUNK = 7.0  # what masked positions hold
-ROWS = 1024  # rows of a batch that stands for the policy
-SAME = 1e-6  # two gradients this close are one
+JUNK = 7.0  # content of masked positions: finite, so that a component which reads it gives a wrong number, not an error
+ROWS = 1024  # rows of a representative batch, about
+SAME = 1e-6  # relative bias below which two gradients are the same
 
 
 @dataclass(frozen=True)
 class Scene:
-    """graph = the tree of prefixes; log_pi (S,V) the policy; beta of the problem. float64."""
+    """Tree of prefixes, log-probabilities of a tabular policy on it (S,V), and beta, the coefficient of its KL."""
 
     graph: Graph
     log_pi: Tensor
@@ -38,7 +40,7 @@ class Scene:
 
     @classmethod
     def of(cls, name: str = "variable", distance: float = 0.4) -> "Scene":
-        """The problem `name` with a policy `distance` nats per sequence from its reference, in a random direction."""
+        """Problem `name` with a policy `distance` nats per sequence from its reference, in a fixed random direction."""
         problem = problems()[name]
         graph = exact.build(problem)
         noise = torch.randn(graph.log_ref.shape, generator=generator(0, "audit", 0), dtype=torch.float64)
@@ -46,21 +48,25 @@ class Scene:
 
     @cached_property
     def responses(self) -> Responses:
+        """All responses of the tree: ids, states and mask (n,R), reward (n,)."""
         return exact.responses(self.graph)
 
     @cached_property
     def probability(self) -> Tensor:
-        """How likely the policy is to write each response: (n,)."""
+        """Probability of each response under the policy: (n,), summing to 1."""
         return self.responses.probability(self.log_pi, self.graph.problem.prompts)
 
     @cached_property
     def values(self) -> Tensor:
-        """V of each state under the policy, shaped reward: (S,)."""
+        """V of each state under the policy, for the reward score - beta (log pi - log ref): (S,)."""
         return exact.expected(self.graph, self.log_pi, exact.shaped(self.graph, self.log_pi, self.beta))
 
 
 def moved(graph: Graph, log_pi: Tensor, direction: Tensor, distance: float) -> Tensor:
-    """log_softmax(log_pi + c direction) with c such that the KL from there to log_pi is `distance` nats a sequence."""
+    """Move a policy to a distance: log_softmax(log_pi + c direction), c such that KL(moved, log_pi) = `distance`.
+
+    log_pi and direction (S,V); distance in nats per sequence. c is found by bisection: the KL grows with c from 0 on.
+    """
     if distance == 0:
         return log_pi
     low, high = 0.0, 1.0
@@ -69,21 +75,21 @@ def moved(graph: Graph, log_pi: Tensor, direction: Tensor, distance: float) -> T
         table: Tensor = (log_pi + c * direction / direction.norm()).log_softmax(dim=-1)
         return table
 
-    def far(c: float) -> float:
+    def kl_at(c: float) -> float:
         table = step(c)
         return float(exact.expected(graph, table, table - log_pi)[graph.layers[0]].mean())
 
-    while far(high) < distance:
+    while kl_at(high) < distance:
         high *= 2
-    for _ in range(60):
+    for _ in range(60):  # more halvings than float64 has bits
         middle = (low + high) / 2
-        low, high = (middle, high) if far(middle) < distance else (low, middle)
+        low, high = (middle, high) if kl_at(middle) < distance else (low, middle)
     return step(high)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N rows: which response each is (N,), its weight (N,) with mean 1, its group (N,)."""
+    """N rows: number of each row's response (N,), its weight (N,) with mean 1, its group (N,)."""
 
     index: Tensor
     weight: Tensor
@@ -94,13 +100,17 @@ class Batch:
 
 
 def each_once(scene: Scene) -> Batch:
-    """Every response, once."""
+    """Batch of every response once, weight 1: N = n."""
     rows = torch.arange(len(scene.probability))
     return Batch(rows, torch.ones(len(rows), dtype=torch.float64), rows)
 
 
 def representative(probability: Tensor) -> Batch:
-    """Each response about as often as it is likely, at least once; the weight makes up for the rounding."""
+    """Batch of about ROWS rows with each response in proportion to its probability (n,), and at least once.
+
+    Whitening and baselines then see the composition of a real batch. The weight, probability * N / count, corrects the
+    rounding.
+    """
     counts = (probability * ROWS).round().long().clamp(min=1)
     index = torch.arange(len(probability)).repeat_interleave(counts)
     weight = (probability / counts)[index] * len(index)
@@ -108,35 +118,39 @@ def representative(probability: Tensor) -> Batch:
 
 
 def all_groups(probability: Tensor, size: int) -> Batch:
-    """Every multiset of `size` responses to a prompt, weighted by how likely it is to be drawn."""
-    found = torch.tensor(list(itertools.combinations_with_replacement(range(len(probability)), size)))
-    orders = torch.full((len(found),), float(math.factorial(size)), dtype=torch.float64)
-    run = torch.ones(len(found), dtype=torch.float64)
-    for i in range(1, size):  # size! / product of (how often each occurs)!
-        run = torch.where(found[:, i] == found[:, i - 1], run + 1, 1.0)
+    """Batch of every multiset of `size` responses to a prompt, weighted by its probability of being drawn.
+
+    A multiset with counts c_i is drawn in size! / prod(c_i!) orders, each with probability prod(p_i^c_i).
+    """
+    multisets = torch.tensor(list(itertools.combinations_with_replacement(range(len(probability)), size)))
+    orders = torch.full((len(multisets),), float(math.factorial(size)), dtype=torch.float64)
+    # The members are sorted, so equal ones are neighbours: dividing by 1, 2, ... along each run divides by c_i!.
+    run = torch.ones(len(multisets), dtype=torch.float64)
+    for i in range(1, size):
+        run = torch.where(multisets[:, i] == multisets[:, i - 1], run + 1, 1.0)
         orders /= run
-    weight = orders * probability[found].prod(dim=1) * len(found)
-    group = torch.arange(len(found)).repeat_interleave(size)
-    return Batch(found.flatten(), weight.repeat_interleave(size), group)
+    weight = orders * probability[multisets].prod(dim=1) * len(multisets)
+    group = torch.arange(len(multisets)).repeat_interleave(size)
+    return Batch(multisets.flatten(), weight.repeat_interleave(size), group)
 
 
 def junked(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is True, junk elsewhere."""
+    """Replace x by JUNK where the mask is False; x and mask of one shape."""
     return torch.where(mask, x, torch.full_like(x, JUNK))
 
 
-def weights(mask: Tensor, config: Config) -> Tensor:
-    """The loop's share of every token in the loss, scaled to a mean of 1: (N,R)."""
+def loss_weights(mask: Tensor, config: Config) -> Tensor:
+    """Weight of every token in the loss under the run's aggregation, scaled to a mean of 1 over the mask: (N,R)."""
     shares = token_weights(mask, config.loss.aggregation, mask.shape[1]).double()
     return shares * mask.sum() / shares.sum()
 
 
 @dataclass(frozen=True)
-class Found:
-    """A gradient held against the exact one.
+class GradientComparison:
+    """Expected gradient of a component against the exact one, all numbers relative to the exact one.
 
-    bias = norm of the difference over the norm of the exact one; cosine of the angle between them (0 where one is 0);
-    variance of the gradient of one response (its trace) over the squared norm of the exact one.
+    bias = |gradient - exact| / |exact|; cosine of the angle between them, 0 if either is 0; variance = trace of the
+    covariance of one response's gradient / |exact|^2.
     """
 
     gradient: Tensor = field(repr=False)
@@ -145,18 +159,24 @@ class Found:
     variance: float
 
 
-def hold(gradient: Tensor, exact_gradient: Tensor, squares: float, size: int = 1) -> Found:
-    """squares = E of the squared norm of the gradient of `size` responses averaged."""
+def compare_gradients(gradient: Tensor, exact_gradient: Tensor, squares: float, size: int = 1) -> GradientComparison:
+    """Compare an expected gradient with the exact one, both (S*V,).
+
+    squares = E |g|^2 of one sample g, the mean gradient of `size` responses: Var g = squares - |gradient|^2, and a
+    single response has `size` times that.
+    """
     norm, length = float(exact_gradient.norm()), float(gradient.norm())
     cosine = float((gradient * exact_gradient).sum()) / (norm * length) if norm * length > 1e-12 else 0.0
     variance = max(0.0, squares - length**2) * size / norm**2
-    return Found(gradient, float((gradient - exact_gradient).norm()) / norm, max(-1.0, min(1.0, cosine)), variance)
+    bias = float((gradient - exact_gradient).norm()) / norm
+    return GradientComparison(gradient, bias, max(-1.0, min(1.0, cosine)), variance)
 
 
 def score_functions(scene: Scene, batch: Batch, factors: Tensor) -> Tensor:
-    """sum_t factors_t grad log pi(token_t) of each row, with respect to the logits of the table: (N,S*V).
+    """Gradient of sum_t factors_t log pi(token_t) for each row, with respect to the logits of the table: (N,S*V).
 
-    grad of log pi(v|s) with respect to the logits of s is onehot(v) - pi(s).
+    factors (N,R). The gradient of log pi(v|s) with respect to the logits of s is onehot(v) - pi(s): no autograd, which
+    would give one row at a time.
     """
     r = scene.responses
     states, ids, mask = r.states[batch.index], r.ids[batch.index], r.mask[batch.index]

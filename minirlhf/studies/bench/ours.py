@@ -25,7 +25,7 @@ from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.ppo import Parts, PPOState, train
-from minirlhf.rewards.shape import Scored
+from minirlhf.rewards.shape import Scores
 from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.streams import generator
 from minirlhf.studies.bench.workloads import Workload
@@ -78,10 +78,10 @@ def bench_prompts(work: Workload, step: int) -> PromptBatch:
     return PromptBatch(torch.where(mask, ids, PAD), mask, torch.arange(work.responses), texts, {})
 
 
-def even(rollout: Rollout, step: int) -> Scored:
+def even(rollout: Rollout, step: int) -> Scores:
     """Reward that takes no time: share of even ids in each response, (B,)."""
     scores = (((rollout.response_ids % 2 == 0) & rollout.mask).sum(dim=1) / rollout.mask.sum(dim=1)).float()
-    return Scored(scores, torch.ones_like(scores, dtype=torch.bool), torch.zeros(rollout.mask.shape))
+    return Scores(scores, torch.ones_like(scores, dtype=torch.bool), torch.zeros(rollout.mask.shape))
 
 
 def policy_of(work: Workload) -> Policy:

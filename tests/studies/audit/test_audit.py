@@ -1,4 +1,4 @@
-"""What the audit finds: closed forms, enumeration by hand, and components that are wrong on purpose."""
+"""Results of the audit against closed forms and enumeration by hand; components that are wrong on purpose."""
 
 import itertools
 import math
@@ -11,8 +11,10 @@ from minirlhf.builtin.kl import register_kl_estimators
 from minirlhf.builtin.losses import ratio, register_policy_losses
 from minirlhf.config.layers import load_config
 from minirlhf.exact import graph as exact
-from minirlhf.studies.audit import advantage, kl, loss
-from minirlhf.studies.audit.scene import Scene
+from minirlhf.studies.audit.advantage import advantage_gradient, audit_advantage, objective_gradient
+from minirlhf.studies.audit.kl import SAMPLES, audit_kl
+from minirlhf.studies.audit.loss import audit_loss
+from minirlhf.studies.audit.scene import Scene, all_groups, moved
 from tests.helpers import built
 
 CONFIG, _ = load_config()
@@ -22,22 +24,22 @@ EXACT = 1e-6
 
 
 def of_kl(function, config=CONFIG, whitening="batch"):
-    """{place: row} of the gradients, and the other rows."""
-    rows = list(kl.audit(built("kl", function), config, whitening, SCENE))
+    """Audit a KL estimator: {place: row} of the gradients, and the other rows."""
+    rows = list(audit_kl(built("kl", function), config, whitening, SCENE))
     return {row["place"]: row for row in rows if "place" in row}, [row for row in rows if "place" not in row]
 
 
 def of_advantage(function, whitening=None, config=CONFIG):
-    """{(lam or n, V): row}"""
+    """Audit an advantage function: {(lam or n, V): row}."""
     component = built("advantage", function)
     chosen = whitening or ("batch" if component.names("values") else "none")
-    rows = list(advantage.audit(component, config, chosen, SCENE))
+    rows = list(audit_advantage(component, config, chosen, SCENE))
     return {(*row["options"].values(), row["values"]): row for row in rows}
 
 
 def of_loss(function, config=CONFIG):
-    """{drift: row}"""
-    return {row["distance"]: row for row in loss.audit(built("loss", function), config, "batch", SCENE)}
+    """Audit a loss: {drift: row}."""
+    return {row["distance"]: row for row in audit_loss(built("loss", function), config, "batch", SCENE)}
 
 
 # ---- KL ----------------------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def estimators():
 
 @pytest.mark.parametrize("mu", [0.1, 1.0])
 def test_schulmans_table_within_four_standard_errors(estimators, mu):
-    closed = {  # bias and standard deviation over the KL
+    closed = {  # bias and standard deviation relative to the KL
         "k1": (0, 2 / mu),
         "k2": (mu**2 / 4, math.sqrt(2 + mu**2)),
         "k3": (0, 2 * math.sqrt(math.exp(mu**2) - 1 - mu**2) / mu**2),
@@ -61,12 +63,12 @@ def test_schulmans_table_within_four_standard_errors(estimators, mu):
         ]
         assert abs(row["value_bias"] - bias) < 4 * row["value_bias_se"]
         assert abs(row["value_std"] - std) < 4 * row["value_std_se"]
-        assert row["value_bias_se"] == pytest.approx(std / math.sqrt(kl.SAMPLES), rel=0.05)
+        assert row["value_bias_se"] == pytest.approx(std / math.sqrt(SAMPLES), rel=0.05)
     assert not [r for r in estimators["exact"][1] if r["table"] == "schulman"]
 
 
 def test_the_value_of_k2_over_responses_written_out(estimators):
-    """E and std of sum_t d_t^2 / 2 over the KL, from probabilities of the tree alone."""
+    """Mean and std of sum_t d_t^2 / 2 relative to the KL, from the probabilities of the tree alone."""
     near = next(r for r in estimators["k2"][1] if r["table"] == "sequences" and r["distance"] == 1.0)
     scene = SCENE
     table = {p: (SCENE.log_pi[s], SCENE.graph.log_ref[s]) for s, p in enumerate(SCENE.graph.prefixes)}
@@ -90,7 +92,7 @@ def test_what_is_exact_is_exact_to_a_millionth(estimators):
         assert row["gradient_cosine"] == pytest.approx(1, abs=EXACT)
         assert row["verdict"] == f"{name} in {place}: the KL of the whole response, exactly"
     variances = {name: estimators[name][0]["both"]["gradient_variance"] for name in ("exact", "k1", "k3")}
-    assert min(variances, key=variances.get) == "exact"  # Rao and Blackwell
+    assert min(variances, key=variances.get) == "exact"  # by the Rao-Blackwell theorem
     for name in ("k1", "k3", "exact", "ratio_k3"):
         assert abs(estimators[name][0]["reward"]["value_bias"]) < EXACT
 
@@ -119,7 +121,7 @@ def test_what_is_not_a_kl_is_flagged_with_its_bias(estimators):
 
 
 def test_the_bias_of_exact_in_the_reward_is_the_part_that_it_leaves_out(estimators):
-    """|whole - future| / |whole|; whole - future is the gradient of each token's own KL: by autograd on the tree."""
+    """It leaves out the gradient of each token's own KL, which autograd on the tree gives: bias = |own| / |whole|."""
     theta = SCENE.log_pi.clone().requires_grad_()
     log_pi = theta.log_softmax(dim=-1)
     visits = exact.occupancy(SCENE.graph, SCENE.log_pi).unsqueeze(1)
@@ -135,7 +137,7 @@ def test_the_bias_of_exact_in_the_reward_is_the_part_that_it_leaves_out(estimato
 
 
 def test_whitening_and_aggregation_are_those_of_the_run():
-    """Whitening moves nothing (its scale is multiplied back); sequence_mean does where lengths differ."""
+    """Whitening has no effect (its scale is multiplied back); sequence_mean is biased if lengths differ."""
     for variant in ("none", "scale", "population"):
         assert of_kl(KL["k1"], whitening=variant)[0]["reward"]["gradient_bias"] < EXACT
     constant, _ = load_config(sets=["loss.aggregation=constant"])
@@ -184,9 +186,7 @@ def test_the_others_are_what_the_notes_say(functions):
 
 def test_rloo_by_enumeration_of_pairs():
     """E over two responses of (R1 - R2) grad log pi(y1), written out, is what all groups of two give."""
-    from minirlhf.studies.audit.scene import all_groups
-
-    found = advantage.gradient(
+    found = advantage_gradient(
         built("advantage", ADVANTAGES["rloo"]), CONFIG, "none", SCENE, all_groups(SCENE.probability, 2), 2, SCENE.values
     )
     r, chance = SCENE.responses, SCENE.probability
@@ -212,7 +212,7 @@ def wrong_sign(rewards, values, mask, bootstrap_values):
 
 
 def off_by_one(rewards, values, mask, bootstrap_values):
-    """V of this state where that of the next belongs."""
+    """Wrong on purpose: V of the state before, one token late."""
     late = torch.cat([values[:, :1], values[:, :-1]], dim=1)
     return gae(rewards, late, mask, bootstrap_values, lam=0.5)
 
@@ -243,10 +243,7 @@ def test_every_loss_begins_with_the_exact_gradient_and_drifts_from_it():
 
 def test_the_drift_of_the_ratio_loss_written_out():
     """E_old[sum_t A_t rho_t grad log pi_t] at the moved policy, token by token, against the gradient of J there."""
-    from minirlhf.studies.audit.advantage import right_gradient
-    from minirlhf.studies.audit.scene import moved
-
-    ascent = right_gradient(SCENE, SCENE.log_pi).reshape(SCENE.log_pi.shape)
+    ascent = objective_gradient(SCENE, SCENE.log_pi).reshape(SCENE.log_pi.shape)
     table = moved(SCENE.graph, SCENE.log_pi, ascent, 0.03)
     r = SCENE.responses
     theta = table.clone().requires_grad_()
@@ -258,7 +255,7 @@ def test_the_drift_of_the_ratio_loss_written_out():
     assert mean == pytest.approx(0, abs=1e-9)  # V is exact: the whitening has nothing to take out
     value = (SCENE.probability.unsqueeze(1) * a * (taken - old).exp()).sum()
     (found,) = torch.autograd.grad(value, theta)
-    right = right_gradient(SCENE, table)
+    right = objective_gradient(SCENE, table)
     bias = float((found.flatten() - right).norm() / right.norm())
     assert of_loss(ratio)[0.03]["gradient_bias"] == pytest.approx(bias, rel=2e-2)
 

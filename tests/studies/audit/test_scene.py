@@ -1,4 +1,4 @@
-"""The batches that stand for a policy, and the gradients of rows, against enumeration written out."""
+"""Batches that represent a policy, and gradients of their rows, against enumeration written out."""
 
 import itertools
 import math
@@ -11,8 +11,8 @@ from minirlhf.studies.audit.scene import (
     Batch,
     Scene,
     all_groups,
+    compare_gradients,
     each_once,
-    hold,
     moved,
     representative,
     score_functions,
@@ -70,12 +70,14 @@ def test_score_functions_are_the_gradients_of_log_probabilities():
 
 def test_a_gradient_is_held_against_another():
     right = torch.tensor([3.0, 4.0])
-    twice = hold(2 * right, right, squares=175.0)
+    twice = compare_gradients(2 * right, right, squares=175.0)
     assert (twice.bias, twice.cosine, twice.variance) == (pytest.approx(1), pytest.approx(1), pytest.approx(3))
-    assert hold(-right, right, 25.0).cosine == pytest.approx(-1)
-    assert hold(torch.tensor([-4.0, 3.0]), right, 25.0).cosine == pytest.approx(0)
-    assert (hold(torch.zeros(2), right, 0.0).bias, hold(torch.zeros(2), right, 0.0).cosine) == (1.0, 0.0)
-    assert hold(right, right, squares=50.0, size=4).variance == pytest.approx(4)  # a group of four is one sample
+    assert compare_gradients(-right, right, 25.0).cosine == pytest.approx(-1)
+    assert compare_gradients(torch.tensor([-4.0, 3.0]), right, 25.0).cosine == pytest.approx(0)
+    nothing = compare_gradients(torch.zeros(2), right, 0.0)
+    assert (nothing.bias, nothing.cosine) == (1.0, 0.0)
+    group = compare_gradients(right, right, squares=50.0, size=4)  # a group of four is one sample
+    assert group.variance == pytest.approx(4)
 
 
 def test_every_batch_has_as_many_weights_as_rows():

@@ -1,0 +1,39 @@
+"""Guards of the loop: numbers that are not finite, and a policy that is not the one that sampled.
+
+A guard raises before the weights change, so that they are still good when the run ends. Not here: checks of what
+plugins return (components/checks.py), and alarms, which change nothing (alarms.py).
+"""
+
+import torch
+
+from minirlhf.errors import DivergedError
+from minirlhf.rl.experience import Experience
+
+LARGEST_FIRST_LOG_RATIO = 1e-3  # in float32 rounding gives 1e-5 at most
+
+
+def check_experience(experience: Experience, step: int) -> None:
+    """Raise DivergedError with the name of a tensor that holds NaN or infinity on the mask, before anything learns."""
+    names = ("old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns")
+    fine = torch.stack([torch.where(experience.mask, getattr(experience, n), 0.0).isfinite().all() for n in names])
+    for name, ok in zip(names, fine.tolist(), strict=True):  # one wait for the device
+        if not ok:
+            raise diverged(f"{name} is not finite", step)
+
+
+def check_same_policy(first_log_ratio: float, step: int, precision: str = "float32") -> None:
+    """Check that the policy of the first update is the one that sampled: its ratio is 1 but for rounding.
+
+    first_log_ratio: largest |log ratio| over the tokens of the first minibatch, nats. A larger one means that sampling,
+    scoring and training disagree about the policy's distribution (dropout, another temperature, another mask), and then
+    every ratio would be wrong: a bug, RuntimeError. In bfloat16 rounding alone can be more; there it is only logged.
+    """
+    if precision == "float32" and first_log_ratio > LARGEST_FIRST_LOG_RATIO:
+        raise RuntimeError(f"iteration {step + 1}: |log ratio| = {first_log_ratio} before any update; expected < 1e-5")
+
+
+def diverged(what: str, step: int) -> DivergedError:
+    """DivergedError of the iteration after `step`, with advice."""
+    return DivergedError(
+        what, f"iteration {step + 1}", "the weights are as before this update; try a lower ppo.lr or a higher kl.coef"
+    )

@@ -1,0 +1,43 @@
+"""Inputs of components: the fields are those of the contract, and rows with a slot behind the EOS by hand."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from minirlhf.builtin.advantages import gae
+from minirlhf.components.component import INPUTS
+from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, one_slot_more
+
+
+@pytest.mark.parametrize(("kind", "inputs"), [("kl", KLInputs), ("advantage", AdvantageInputs), ("loss", LossInputs)])
+def test_the_inputs_are_those_that_a_component_may_name(kind, inputs):
+    assert sorted(field.name for field in fields(inputs)) == sorted(INPUTS[kind])
+
+
+def test_a_score_behind_the_eos_by_hand():
+    """Two tokens, V = .5, 1 and 3 behind the EOS, score 4, penalty .1 a token, gae with lambda .5:
+    slot: 4 - 3 = 1; last: -.1 + 3 - 1 + .5 x 1 = 2.4; first: -.1 + 1 - .5 + .5 x 2.4 = 1.6. The second row was cut: its
+    score 4 is on its last token: 3.9 - 1 = 2.9, and -.1 + 1 - .5 + .5 x 2.9 = 1.85. The third takes no part."""
+    mask = torch.tensor([[True, True], [True, True], [False, False]])
+    inputs = AdvantageInputs(
+        rewards=torch.full((3, 2), float("nan")),
+        values=torch.tensor([[0.5, 1.0]] * 3),
+        mask=mask,
+        scores=torch.tensor([4.0, 4.0, 0.0]),
+        greedy_scores=None,
+        group=torch.arange(3),
+        logprobs=torch.zeros(3, 2),
+        ref_logprobs=torch.zeros(3, 2),
+        kl=torch.ones(3, 2),
+        terminated=torch.tensor([True, False, True]),
+        bootstrap_values=torch.zeros(3),
+    )
+    after = torch.tensor([3.0, 7.0, 9.0])
+    wide = one_slot_more(inputs, torch.zeros(3, 2), torch.full((3, 2), 0.1), after)
+    assert wide.mask.tolist() == [[True] * 3, [True, True, False], [False] * 3]
+    found = gae(wide.rewards, wide.values, wide.mask, wide.bootstrap_values, lam=0.5)
+    assert torch.allclose(found, torch.tensor([[1.6, 2.4, 1.0], [1.85, 2.9, 0.0], [0.0, 0.0, 0.0]]))
+    # At lambda 1 the place does not matter: what V behind the EOS says cancels.
+    one = gae(wide.rewards, wide.values, wide.mask, wide.bootstrap_values, lam=1.0)
+    assert torch.allclose(one[0, :2], torch.tensor([4 - 0.2 - 0.5, 4 - 0.1 - 1.0]))
