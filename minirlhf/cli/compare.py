@@ -14,7 +14,9 @@ from minirlhf.store.jsonl import json_line
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
 @click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
-@some_options("rewards", "kl", "advantage", "loss", "sets", "plugins", "device")  # of `run`; the seed is ours
+@some_options(
+    "rewards", "kl", "advantage", "loss", "sets", "plugins", "device"
+)  # all of `run` but --seed: every variant has seeds 0 to N-1
 @jobs_option
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."

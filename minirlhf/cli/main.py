@@ -85,7 +85,7 @@ def group() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit with its code (README: Exit codes)."""
+    """Run a command and exit: 0 when done, 128 + number for a signal, else the exit code of the error (errors.py)."""
     # OpenMP threads wait for each other by spinning. If another process takes a core, they spin for a whole scheduler
     # slice: a 2-thread step was 75 times slower beside one busy process. A short spin before sleeping costs little.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
