@@ -1,4 +1,4 @@
-"""minirlhf audit"""
+"""minirlhf audit: the tables of studies/audit, printed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.options import FLAGS, check_picture, plugin_option
+from minirlhf.cli.options import check_picture, plugin_option, resolve_config
 
 if TYPE_CHECKING:
     from minirlhf.components.component import Built
@@ -30,14 +30,11 @@ def command(
     Without a kind, all of them; without a NAME, all components of the kind, those of plugins included. NAME may be
     OWNER:NAME or FILE.py:FUNCTION. With one NAME, --set may give its options.
     """
-    kinds, names = chosen(what)
-    from minirlhf.cli.options import resolve
-
-    flags: dict[str, Any] = dict.fromkeys(FLAGS)
-    if len(names) == 1:
-        flags[kinds[0]] = names[0]  # the config then holds this component, and --set its options
-    sets = ("ppo.responses_per_prompt=4", *sets)  # a function of groups is refused without; nothing else depends on it
-    config, registry = resolve(preset=None, rewards=(), sets=sets, plugins=plugins, device=None, **flags)
+    kinds, names = kinds_and_names(what)
+    # With one name, the config holds this component, and so --set can give its options.
+    flags = {kinds[0]: names[0]} if len(names) == 1 else {}
+    sets = ("ppo.responses_per_prompt=4", *sets)  # needed by group advantages, used by nothing else
+    config, registry = resolve_config(preset=None, rewards=(), sets=sets, plugins=plugins, device=None, **flags)
     rows: list[dict[str, Any]] = []
     if svg is not None:
         check_picture(svg)
@@ -50,7 +47,7 @@ def command(
             for row in found:
                 click.echo(json_line(row))
         else:
-            show(found)
+            print_table(found)
     if not as_json:
         click.echo("\nverdicts")
         for row in rows:
@@ -63,8 +60,8 @@ def command(
         write_text(svg.absolute(), picture(rows))
 
 
-def chosen(what: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Kinds and names of the arguments; names need a kind before them."""
+def kinds_and_names(what: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Parse the arguments: kinds and names. click.UsageError for names without a kind before them."""
     if what and what[0] not in KINDS:
         raise click.UsageError(f"{what[0]!r} is no kind; say which first: audit {'|'.join(KINDS)} NAME")
     return (what[:1], what[1:]) if what else (KINDS, ())
@@ -73,7 +70,7 @@ def chosen(what: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def components(
     config: "Config", registry: "Registry", kinds: tuple[str, ...], names: tuple[str, ...]
 ) -> "Iterator[Built]":
-    """The components to audit, with the config's options where it is the config's component."""
+    """Components to audit, built; the one that the config names gets the config's options."""
     from minirlhf.config.schema import CHOOSERS
 
     for kind in kinds:
@@ -85,35 +82,35 @@ def components(
 
 
 def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[dict[str, Any]]:
-    """The rows of one component, with the whitening that a run of it would have."""
+    """Rows of the audit of one component, with the whitening of a run of this config."""
     from minirlhf.pipeline.build import whitening
     from minirlhf.studies.audit.advantage import audit_advantage
     from minirlhf.studies.audit.kl import audit_kl
     from minirlhf.studies.audit.loss import audit_loss
     from minirlhf.studies.audit.scene import Scene
 
-    chosen = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
+    configured = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
     audit = {"kl": audit_kl, "advantage": audit_advantage, "loss": audit_loss}[built.component.kind]
-    variant = whitening(config, built if audit is audit_advantage else chosen)
+    variant = whitening(config, built if audit is audit_advantage else configured)
     yield from audit(built, config, variant, Scene.of())
 
 
 COLUMNS = ("value_bias", "value_std", "gradient_bias", "gradient_cosine", "gradient_variance")
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The table of one component."""
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the table of one component."""
     first = rows[0]
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
     click.echo(f"\n{first['kind']} {first['name']} (of {first['owner']})")
     click.echo(" " * 30 + "".join(f"{column.replace('_', ' '):>19}" for column in shown))
     for row in rows:
         cells = "".join(f"{cell(row, column):>19}" for column in shown)
-        click.echo(f"  {setting(row):<28}{cells}".rstrip())
+        click.echo(f"  {row_label(row):<28}{cells}".rstrip())
 
 
 def cell(row: dict[str, Any], column: str) -> str:
-    """A number, with its standard error where it is sampled."""
+    """Text of a number, with its standard error if it is sampled; empty where the row has none."""
     if column not in row:
         return ""
     error = row.get(f"{column}_se")
@@ -121,8 +118,8 @@ def cell(row: dict[str, Any], column: str) -> str:
     return f"{number:.4g}" + ("" if error is None else f" +- {error:.1g}")
 
 
-def setting(row: dict[str, Any]) -> str:
-    """What distinguishes a row of a component's table."""
+def row_label(row: dict[str, Any]) -> str:
+    """Label of a row: the setting in which it was measured."""
     if "table" in row:
         unit = "Gaussian" if row["table"] == "schulman" else "responses"
         return f"{unit}, KL {row['distance']:g}"

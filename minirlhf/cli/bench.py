@@ -1,4 +1,4 @@
-"""minirlhf bench"""
+"""minirlhf bench: the measurements of studies/bench, printed."""
 
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,15 @@ def command(
             raise UsageError(f"there is no workload {name!r}", todo=f"choose from {', '.join(WORKLOADS)}")
     peers = [peer for group in dict.fromkeys(against) for peer in AGAINST[group]]
     for name in workloads or ("W1",):
-        bench(WORKLOADS[name], peers, environments, turns, threads, print_json if as_json else show)
+        bench(WORKLOADS[name], peers, environments, turns, threads, print_json if as_json else print_timing)
 
 
 def print_json(event: dict[str, Any]) -> None:
     print(json_line(event), flush=True)
 
 
-def show(event: dict[str, Any]) -> None:
-    """A line a measurement, a line a comparison."""
+def print_timing(event: dict[str, Any]) -> None:
+    """Print one line for an event `measurement` or `comparison`."""
     if event["event"] == "measurement":
         floor = f"  {event['seconds'] / event['floor_seconds']:.2f} x floor" if "floor_seconds" in event else ""
         rate = "" if event["tokens_per_s"] is None else f"{event['tokens_per_s']:,.0f} tokens/s"

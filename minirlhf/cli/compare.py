@@ -1,12 +1,12 @@
-"""minirlhf compare"""
+"""minirlhf compare: its progress and its table. Running and measuring is in studies/compare.py."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from minirlhf.cli.options import FLAGS, jobs_option, some_options
-from minirlhf.cli.show import printable, tell
+from minirlhf.cli.lines import printable, tell
+from minirlhf.cli.options import jobs_option, overrides, some_options
 from minirlhf.store.jsonl import json_line
 
 
@@ -14,7 +14,9 @@ from minirlhf.store.jsonl import json_line
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
 @click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
-@some_options("rewards", "kl", "advantage", "loss", "sets", "plugins", "device")  # of `run`; the seed is ours
+@some_options(
+    "rewards", "kl", "advantage", "loss", "sets", "plugins", "device"
+)  # all of `run` but --seed: every variant has seeds 0 to N-1
 @jobs_option
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
@@ -39,13 +41,11 @@ def command(
     over the seeds. A run that fails is counted, and the others go on.
     """
     from minirlhf.studies.compare import compare, default_directory
-    from minirlhf.studies.grid import grid, resolve, variations
+    from minirlhf.studies.grid import grid, resolve_cells, variations
 
-    options = {FLAGS[name]: value for name, value in flags.items() if value is not None}
-    if device is not None:
-        options["run.device"] = device
+    options = overrides(device, flags)
     variants = grid(presets, variations(varied))
-    cells = resolve(variants, seeds, options=options, sets=sets, rewards=rewards, plugins=plugins)
+    cells = resolve_cells(variants, seeds, options=options, sets=sets, rewards=rewards, plugins=plugins)
     labels = [variant.label for variant in variants]
     failure = compare(cells, out or default_directory(presets), Progress(labels, as_json=as_json), jobs=jobs)
     if failure is not None:
@@ -53,7 +53,7 @@ def command(
 
 
 class Progress:
-    """Called with each event: cells to stderr as they come; the table, or one JSON object a line, to stdout."""
+    """Event sink: cells to stderr as they run; the table, or the rows as JSON lines, to stdout."""
 
     def __init__(self, labels: list[str], *, as_json: bool) -> None:
         self._labels, self._as_json = labels, as_json
@@ -72,10 +72,10 @@ class Progress:
         tell(f"warning: {printable(e['message'])}")
 
     def _cell_started(self, e: dict[str, Any]) -> None:
-        tell(title(e))
+        tell(cell_title(e))
 
     def _cell_finished(self, e: dict[str, Any]) -> None:
-        start = f"{title(e)}: kept" if e["kept"] else f"  {e['seconds']:.1f} s"
+        start = f"{cell_title(e)}: kept" if e["kept"] else f"  {e['seconds']:.1f} s"
         found = e["measures"]
         share = "" if found.get("optimality") is None else f", F {found['optimality']:.4f}"
         gain, kl = found["score_gain"], found["kl_nats_per_sequence"]
@@ -89,18 +89,18 @@ class Progress:
 
     def _compare_finished(self, e: dict[str, Any]) -> None:
         if not self._as_json:
-            for line in table(self._labels, self._rows):
+            for line in aligned_table(self._labels, self._rows):
                 print(line)
             print(f"\n{e['page']}\n{e['out_dir']}")
 
 
-def title(e: dict[str, Any]) -> str:
-    """3/15 advantage.function=gae seed 2"""
+def cell_title(e: dict[str, Any]) -> str:
+    """Title of a cell, such as 3/15 advantage.function=gae seed 2."""
     return f"{e['cell']}/{e['cells']} {printable(e['label'])} seed {e['seed']}"
 
 
-def table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
-    """A line a variant, aligned."""
+def aligned_table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of the table: heads, then one a variant, in aligned columns."""
     from minirlhf.report.of_compare import table_of
 
     heads, found = table_of(labels, rows)

@@ -1,11 +1,11 @@
-"""minirlhf config show | schema"""
+"""minirlhf config show | schema: the resolved configuration, and the schemas of configurations and events."""
 
 import json
 from typing import Any
 
 import click
 
-from minirlhf.cli.options import config_options, resolve
+from minirlhf.cli.options import config_options, resolve_config
 
 
 @click.group("config")
@@ -16,9 +16,9 @@ def command() -> None:
 @command.command("show")
 @config_options
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-def show(as_json: bool, **options: Any) -> None:
+def show_config(as_json: bool, **options: Any) -> None:
     """Print the configuration that `run` would use with the same options; it can be run again as a file."""
-    config, _ = resolve(**options)
+    config, _ = resolve_config(**options)
 
     from minirlhf.config.toml import dump_toml, to_dict
     from minirlhf.rl.doubts import doubts

@@ -1,10 +1,11 @@
-"""minirlhf evaluate"""
+"""minirlhf evaluate: a finished run evaluated again, printed. The evaluation is in pipeline/evaluation.py."""
 
 from pathlib import Path
 
 import click
 
-from minirlhf.cli.options import plugin_option
+from minirlhf.cli.lines import printable
+from minirlhf.cli.options import plugin_option, resolve_config
 
 
 @click.command("evaluate")
@@ -27,12 +28,13 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare reference and policy of a finished RUN on the same prompts with the same random numbers."""
-    from minirlhf.cli.options import resolve
     from minirlhf.pipeline.saved import config_file
 
-    config, registry = resolve(preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device)
+    config, registry = resolve_config(
+        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
+    )
 
-    from minirlhf.cli.show import print_evaluation, printable
+    from minirlhf.cli.printer import print_evaluation
     from minirlhf.pipeline.evaluation import reevaluate
     from minirlhf.store.jsonl import json_line
 

@@ -1,20 +1,20 @@
-"""minirlhf inspect"""
+"""minirlhf inspect: the tokens of one logged response, coloured and as a table. The log is read by report/tokens.py."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.show import printable
+from minirlhf.cli.lines import printable
 from minirlhf.store.jsonl import json_line
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-# In the order in which they go where there is no room.
+# Columns of the table; on a narrow terminal the last ones are left out first.
 SHOWN = ("advantage", "reward", "value", "logprob", "ref_logprob", "exact", "ratio", "k1", "k3")
-NUMBER, LIKELY = 11, 24  # columns of a number, and those below which alternatives say nothing
-WIDE = 160  # columns where no terminal says how many there are
+NUMBER, LIKELY = 11, 24  # columns of a number, and at least of the alternatives
+WIDE = 160  # columns if stdout is no terminal
 
 
 @click.command("inspect")
@@ -24,12 +24,12 @@ WIDE = 160  # columns where no terminal says how many there are
 @click.option("--by", metavar="QUANTITY", default="advantage", show_default=True, help="What colours the tokens.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: the response with every quantity a token.")
 def command(run: Path, step: int | None, response: int, by: str, as_json: bool) -> None:
-    """What the models thought of one response, token by token: the token view of the report, on a terminal.
+    """Show what the models thought of one response, token by token: the token view of the report, on a terminal.
 
     RUN may be going on still. Log-probs, ratio and KL are of the policy after the iteration's update; value, reward and
     advantage are what the update used. Three likely alternatives stand behind each token, with their probabilities.
     """
-    row = chosen(run, step, response)
+    row = logged_response(run, step, response)
     check_quantity(by, row)
     if as_json:
         click.echo(json_line(row).encode("utf-8", "replace").decode("utf-8"))
@@ -44,11 +44,11 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
     console.print(f"iteration {row['step']}, response {response}, {score}", markup=False)
     console.print(printable(row["prompt"]), style="dim", markup=False)
     console.print(coloured(row, by))
-    console.print(table(row, console.width))
+    console.print(token_table(row, console.width))
 
 
-def chosen(run: Path, step: int | None, response: int) -> dict[str, Any]:
-    """The row of the token log that is asked for."""
+def logged_response(run: Path, step: int | None, response: int) -> dict[str, Any]:
+    """Row of the token log for an iteration (None: the last one) and response (from 1); UsageError if there is none."""
     from minirlhf.errors import UsageError
     from minirlhf.report.tokens import read_token_log
     from minirlhf.store.layout import check_run
@@ -70,7 +70,7 @@ def chosen(run: Path, step: int | None, response: int) -> dict[str, Any]:
 
 
 def check_quantity(by: str, row: dict[str, Any]) -> None:
-    """It is one that the token view knows."""
+    """Refuse a --by that is no quantity of the token log (UsageError)."""
     from minirlhf.errors import UsageError
     from minirlhf.report.tokens import QUANTITIES
 
@@ -79,12 +79,12 @@ def check_quantity(by: str, row: dict[str, Any]) -> None:
 
 
 def piece(text: str) -> str:
-    """A token as a table shows it: the last one, the EOS, has no text."""
+    """Token as the table quotes it; the EOS, which has no text, as <eos>."""
     return repr(printable(text)) if text else "<eos>"
 
 
 def coloured(row: dict[str, Any], by: str) -> "Text":
-    """The completion, blue below and orange above 0 (1 for a ratio), as strong as the largest of this response."""
+    """Completion coloured by a quantity over its largest value: blue below, orange above 0 (1 for a ratio)."""
     from rich.text import Text
 
     middle = 1.0 if by == "ratio" else 0.0
@@ -100,14 +100,14 @@ def coloured(row: dict[str, Any], by: str) -> "Text":
 
 
 def shade(share: float) -> str:
-    """Blue for -1, orange for 1, dark between: the background of light letters."""
+    """Background colour: blue at -1, black at 0, orange at 1; letters on it are light."""
     strength = abs(share)
     red, green, blue = (0, 70, 190) if share < 0 else (190, 90, 0)
     return f"rgb({int(red * strength)},{int(green * strength)},{int(blue * strength)})"
 
 
-def table(row: dict[str, Any], width: int) -> Any:
-    """A line a token, with as many quantities as there is room for; --json and the report have all."""
+def token_table(row: dict[str, Any], width: int) -> Any:
+    """Table with a row a token and as many quantities as fit in `width` columns."""
     from rich.table import Table
     from rich.text import Text
 
@@ -129,22 +129,22 @@ def table(row: dict[str, Any], width: int) -> Any:
     if likely:
         found.add_column("most likely (policy, reference)")
     for i, name in enumerate(names):
-        cells = [brief(row[key][i]) for key in shown]
+        cells = [short_number(row[key][i]) for key in shown]
         held = "held" if isinstance(row["clipped"], list) and row["clipped"][i] else ""
         choices = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
         found.add_row(Text(name), *cells, held, *([choices] if likely else []))
     return found
 
 
-def brief(value: float | None) -> str:
-    """Three decimals; a number that no run has, as short as it can be."""
+def short_number(value: float | None) -> str:
+    """Number with three decimals, in scientific notation from 1e6, n/a for none."""
     if value is None or value != value:
         return "n/a"
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def alternatives(choices: list[list[Any]]) -> str:
-    """' a' 41 % (38 %), ..."""
+    """Three likeliest tokens with their probabilities, policy (reference): ' a' 41% (38%)  ..."""
     from math import exp
 
     def share(x: float | None) -> str:

@@ -1,4 +1,4 @@
-"""minirlhf label"""
+"""minirlhf label: the dialogue with the person who judges. Pairs and their file are in studies/labelling.py."""
 
 import textwrap
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from minirlhf.cli.lines import printable
+
 if TYPE_CHECKING:
-    from minirlhf.studies.labelling import Shown
+    from minirlhf.studies.labelling import PairToJudge
 
 
 @click.command("label")
@@ -22,20 +24,20 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
 
     Answer l(eft), r(ight), t(ie), s(kip), u(ndo) or q(uit), and Enter. The same command goes on where it stopped.
     """
-    from minirlhf.cli.options import check_folder, resolve
+    from minirlhf.cli.options import check_folder, resolve_config
     from minirlhf.pipeline.saved import config_file
 
     check_folder(out)
-    config, _ = resolve(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
+    config, _ = resolve_config(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
 
     from minirlhf.pipeline.build import set_up
     from minirlhf.pipeline.saved import open_run, prompts_to_use
-    from minirlhf.studies.labelling import LabelFile, Pairs
+    from minirlhf.studies.labelling import LabelFile, PairSampler
 
     saved = open_run(run, config, set_up(config))
     policy = saved.policy if side == "policy" else saved.reference.policy
     use = prompts_to_use(config, saved.tokenizer, prompts)
-    pairs = Pairs(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
+    pairs = PairSampler(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
     file = LabelFile(out.absolute())
     index, answered, skipped = file.next_index, 0, list[int]()
     while count is None or answered < count:
@@ -59,9 +61,8 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
     click.echo(f"{len(file.rows)} comparisons in {out}")
 
 
-def ask(shown: "Shown", done: int) -> str:
-    """Show a pair, ask until there is an answer; the end of the input is `quit`."""
-    from minirlhf.cli.show import printable
+def ask(shown: "PairToJudge", done: int) -> str:
+    """Show a pair and ask until the answer is valid; returns it in full. End of input counts as quit."""
     from minirlhf.studies.labelling import ANSWERS
 
     click.echo(f"\n{done} done. {printable(shown.prompt)} ...", err=True)

@@ -1,6 +1,6 @@
-"""The group of commands and the one place where an error becomes a line and an exit code.
+"""The group of commands, and the only place where an error becomes a line on stderr and an exit code.
 
-Commands are imported when they are called: `--help` must answer before torch could be imported.
+Commands are imported when they are called: `--help` must not wait for torch.
 """
 
 import errno
@@ -13,10 +13,11 @@ from typing import NoReturn
 import click
 
 import minirlhf
+from minirlhf.cli.lines import printable, tell
 from minirlhf.errors import ConfigError, DiskError, UserError
 from minirlhf.signals import Terminated, act, handled
 
-# name -> (module, help): the help is here so that listing the commands imports none of them.
+# Name -> (module, help). The help texts stand here so that listing the commands imports none of them.
 COMMANDS = {
     "run": ("minirlhf.cli.run", "Pretrain, improve by PPO, evaluate: the whole of it."),
     "pretrain": ("minirlhf.cli.pretrain", "Make the base of a configuration, or find it."),
@@ -34,17 +35,17 @@ COMMANDS = {
     "plugins": ("minirlhf.cli.plugins", "List components, show, check or begin one."),
     "config": ("minirlhf.cli.config", "Show a resolved configuration, or the schema."),
 }
-# A disk that is full or cannot be written, and names at which no file can be.
+# Errors of a disk that is full or read-only, then of paths where no file can be made.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 DISK |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class ReaderGone(Exception):
-    """The reader of the output went away, as `| head -1` does (click would end with 1, as for a bug)."""
+    """The reader of stdout closed the pipe, as `| head -1` does; click alone would exit with 1, as for a bug."""
 
 
 class Commands(click.Group):
-    """Commands by name, imported on use, with the nearest name for one that does not exist."""
+    """Click group that imports a command when it is used and suggests the nearest name for an unknown one."""
 
     def invoke(self, ctx: click.Context) -> None:
         try:
@@ -84,21 +85,21 @@ def group() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit with its code (README: Exit codes)."""
-    # Threads that wait for each other by spinning stand still for a whole scheduler slice whenever another process
-    # takes a core (a 2-thread step was measured 75 times slower beside one busy process); a short spin costs little.
+    """Run a command and exit: 0 when done, 128 + number for a signal, else the exit code of the error (errors.py)."""
+    # OpenMP threads wait for each other by spinning. If another process takes a core, they spin for a whole scheduler
+    # slice: a 2-thread step was 75 times slower beside one busy process. A short spin before sleeping costs little.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         with handled(act):
             group.main(args=arguments, prog_name="minirlhf", standalone_mode=False)
             sys.stdout.flush()
     except BaseException as fault:
-        sys.exit(report(fault))
+        sys.exit(report_fault(fault))
     sys.exit(0)
 
 
-def report(fault: BaseException) -> int:
-    """Say what went wrong in one line; the exit code. What no user can cause keeps its traceback and gives 1."""
+def report_fault(fault: BaseException) -> int:
+    """Print an error as one line and return its exit code; a bug prints its traceback and returns 1."""
     if isinstance(fault, SystemExit):
         return int(fault.code or 0)
     if isinstance(fault, click.exceptions.Exit):
@@ -106,12 +107,12 @@ def report(fault: BaseException) -> int:
     if isinstance(fault, (KeyboardInterrupt, click.Abort, Terminated)):
         terminated = isinstance(fault, Terminated)
         said = "terminated" if terminated else "interrupted"
-        todo = fault.__cause__ if isinstance(fault, click.Abort) else fault  # click wraps Ctrl-C
-        say(f"{said}; {todo}" if todo is not None and str(todo) else said)
+        cause = fault.__cause__ if isinstance(fault, click.Abort) else fault  # click wraps Ctrl-C
+        to_stderr(f"{said}; {cause}" if cause is not None and str(cause) else said)
         return 143 if terminated else 130
     if isinstance(fault, (ReaderGone, BrokenPipeError)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE  # as a program has that does not look
+        return 128 + signal.SIGPIPE  # the code of a program that SIGPIPE killed
     if isinstance(fault, OSError) and fault.errno in DISK:
         fault = DiskError(
             f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk, or choose another place"
@@ -120,33 +121,33 @@ def report(fault: BaseException) -> int:
         click.echo(fault.format_message(), err=True)
         return fault.exit_code
     if isinstance(fault, click.ClickException):
-        say(f"error: {' '.join(fault.format_message().split())}")
+        to_stderr(f"error: {' '.join(fault.format_message().split())}")
         return fault.exit_code
     if isinstance(fault, ConfigError):
         for line in fault.faults:
-            say(f"error: {line}")
+            to_stderr(f"error: {line}")
         return fault.exit_code
     if isinstance(fault, UserError):
-        say(f"error: {fault}")
+        to_stderr(f"error: {fault}")
         return fault.exit_code
     return unexpected(fault)
 
 
 def unexpected(fault: BaseException) -> int:
-    """A bug of ours, or memory that ran out."""
+    """Report a bug with its traceback, or exhausted memory in one line; returns 1."""
     import traceback
 
-    # On the CPU torch says so with a RuntimeError.
+    # torch on a CPU raises a plain RuntimeError when memory runs out.
     if isinstance(fault, MemoryError) or type(fault).__name__ == "OutOfMemoryError" or "allocate memory" in str(fault):
-        say("error: out of memory; lower ppo.micro_batch_size, ppo.prompts_per_iteration or sampler.max_new_tokens")
+        to_stderr(
+            "error: out of memory; lower ppo.micro_batch_size, ppo.prompts_per_iteration or sampler.max_new_tokens"
+        )
         return 1
     traceback.print_exception(fault)
-    say(f"error: this is a bug in minirlhf {minirlhf.__version__}; please report the lines above")
+    to_stderr(f"error: this is a bug in minirlhf {minirlhf.__version__}; please report the lines above")
     return 1
 
 
-def say(text: str) -> None:
-    """One line to stderr; a control character that a file or a plugin put into it is escaped."""
-    from minirlhf.cli.show import printable, tell
-
+def to_stderr(text: str) -> None:
+    """Print one line to stderr, with control characters of files and plugins escaped."""
     tell(printable(text))

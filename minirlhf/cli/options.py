@@ -1,7 +1,10 @@
-"""The options that choose a configuration, shared by every command that takes one."""
+"""Options that several commands share, and the configuration that they resolve to.
+
+Not here: options of one command alone. Nothing heavy is imported at the top: `--help` must be fast.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from minirlhf.components.registry import Registry
     from minirlhf.config.schema import Config
 
+# Option -> the configuration key that it sets.
 FLAGS = {"kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.policy", "seed": "run.seed"}
 
 _OPTIONS = {
@@ -46,7 +50,7 @@ _OUTPUT = (
 
 
 class FiniteRange(click.FloatRange):
-    """A number in a range: no NaN, which is outside no range, and no infinity."""
+    """Float in a range, finite: NaN would pass every comparison with a bound."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -56,19 +60,19 @@ class FiniteRange(click.FloatRange):
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add them to a command; they arrive as keyword arguments for `resolve`."""
+    """Add all options that choose a configuration; they arrive as keyword arguments for `resolve_config`."""
     return some_options(*_OPTIONS)(command)
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--ui and --json, which arrive as `ui` and `as_json` for show.progress."""
+    """Add --ui and --json, which arrive as `ui` and `as_json` for `ui.progress`."""
     for option in reversed(_OUTPUT):
         command = option(command)
     return command
 
 
 def some_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add only these."""
+    """Add only these of the options that choose a configuration."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for name in reversed(names):
@@ -79,7 +83,7 @@ def some_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def check_folder(path: "Path") -> None:
-    """Say before the work that a file cannot be where it is wanted."""
+    """Refuse, before any work, an output file whose folder does not exist (UsageError)."""
     if not path.absolute().parent.is_dir():
         from minirlhf.errors import UsageError
 
@@ -87,7 +91,7 @@ def check_folder(path: "Path") -> None:
 
 
 def check_picture(path: "Path") -> None:
-    """Say before the work that a picture cannot be drawn, or not there."""
+    """Refuse, before any work, a picture that cannot be written, or not drawn without matplotlib (UsageError)."""
     import importlib.util
 
     check_folder(path)
@@ -99,18 +103,24 @@ def check_picture(path: "Path") -> None:
 
 
 def plugin_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--plugin alone, for commands that read no config."""
+    """Add --plugin alone, for commands without a configuration."""
     return some_options("plugins")(command)
 
 
 def jobs_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--jobs, for commands that make many runs."""
+    """Add --jobs, for commands that make many runs."""
     return click.option(
         "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at once; left out: cores / run.threads, a GPU 1."
     )(command)
 
 
-def resolve(
+def overrides(device: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration keys and values of --device and the FLAGS; None means not given."""
+    keys = {FLAGS[name]: value for name, value in flags.items() if value is not None}
+    return keys if device is None else {**keys, "run.device": device}
+
+
+def resolve_config(
     *,
     preset: str | None,
     rewards: tuple[str, ...],
@@ -119,16 +129,14 @@ def resolve(
     device: str | None,
     **flags: Any,
 ) -> "tuple[Config, Registry]":
-    """Config and plugins from the options; warnings of plugins go to stderr.
+    """Resolve the options to a configuration and its plugins; warnings of plugins go to stderr.
 
-    The remaining `flags` are --kl, --advantage, --loss and --seed, None where not given.
+    flags: values of --kl, --advantage, --loss and --seed; None or absent where not given.
     """
     from minirlhf.config.layers import load_config
 
-    chosen = {FLAGS[name]: value for name, value in flags.items() if value is not None}
-    if device is not None:
-        chosen["run.device"] = device
-    config, registry = load_config(preset, options=chosen, sets=sets, rewards=rewards, plugins=plugins)
+    options = overrides(device, flags)
+    config, registry = load_config(preset, options=options, sets=sets, rewards=rewards, plugins=plugins)
     for warning in registry.warnings:
         click.echo(f"warning: {warning}", err=True)
     return config, registry

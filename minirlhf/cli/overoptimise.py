@@ -1,4 +1,4 @@
-"""minirlhf overoptimise"""
+"""minirlhf overoptimise: its progress and its curves. Running and measuring is in studies/overoptimise.py."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 from minirlhf.cli.compare import Progress
-from minirlhf.cli.options import check_picture, jobs_option, some_options
-from minirlhf.cli.show import tell
+from minirlhf.cli.lines import tell
+from minirlhf.cli.options import check_picture, jobs_option, overrides, some_options
 from minirlhf.store.jsonl import json_line
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers between commas, each once."""
+    """Option type: numbers separated by commas, without repeats."""
 
     name = "numbers"
 
@@ -75,7 +75,7 @@ def command(
     svg: Path | None,
     as_json: bool,
 ) -> None:
-    """Where do the reward model's score and the true score part? Proxy and truth against the KL that was spent.
+    """Find where the reward model's score and the true score part: proxy and truth against the KL that was spent.
 
     Every seed draws so many comparisons and trains its own reward model; PPO is run on it at every coefficient, and
     best-of-n beside it. The hidden true score is that of the packaged corpus reviews.
@@ -86,8 +86,7 @@ def command(
     from minirlhf.studies.compare import default_directory
     from minirlhf.studies.overoptimise import cells_of, overoptimise
 
-    options = {} if device is None else {"run.device": device}
-    cells = cells_of(preset, pairs, coefs, seeds, options=options, sets=sets, plugins=plugins)
+    cells = cells_of(preset, pairs, coefs, seeds, options=overrides(device, {}), sets=sets, plugins=plugins)
     directory = (out or default_directory([preset])).absolute()
     progress = Curves(as_json=as_json)
     curves, failure = overoptimise(cells, directory, samples, progress, jobs=jobs)
@@ -103,14 +102,14 @@ def command(
 
 
 class Curves(Progress):
-    """Runs to stderr as they come; a table a size of data, or a JSON object, to stdout."""
+    """Event sink: runs to stderr; one table, or one line of JSON, for each curve to stdout."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__([], as_json=False)
         self._json = as_json
 
     def _compare_finished(self, e: dict[str, Any]) -> None:
-        """Its table is not shown: the curves are."""
+        """Print nothing: the curves replace the table of the comparison."""
 
     def _best_of(self, e: dict[str, Any]) -> None:
         tell(f"best of n: {e['samples']} responses to each of {e['prompts']} held-out prompts")
@@ -133,5 +132,5 @@ class Curves(Progress):
 
 
 def with_error(value: float, error: float) -> str:
-    """+1.23 ± 0.04; of one seed there is no error to know."""
+    """Value ± standard error, without the error where there is one seed: +1.23 ± 0.04."""
     return f"{value:+.2f} ± {error:.2f}" if error else f"{value:+.2f}"

@@ -1,10 +1,10 @@
-"""A run as a panel on a terminal, drawn on stderr from its events: no tensor, nothing that waits for a device.
+"""The panel: a run drawn on a terminal (stderr) from its events, without tensors, so that no device is waited for.
 
-    with Panel() as panel:      drawn from the first event to the last, or to whatever ends the block
+    with Panel() as panel:      drawn from the first event to the end of the block
         run(..., panel)
 
-Rich draws once a second in a thread of its own, so that the clock goes on in a long iteration and a signal
-finds nothing of it in the main thread. Not here: when there is a panel (show.py), and the result, printed as ever.
+Rich draws once a second in a thread of its own: the clock moves during a long iteration, and a signal never interrupts
+drawing in the main thread. Not here: the choice of a panel (ui.py), warnings and results (printer.py, above the panel).
 """
 
 import math
@@ -23,17 +23,18 @@ from rich.style import Style
 from rich.text import Text
 
 from minirlhf import signals
-from minirlhf.cli.show import Printer, printable, sft_line, stage_line
+from minirlhf.cli.lines import printable, sft_line, stage_line
+from minirlhf.cli.printer import Printer
 
-FRAMES = 1  # a second; one costs a few milliseconds
+FRAMES = 1  # frames a second; drawing one takes a few milliseconds
 BARS = "▁▂▃▄▅▆▇█"
-WIDEST, MEASURE = 160, 58  # columns: of the panel, and from which on a second column of measures fits
-LABEL, VALUE, RANGE = 14, 9, 18  # columns of a measure: what, its last value, the smallest and the largest
-END = "∎"  # a last token without a text: the EOS
-PROMPT, SAMPLE = 200, 8  # characters of the prompt, and lines of the sample with its legend
-# Of tokens, behind black letters. Blue and orange are two colours to every kind of eye.
+WIDEST, MEASURE = 160, 58  # columns of the panel at most, and of one measure at least
+LABEL, VALUE, RANGE = 14, 9, 18  # columns within a measure: its name, its last value, its minimum and maximum
+END = "∎"  # stands for the EOS, a last token without text
+PROMPT, SAMPLE = 200, 8  # last characters of the prompt shown, and lines of the sample with its legend
+# Backgrounds of tokens, behind black letters. Blue and orange can be told apart by the colour-blind.
 ZERO, ABOVE, BELOW = (247, 247, 247), (253, 141, 60), (107, 174, 214)
-# Event -> (field, what it is called, format); of `step` the rewards stand behind the score.
+# Event -> (field, label, format). The fields reward/* of `step` are inserted after the score.
 MEASURES = {
     "pretrain": [
         ("loss", "loss", "{:.3f}"),
@@ -61,24 +62,25 @@ MEASURES = {
 
 
 class Panel:
-    """Called with each event; a context, so that the terminal is given back however the work ends."""
+    """Event sink that draws; a context manager, so that the terminal is restored however the block ends."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.stopping = False  # a signal waits for the end of a step
+        self.stopping = False  # True once a signal has been recorded, until the step ends
         self._printer, self._lock = Printer(as_json=False), Lock()
         self._live: Live | None = None
         self._started = monotonic()
-        self._run: dict[str, Any] = {}  # run_started
-        self._behind: list[str] = []  # a line for each stage that is over
+        self._run: dict[str, Any] = {}  # the event run_started
+        self._finished: list[str] = []  # a line for each finished stage
         self._stage: dict[str, Any] = {}
         self._kl_target: float | None = None
-        self._steps, self._ticks = 0, list[tuple[float, int]]()  # of this stage; (time, step) of the first and the last
-        self._series: dict[str, tuple[str, list[float]]] = {}  # what -> (format, values)
+        self._steps = 0  # of this stage
+        self._ticks: list[tuple[float, int]] = []  # (time, step) of its first and its last event
+        self._series: dict[str, tuple[str, list[float]]] = {}  # label -> (format, values)
         self._sample: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        self._announce, signals.announce = signals.announce, self._told_to_stop
+        self._announce, signals.announce = signals.announce, self._stop_announced
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -87,7 +89,7 @@ class Panel:
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        with self._lock:  # frames are drawn in another thread
+        with self._lock:  # frames are drawn by another thread
             getattr(self, f"_on_{kind}", self._on_step if kind in MEASURES else lambda _: None)(event)
         if kind in ("run_finished", "already_finished") or (kind == "reward_model_finished" and not self._run):
             self.close()
@@ -98,25 +100,25 @@ class Panel:
             )  # fmt: skip
             self._live.start(refresh=True)
         if kind in ("warning", "run_finished", "already_finished", "reward_model_finished"):
-            self._printer(event)  # rich puts what is printed above the panel
+            self._printer(event)  # rich moves printed lines above the panel
 
     def close(self) -> None:
-        """The last frame stays; the cursor is behind it."""
+        """Stop drawing; the last frame stays on the terminal, with the cursor below it."""
         live, self._live = self._live, None
         if live is not None:
-            with suppress(OSError):  # a terminal that is gone
+            with suppress(OSError):  # the terminal was closed
                 live.stop()
 
-    def _told_to_stop(self) -> None:
-        self.stopping = True  # the next frame says it: a signal handler must not print
+    def _stop_announced(self) -> None:
+        self.stopping = True  # shown by the next frame: a signal handler must not print
 
-    # ---- what events change ------------------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------------------------
 
     def _on_run_started(self, e: dict[str, Any]) -> None:
         self._run = e
 
     def _on_resumed(self, e: dict[str, Any]) -> None:
-        self._behind.append(f"resumed     after step {e['step']}" if e["from"] else "resumed     from the beginning")
+        self._finished.append(f"resumed     after step {e['step']}" if e["from"] else "resumed     from the beginning")
 
     def _on_stage(self, e: dict[str, Any]) -> None:
         if e["stage"] == "base" or e.get("reused"):
@@ -136,7 +138,7 @@ class Panel:
         self._over(f"reward model made: held-out accuracy {e['report']['accuracy']:.3f}")
 
     def _over(self, line: str) -> None:
-        self._behind.append(line.splitlines()[0])
+        self._finished.append(line.splitlines()[0])
         self._stage, self._steps, self._ticks = {}, 0, []
 
     def _on_sample(self, e: dict[str, Any]) -> None:
@@ -161,16 +163,16 @@ class Panel:
         width, height = self.console.size
         try:
             return Group(*self.frame(width, height))
-        except Exception as fault:  # what watches must not stop what is watched
+        except Exception as fault:  # a fault of the panel must not stop the run
             return Group(Text(printable(f"the panel cannot be drawn: {fault!r}"), no_wrap=True))
 
     def frame(self, width: int, height: int) -> list[Text]:
-        """The lines of the panel for so many columns and rows of a terminal: what there is no room for is left out."""
+        """Lines of the panel on a terminal of width columns and height rows; parts that do not fit are left out."""
         width, room = max(1, min(width, WIDEST) - 1), max(1, height - 1)
         with self._lock:
             head, stage, measures = self._head(width), self._progress(width), self._measures(width)
-            behind = [Text(line, style="dim") for line in self._behind]
-            lines = [*head, *behind, *stage, *([Text()] if measures else []), *measures]
+            finished = [Text(line, style="dim") for line in self._finished]
+            lines = [*head, *finished, *stage, *([Text()] if measures else []), *measures]
             if len(lines) > room:
                 lines = [*head[:1], *stage, *measures][:room]
             sample = self._sample_lines(width, min(SAMPLE, room - len(lines) - 1))
@@ -183,13 +185,13 @@ class Panel:
     def _head(self, width: int) -> list[Text]:
         passed, run = clock(monotonic() - self._started), self._run
         if not run:
-            return [apart(Text("minirlhf", style="bold"), passed, width)]
+            return [justified(Text("minirlhf", style="bold"), passed, width)]
         about = f"  {run['preset']}, seed {run['seed']}, {run['device']}, {run['threads']} threads"
         title = Text.assemble((f"minirlhf {run['minirlhf']}", "bold"), printable(about))
-        return [apart(title, passed, width), Text(printable(run["run_dir"]), style="dim"), Text()]
+        return [justified(title, passed, width), Text(printable(run["run_dir"]), style="dim"), Text()]
 
     def _progress(self, width: int) -> list[Text]:
-        """The stage that is going on: how far it is, how long it will take, what is to be said about it."""
+        """Lines of the current stage: a bar with steps and time left, then its notes."""
         if not self._stage:
             return []
         first, *notes = stage_line(self._stage).splitlines()
@@ -211,7 +213,7 @@ class Panel:
         return lines
 
     def _left(self, done: int) -> str:
-        """How long the steps that are left will take, if they take as long as those so far."""
+        """Estimated time of the remaining steps at the mean speed so far; empty before the second step."""
         if not self._ticks or self._ticks[0][1] == done:
             return ""
         (begun, first), (now, _) = self._ticks[0], self._ticks[-1]
@@ -219,7 +221,7 @@ class Panel:
         return f"{clock(max(0.0, left))} left"
 
     def _measures(self, width: int) -> list[Text]:
-        """Every measure of the stage with its course, in columns; one below the other within a column."""
+        """Measures of the stage in as many columns as fit, filled column by column."""
         columns = max(1, width // MEASURE)
         cell = (width + 2) // columns - 2
         cells = [self._measure(what, form, values, cell) for what, (form, values) in self._series.items()]
@@ -227,7 +229,7 @@ class Panel:
         return [Text("  ").join(cells[row::rows]) for row in range(rows)]
 
     def _measure(self, what: str, form: str, values: Sequence[float], width: int) -> Text:
-        """Its name, its last value, its course, and between which values that is; KL: its target, if it has one."""
+        """One measure: label, last value, sparkline, and minimum to maximum (for KL its target, if it has one)."""
         ranged = width >= LABEL + VALUE + RANGE + 10
         course = evenly(values, max(0, width - LABEL - VALUE - 2 - RANGE * ranged))
         known = [value for value in values if math.isfinite(value)]
@@ -245,7 +247,7 @@ class Panel:
         return found
 
     def _sample_lines(self, width: int, rows: int) -> list[Text]:
-        """The latest sample: its score, what the colours mean, and the text."""
+        """Latest sample: its score, the legend of the colours, and its tokens coloured by advantage."""
         s = self._sample
         if not s or rows < 3:
             return []
@@ -264,33 +266,33 @@ class Panel:
         return [title, *lines]
 
 
-def apart(left: Text, right: str, width: int) -> Text:
-    """Both on one line, at its ends."""
+def justified(left: Text, right: str, width: int) -> Text:
+    """Line of this width with one text at its left end and one at its right."""
     left.truncate(max(0, width - len(right) - 1), overflow="ellipsis", pad=True)
     return left.append(f" {right}", style="dim")
 
 
 def clock(seconds: float) -> str:
-    """1:05, or 1:01:05 from an hour on."""
+    """Seconds as M:SS, or H:MM:SS from one hour."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def one_line(text: str) -> str:
-    """Text of a model: line breaks as a sign, other control characters as escapes."""
+    """Text of a model on one line: line breaks as an arrow, other control characters as escapes."""
     return printable(text.replace("\n", "↵"))
 
 
 def evenly(values: Sequence[float], count: int) -> list[float]:
-    """At most so many of the values, the last one among them."""
+    """At most `count` of the values, evenly spaced, the last one included."""
     if len(values) <= count:
         return list(values)
     return [values[(i + 1) * len(values) // count - 1] for i in range(count)]
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A bar each between the smallest and the largest; a gap for what is not finite."""
+    """One bar character a value, scaled from minimum to maximum; a space for a value that is not finite."""
     known = [value for value in values if math.isfinite(value)]
     low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
     heights = [(v - low) / span if 0 < span < math.inf else 0.5 if math.isfinite(v) else math.nan for v in values]
@@ -298,7 +300,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def token_style(share: float, no_color: bool) -> Style:
-    """How a token is shown whose advantage is this share (-1 to 1) of the largest: orange above 0, blue below."""
+    """Background of a token: orange above 0, blue below; share (-1 to 1) is its advantage over the largest one."""
     share = share if math.isfinite(share) else 0.0
     if no_color:
         return Style(bold=share > 0, underline=share < 0)
@@ -308,7 +310,7 @@ def token_style(share: float, no_color: bool) -> Style:
 
 
 def legend(scale: float, no_color: bool) -> Text:
-    """What the colours of the tokens mean: the same distance on both sides of 0."""
+    """Legend of the token colours, from -scale to +scale."""
     if no_color:
         return Text.assemble(("below 0", token_style(-1, True)), ", ", ("above 0", token_style(1, True)))
     patches = [(" ", token_style(step / 5, False)) for step in range(-5, 6)]

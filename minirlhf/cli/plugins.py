@@ -1,4 +1,4 @@
-"""minirlhf plugins list | show | check | new"""
+"""minirlhf plugins list | show | check | new: components and their plugins, printed. The checks are in testing.py."""
 
 import inspect
 import json
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.lines import printable
 from minirlhf.cli.options import plugin_option
 from minirlhf.components.component import KINDS
 
@@ -21,7 +22,7 @@ def command() -> None:
 
 
 def loaded(plugins: tuple[str, ...]) -> "Registry":
-    """The registry; what its entry points have to say goes to stderr."""
+    """Registry with these plugins; warnings of entry points go to stderr."""
     from minirlhf.components.registry import load_plugins
 
     registry = load_plugins(plugins)
@@ -35,22 +36,22 @@ def loaded(plugins: tuple[str, ...]) -> "Registry":
 @click.option("--kind", type=click.Choice(KINDS), help="Only this kind, without the plugins.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
-    """Every component that can be named, with its owner, its options and what it is; then the plugins that they are
-    from, and those that could not be loaded."""
+    """List every component with its owner, its options and what it is; then the plugins that they are from, and those
+    that could not be loaded."""
     registry = loaded(plugins)
     rows = [c for c in registry.listing() if kind in (None, c.kind)]
     owners = registry.plugins if kind is None else []
     if as_json:
         for component in rows:
-            click.echo(json.dumps(facts(component, registry)))
+            click.echo(json.dumps(component_facts(component, registry)))
         for plugin in owners:
             click.echo(json.dumps(plugin_facts(plugin, registry)))
         return
     head = ("kind", "name", "owner", "options", "")
-    table([head, *((c.kind, c.name, c.owner, ", ".join(c.options), c.doc) for c in rows)])
+    print_columns([head, *((c.kind, c.name, c.owner, ", ".join(c.options), c.doc) for c in rows)])
     if owners:
         click.echo()
-        table(
+        print_columns(
             [
                 ("plugin", "version", "source", ""),
                 *((p.owner, p.version, p.source, status(p, registry)) for p in owners),
@@ -58,10 +59,8 @@ def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
         )
 
 
-def table(rows: list[tuple[str, ...]]) -> None:
-    """Columns side by side; the last one is as wide as it likes."""
-    from minirlhf.cli.show import printable
-
+def print_columns(rows: list[tuple[str, ...]]) -> None:
+    """Print rows in aligned columns; the last column is not padded."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(rows[0]) - 1)]
     for row in cells:
@@ -70,7 +69,7 @@ def table(rows: list[tuple[str, ...]]) -> None:
 
 
 def status(plugin: "Plugin", registry: "Registry") -> str:
-    """Loaded, with how many components; or failed, with the reason."""
+    """Status of a plugin: loaded with its number of components, or failed with the reason."""
     if plugin.fault:
         return f"failed: {plugin.fault}"
     count = sum(c.owner == plugin.owner for c in registry.components)
@@ -82,19 +81,17 @@ def status(plugin: "Plugin", registry: "Registry") -> str:
 @plugin_option
 @click.option("--kind", type=click.Choice(KINDS), help="If several have it.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
-    """What a component takes and what can be set: NAME, OWNER:NAME, or FILE.py:FUNCTION with --kind; or a plugin."""
-    from minirlhf.cli.show import printable
-
+def show_component(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
+    """Show what a component takes and what can be set: NAME, OWNER:NAME, FILE.py:FUNCTION with --kind; or a plugin."""
     registry = loaded(plugins)
     known = [c for c in registry.listing() if name in (c.name, f"{c.owner}:{c.name}")]
     owner = next((p for p in registry.plugins if p.owner == name and not known and kind is None), None)
     if owner is not None:
         show_plugin(owner, registry, as_json)
         return
-    for component in found(registry, name, kind):
+    for component in named(registry, name, kind):
         if as_json:
-            click.echo(json.dumps(facts(component, registry)))
+            click.echo(json.dumps(component_facts(component, registry)))
             continue
         plugin = registry.plugin(component.owner, component.path)
         taken = ", ".join([*component.inputs, *component.columns, *(["**columns"] if component.takes_columns else [])])
@@ -109,9 +106,7 @@ def show(name: str, plugins: tuple[str, ...], kind: str | None, as_json: bool) -
 
 
 def show_plugin(plugin: "Plugin", registry: "Registry", as_json: bool) -> None:
-    """Where a plugin is from, whether it is loaded, and what it brought."""
-    from minirlhf.cli.show import printable
-
+    """Print a plugin: its source, its status and its components."""
     if as_json:
         click.echo(json.dumps(plugin_facts(plugin, registry)))
         return
@@ -152,7 +147,7 @@ def new(name: str, kind: str, package: bool) -> None:
 @click.option("--prompts", metavar="FILE", help="Prompts with the columns that a reward asks for.")
 @click.option("--set", "sets", multiple=True, metavar="OPTION=VALUE", help="An option of the component, repeatable.")
 def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str | None, sets: tuple[str, ...]) -> None:
-    """Does a component keep its contract, on batches that find out what usually goes wrong?
+    """Check that a component keeps its contract, on batches that find out what usually goes wrong.
 
     Of a FILE.py all components are checked. Of an estimator the verdict of `minirlhf audit` is shown below the checks:
     one that is biased is not broken.
@@ -163,7 +158,7 @@ def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str |
 
     whole_file = name.endswith(".py")
     registry = loaded((*plugins, name) if whole_file else plugins)
-    components = of_file(registry, name, kind) if whole_file else found(registry, name, kind)
+    components = of_file(registry, name, kind) if whole_file else named(registry, name, kind)
     options = {key: toml_value(value) for key, _, value in (text.partition("=") for text in sets)}
     unknown = [key for key in options if not any(key in component.options for component in components)]
     if unknown and len(components) > 1:
@@ -171,10 +166,10 @@ def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str |
     rows = read_prompts(prompts) if prompts else []
     failed, unready = 0, list[UsageError]()
     for component in components:
-        # of several, each takes the options that it has
+        # with several components, each gets the options that it has
         own = {k: v for k, v in options.items() if k in component.options} if len(components) > 1 else options
         try:
-            failed += report(component, own, rows, registry)
+            failed += print_findings(component, own, rows, registry)
         except UsageError as fault:
             unready.append(fault)
     if failed:
@@ -184,16 +179,15 @@ def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str |
         raise unready[0]
 
 
-def report(component: "Component", options: dict[str, Any], rows: "list[Prompt]", registry: "Registry") -> int:
-    """Print the findings of one component; returns how many checks failed."""
+def print_findings(component: "Component", options: dict[str, Any], rows: "list[Prompt]", registry: "Registry") -> int:
+    """Print the findings of one component; returns the number of failed checks."""
     from itertools import chain
 
-    from minirlhf.cli.show import printable
     from minirlhf.testing import check, prepare
 
     built = prepare(component, options)
     findings = check(built, rows)
-    first = next(findings)  # what is not given is refused here, before anything is printed
+    first = next(findings)  # raises here, before anything is printed, if prompts or options are missing
     click.echo(f"{component.kind} {component.name} of {component.owner}, {component.where}")
     failed = 0
     for finding in chain([first], findings):
@@ -209,7 +203,7 @@ def report(component: "Component", options: dict[str, Any], rows: "list[Prompt]"
 
 
 def verdicts(built: "Built", registry: "Registry") -> list[str]:
-    """What the audit says of an estimator, or why it could not be made."""
+    """Verdicts of the audit of an estimator, or the reason why it cannot be audited."""
     from minirlhf.cli.audit import audited
     from minirlhf.config.layers import load_config
     from minirlhf.errors import UserError
@@ -222,7 +216,7 @@ def verdicts(built: "Built", registry: "Registry") -> list[str]:
 
 
 def of_file(registry: "Registry", file: str, kind: str | None) -> "list[Component]":
-    """The components that a plugin file registers."""
+    """Components that a plugin file registers, of one kind or of all; UsageError if there are none."""
     from pathlib import Path
 
     from minirlhf.errors import UsageError
@@ -234,8 +228,8 @@ def of_file(registry: "Registry", file: str, kind: str | None) -> "list[Componen
     return rows
 
 
-def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]":
-    """The components of that name; an unknown one is refused with the choices of its kind, or of all kinds."""
+def named(registry: "Registry", name: str, kind: str | None) -> "list[Component]":
+    """Components of a name, of one kind or of all; UsageError with the existing names if there are none."""
     from minirlhf.errors import UsageError, nearest
 
     if kind is not None:
@@ -249,8 +243,8 @@ def found(registry: "Registry", name: str, kind: str | None) -> "list[Component]
     return rows
 
 
-def facts(component: "Component", registry: "Registry") -> dict[str, Any]:
-    """A component as --json shows it."""
+def component_facts(component: "Component", registry: "Registry") -> dict[str, Any]:
+    """Component as the object that --json prints."""
     plugin = registry.plugin(component.owner, component.path)
     return {
         "kind": component.kind,
@@ -268,7 +262,7 @@ def facts(component: "Component", registry: "Registry") -> dict[str, Any]:
 
 
 def plugin_facts(plugin: "Plugin", registry: "Registry") -> dict[str, Any]:
-    """A plugin as --json shows it."""
+    """Plugin as the object that --json prints."""
     return {
         "plugin": plugin.owner,
         "version": plugin.version,

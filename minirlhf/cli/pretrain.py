@@ -1,10 +1,10 @@
-"""minirlhf pretrain"""
+"""minirlhf pretrain: the stage on its own. The stage is in stages/base.py."""
 
 from typing import Any
 
 import click
 
-from minirlhf.cli.options import config_options, output_options, resolve
+from minirlhf.cli.options import config_options, output_options, resolve_config
 
 
 @click.command("pretrain")
@@ -12,9 +12,9 @@ from minirlhf.cli.options import config_options, output_options, resolve
 @output_options
 def command(ui: str, as_json: bool, **options: Any) -> None:
     """Make the base of a configuration, or find it, and print its directory."""
-    config, _ = resolve(**options)
+    config, _ = resolve_config(**options)
 
-    from minirlhf.cli.show import progress
+    from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up
     from minirlhf.pipeline.saved import read_sources
     from minirlhf.stages.base import prepare_base

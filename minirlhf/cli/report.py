@@ -1,4 +1,4 @@
-"""minirlhf report"""
+"""minirlhf report: the page of a run, made anew by report/of_run.py."""
 
 from pathlib import Path
 

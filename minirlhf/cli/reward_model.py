@@ -1,12 +1,11 @@
-"""minirlhf reward-model"""
+"""minirlhf reward-model: the stage on its own. The stage is in stages/preferences.py."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from minirlhf.cli.options import check_picture, output_options, resolve, some_options
+from minirlhf.cli.options import check_picture, output_options, resolve_config, some_options
 
 
 @click.command("reward-model")
@@ -34,13 +33,12 @@ def command(
     Then: minirlhf run --reward trained --set rewards.trained.path=DIR
     """
     given = (*sets, f"corpus.preferences={json.dumps(comparisons, ensure_ascii=False)}")
-    flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
-    config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
+    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device)
 
     if svg is not None:
         check_picture(svg)
 
-    from minirlhf.cli.show import progress
+    from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up
     from minirlhf.stages.preferences import FILE, train_reward_model
 

@@ -1,11 +1,11 @@
-"""minirlhf run"""
+"""minirlhf run: a run from its options, or the continuation of one. The run is in pipeline/pipeline.py."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from minirlhf.cli.options import config_options, output_options, resolve
+from minirlhf.cli.options import config_options, output_options, resolve_config
 
 
 @click.command("run")
@@ -22,9 +22,9 @@ def command(out: Path | None, resume: Path | None, ui: str, as_json: bool, **opt
     """
     if resume is not None:
         options["preset"] = config_of(resume, out, options["preset"])
-    config, registry = resolve(**options)
+    config, registry = resolve_config(**options)
 
-    from minirlhf.cli.show import progress
+    from minirlhf.cli.ui import progress
     from minirlhf.pipeline.pipeline import run
 
     with progress(ui, as_json) as emit:
@@ -32,7 +32,7 @@ def command(out: Path | None, resume: Path | None, ui: str, as_json: bool, **opt
 
 
 def config_of(directory: Path, out: Path | None, preset: str | None) -> str:
-    """The configuration of a run that is to go on; nothing else may choose one."""
+    """Path of the configuration of a run to resume; UsageError if another one is chosen or there is no run."""
     from minirlhf.errors import UsageError
     from minirlhf.store.layout import check_run
 

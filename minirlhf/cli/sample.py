@@ -1,4 +1,4 @@
-"""minirlhf sample"""
+"""minirlhf sample: completions of a prompt by stages of a run, with their scores, printed."""
 
 import sys
 import textwrap
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.lines import printable
 from minirlhf.cli.options import FiniteRange, plugin_option
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from minirlhf.config.schema import Config
     from minirlhf.models.rollout import Rollout
 
-COLDEST = 1e-3  # logits over less would overflow; 0 means greedy
-NARROWEST = 24  # columns of a terminal that a side needs to stand beside another
+COLDEST = 1e-3  # lowest temperature: logits over less would overflow; 0 means greedy
+NARROWEST = 24  # columns that each side needs, to be shown side by side
 SIDES = ("base", "sft", "reference", "policy")
 
-Given = Mapping[str, Sequence[float | None]]  # label of a reward -> what it gave each completion
+ScoresByLabel = Mapping[str, Sequence[float | None]]  # label of a reward -> its score of each completion
 
 
 @click.command("sample")
@@ -60,13 +61,15 @@ def command(
     these two). Without PROMPT it starts from nothing; - reads it from standard input. The cuts (top-k, top-p, min-p)
     exist only here: a run never uses them.
     """
-    from minirlhf.cli.options import resolve
+    from minirlhf.cli.options import resolve_config
     from minirlhf.pipeline.saved import config_file
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
     text = read_stdin() if prompt == "-" else prompt or ""
-    config, registry = resolve(preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device)
+    config, registry = resolve_config(
+        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
+    )
     rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
 
     if as_json:
@@ -95,8 +98,11 @@ def sampled(
     min_p: float,
     max_new_tokens: int | None,
     seed: int,
-) -> tuple[dict[str, "Rollout"], dict[str, Given]]:
-    """What each side of a run makes of the prompt, from the same random numbers, and what the rewards give that."""
+) -> tuple[dict[str, "Rollout"], dict[str, ScoresByLabel]]:
+    """Rollout of each side of a run, from the same random numbers, and its scores by each reward if `scored`.
+
+    InputError if the prompt leaves no room for a completion.
+    """
     from dataclasses import replace
 
     from minirlhf.errors import InputError
@@ -107,9 +113,9 @@ def sampled(
     from minirlhf.streams import generator
 
     device = set_up(config)
-    chosen = with_reward_model(config)[0]
+    rewarded = with_reward_model(config)[0]
     if scored:
-        build_rewards(chosen, registry, device).check_columns(())
+        build_rewards(rewarded, registry, device).check_columns(())
     saved = open_run(run, config, device)
     policies = {side: side_of(saved, config, side) for side in sides}
     sampler = replace(saved.policy.sampler, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -120,21 +126,21 @@ def sampled(
     if room < 1:
         raise InputError(f"the prompt has {batch.ids.shape[1]} tokens, the model reads {config.model.max_positions}")
     longest = min(room, max_new_tokens or config.sampler.max_new_tokens)
-    rollouts, scores = dict[str, "Rollout"](), dict[str, Given]()
+    rollouts, scores = dict[str, "Rollout"](), dict[str, ScoresByLabel]()
     for side, policy in policies.items():
         random = generator(seed, "sample", 0)
         rollouts[side] = rollout = generate(
             policy, batch, saved.tokenizer, max_new_tokens=longest, generator=random, sampler=sampler
         )
         scores[side] = {}
-        if scored:  # built anew: one with a memory would judge a side by the sides before it
-            models, step = build_rewards(chosen, registry, device), config.ppo.iterations
+        if scored:  # built anew for each side: a stateful reward would remember the sides before
+            models, step = build_rewards(rewarded, registry, device), config.ppo.iterations
             scores[side] = call_rewards(models, rollout, step, config, saved.tokenizer).by_label
     return rollouts, scores
 
 
-def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, Given]) -> None:
-    """An object a completion, the n-th of every side together."""
+def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, ScoresByLabel]) -> None:
+    """Print one line of JSON for each completion; the n-th ones of all sides stand together."""
     from minirlhf.store.jsonl import json_line
 
     ended = {side: rollout.terminated.tolist() for side, rollout in rollouts.items()}
@@ -145,18 +151,14 @@ def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str,
             click.echo(json_line({**about, "scores": given} if given else about))
 
 
-def show_lines(text: str, rollout: "Rollout", given: Given) -> None:
-    """A line a completion, its prompt before it, what the rewards gave before that."""
-    from minirlhf.cli.show import printable
-
+def show_lines(text: str, rollout: "Rollout", given: ScoresByLabel) -> None:
+    """Print one line for each completion: its scores, the prompt, the completion."""
     for i, completion in enumerate(rollout.completions):
         click.echo(marks(given, i) + printable(text + completion))
 
 
-def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, Given]) -> None:
-    """The prompt, then the n-th completion of each side beside each other: a table, or lines where it has no room."""
-    from minirlhf.cli.show import printable
-
+def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, ScoresByLabel]) -> None:
+    """Print the prompt, then the n-th completions of all sides: as a table, or as lines if the terminal is narrow."""
     if text:
         click.echo(f"{printable(text)} ...")
     width = terminal_width()
@@ -176,7 +178,7 @@ def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str
 
 
 def show_table(shown: Mapping[str, list[tuple[str, str]]], width: int) -> None:
-    """A column a side, a row a completion. A Text is never read as markup."""
+    """Print a table with a column a side and a row a completion. Text, unlike str, is never parsed as markup."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -190,8 +192,8 @@ def show_table(shown: Mapping[str, list[tuple[str, str]]], width: int) -> None:
     Console(width=width).print(table)
 
 
-def show_means(scores: Mapping[str, Given]) -> None:
-    """A line a side: the mean of what each reward gave, where it gave something."""
+def show_means(scores: Mapping[str, ScoresByLabel]) -> None:
+    """Print one line for each scored side: mean score of each reward over the completions that it scored."""
     if any(scores.values()):
         click.echo()
     for side, given in ((side, given) for side, given in scores.items() if given):
@@ -200,23 +202,21 @@ def show_means(scores: Mapping[str, Given]) -> None:
         click.echo(f"{side:>9}  {marks(means, 0)}mean of {len(next(iter(given.values())))}")
 
 
-def marks(given: Given, i: int) -> str:
-    """What the rewards gave a completion, with space behind it; nothing where none was asked."""
-    from minirlhf.cli.show import printable
-
-    values = {printable(label): values[i] for label, values in given.items()}
+def marks(scores: ScoresByLabel, i: int) -> str:
+    """Scores of completion i with their labels and trailing space; empty without rewards."""
+    values = {printable(label): values[i] for label, values in scores.items()}
     return "".join(f"{label} {'n/a' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that standard output is; None if it is none."""
+    """Width of the terminal in columns; None if stdout is no terminal."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def read_stdin() -> str:
-    """Standard input as UTF-8 text, without the line ends behind it."""
+    """Read stdin as UTF-8 text without trailing line ends; InputError if it is not UTF-8."""
     from minirlhf.errors import InputError
 
     try:

@@ -1,11 +1,10 @@
-"""minirlhf sft"""
+"""minirlhf sft: the stage on its own. The stage is in stages/base.py."""
 
 import json
-from typing import Any
 
 import click
 
-from minirlhf.cli.options import output_options, resolve, some_options
+from minirlhf.cli.options import output_options, resolve_config, some_options
 
 
 @click.command("sft")
@@ -28,14 +27,13 @@ def command(
     minirlhf run --set corpus.demonstrations=DEMONSTRATIONS
     """
     given = (*sets, f"corpus.demonstrations={json.dumps(demonstrations, ensure_ascii=False)}")
-    flags: dict[str, Any] = dict.fromkeys(("kl", "advantage", "loss", "seed"))
-    config, _ = resolve(preset=preset, rewards=(), sets=given, plugins=(), device=device, **flags)
+    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device)
 
-    from minirlhf.cli.show import progress
+    from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up
     from minirlhf.stages.base import prepare_base, prepare_start, read_shown
 
-    read_shown(config)  # its faults are found before anything is trained
+    read_shown(config)  # faults of the file are found before anything is trained
     on = set_up(config)
     with progress(ui, as_json) as emit:
         start = prepare_start(config, prepare_base(config, on, emit), on, emit)

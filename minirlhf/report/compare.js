@@ -1,10 +1,10 @@
-// Variants over each other: a colour each, the seeds thin, their mean thick.
+// The curves of a comparison: one colour for each variant, its seeds thin, their mean thick.
 
 const palette = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7"];
 const hue = (i) => palette[i % palette.length];
 const steps = [...new Set(data.variants.flatMap((v) => v.seeds.flatMap((s) => s.steps)))].sort((a, b) => a - b);
 
-// One row of values for all steps, null where a run has none.
+// Values of a run at all steps, null where it has none.
 function over(seed, name) {
   const at = new Map(seed.steps.map((step, i) => [step, (seed.metrics[name] || [])[i] ?? null]));
   return steps.map((step) => at.get(step) ?? null);
@@ -29,7 +29,7 @@ function draw(box, name, height) {
       series.push({ label: `seed ${seed.seed}`, colour: hue(i), width: 0.8, alpha: 0.45, points: { show: false } });
     }
   }
-  const onSeries = (u, i, change) => {  // the seeds of a variant that is hidden go with it
+  const onSeries = (u, i, change) => {  // hiding a variant hides its seeds, too
     if (change.show !== undefined) for (const k of seeds.get(i) ?? []) u.setSeries(k, { show: change.show });
   };
   const plot = chart(box, [steps, ...values], series, { height, onSeries });

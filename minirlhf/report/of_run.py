@@ -1,27 +1,36 @@
-"""report.html of a run: what its directory says, finished or not.
+"""report.html: the page of one run, finished or not, from the files in its directory.
 
-Nothing in the directory is trusted: rows that are not what a run writes are left out, and no plugin is loaded.
+Not here: reading these files (run_files.py, tokens.py), which trusts none of them, and the markup (run.html.j2).
 """
 
 import math
-import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minirlhf.errors import UserError
+from minirlhf.config.schema import CHOOSERS
 from minirlhf.report.page import number, render
-from minirlhf.report.tokens import COLUMNS, QUANTITIES, is_number, logged_tokens, read_token_log, whole
+from minirlhf.report.run_files import (
+    config_text,
+    config_value,
+    json_or_empty,
+    metric_names,
+    metric_values,
+    read_config,
+    read_metrics,
+    six_digits,
+)
+from minirlhf.report.tokens import COLUMNS, DERIVED, QUANTITIES, is_number, logged_tokens, read_token_log
 from minirlhf.rl.alarms import Alarms
 from minirlhf.store import checkpoint
-from minirlhf.store.files import read_json, write_text
+from minirlhf.store.files import write_text
 from minirlhf.store.jsonl import read_rows
 from minirlhf.store.layout import check_run
 
 REPORT = "report.html"
-TOKENS = 4_500  # as many as are shown at most: some 0.9 MB of page
-CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it is, metrics
+TOKENS = 4_500  # tokens shown at most: about 0.9 MB of page
+CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, meaning and unit, metrics
     ("score", "mean over an iteration's responses, after the rules for truncated ones", ("objective/scores",)),
     ("KL to the reference", "nats per sequence, by the run's estimator", ("objective/kl",)),
     ("KL coefficient", "beta, score per nat", ("kl/coef",)),
@@ -36,8 +45,8 @@ CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # title, what it is, m
     ("losses", "means over the updates", ("loss/policy_avg", "loss/value_avg")),
     ("speed", "response tokens per second", ("tokens_per_s",)),
 )  # fmt: skip
-UNBIASED = ("k1", "k3", "exact")  # their mean over a policy's own responses is the KL
-SIDES = (  # what is measured on both sides, its key, its form
+UNBIASED = ("k1", "k3", "exact")  # estimators whose mean over the policy's own responses is the KL
+SIDES = (  # measures of both sides: title, key in evaluation.json, number format
     ("score, mean", "score_mean", "+.3f"),
     ("score, 90th percentile", "score_p90", "+.3f"),
     ("score, standard deviation", "score_std", ".3f"),
@@ -51,7 +60,7 @@ SIDES = (  # what is measured on both sides, its key, its form
 
 
 def write_report(directory: Path) -> Path:
-    """Make RUN/report.html anew; returns its path. Errors: UsageError where there is no run."""
+    """Write RUN/report.html and return its path; UsageError if the directory holds no run."""
     check_run(directory)
     path = directory / REPORT
     write_text(path, run_page(directory))
@@ -59,19 +68,19 @@ def write_report(directory: Path) -> Path:
 
 
 def run_page(directory: Path) -> str:
-    """The page of a run."""
+    """Text of the page of a run."""
     metrics = read_metrics(directory)
     logged = logged_tokens(directory / "tokens.jsonl")
-    kept = kept_steps(logged)
-    tokens = read_token_log(directory / "tokens.jsonl", kept)
+    shown = kept_steps(logged)
+    tokens = read_token_log(directory / "tokens.jsonl", shown)
     config = read_config(directory)
-    evaluation = known(directory / "evaluation.json")
+    evaluation = json_or_empty(directory / "evaluation.json")
     beside = [row for row in read_rows(directory / "samples.jsonl") if is_evaluated(row)]
     best = frontier(evaluation, config)
     data = {
         "curves": curves(metrics, config),
         "steps": [row["step"] for row in metrics],
-        "metrics": {name: column(metrics, name) for name in names(metrics)},
+        "metrics": {name: metric_values(metrics, name) for name in metric_names(metrics)},
         "frontier": best,
         "tokens": packed(tokens),
         "quantities": [[key, *QUANTITIES[key]] for key in QUANTITIES],
@@ -80,138 +89,89 @@ def run_page(directory: Path) -> str:
         "run.html.j2",
         "run.js",
         data,
-        title=title(config, directory),
+        title=run_title(config, directory),
         directory=str(directory),
-        config=read_text(directory / "config.toml"),
-        chosen=list(chosen(config)),
-        rewards=", ".join(label for kind, label in chosen(config) if kind.startswith("reward ")) or "unknown",
-        facts=list(facts(directory)),
-        progress=(metrics[-1]["step"] if metrics else 0, inner(config, "ppo", "iterations")),
+        config=config_text(directory),
+        chosen=list(components_used(config)),
+        rewards=", ".join(label for kind, label in components_used(config) if kind.startswith("reward ")) or "unknown",
+        facts=list(provenance(directory)),
+        progress=(metrics[-1]["step"] if metrics else 0, config_value(config, "ppo", "iterations")),
         cards=list(cards(evaluation)),
         best_of_n=bool(best["best_of_n"]),
         comparable=best["iterations"],
-        few=inner(config, "evaluation", "residual_prompts"),
+        few=config_value(config, "evaluation", "residual_prompts"),
         prompts=evaluation.get("prompts"),
         sides=list(sides(evaluation)),
         checks=list(checks(metrics)),
         alarms=list(alarms(metrics)),
         beside=sorted(beside, key=gain, reverse=True),
         logged=len(logged),
-        kept=len(kept),
+        kept=len(shown),
     )
 
 
-# ---- reading ------------------------------------------------------------------------------------------------
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl by step, as they are unless somebody changed the file."""
-    return sorted((r for r in read_rows(directory / "metrics.jsonl") if whole(r.get("step"))), key=lambda r: r["step"])
-
-
-def known(path: Path) -> dict[str, Any]:
-    """The object in a file, or an empty one where there is none to be read."""
-    with suppress(UserError):
-        if path.is_file():
-            return read_json(path)
-    return {}
-
-
-def read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.toml as it stands; no plugin is loaded for it."""
-    with suppress(ValueError, RecursionError):
-        found = tomllib.loads(read_text(directory / "config.toml"))
-        str(found)  # a number of more digits than can be printed is a ValueError
-        return found
-    return {}
-
-
-def inner(config: dict[str, Any], section: str, key: str) -> Any:
-    """A value of a section, None where there is none."""
-    found = config.get(section)
-    return found.get(key) if isinstance(found, dict) else None
-
-
-def title(config: dict[str, Any], directory: Path) -> str:
-    """preset, seed N"""
-    return f"{inner(config, 'run', 'preset') or directory.name}, seed {inner(config, 'run', 'seed')}"
+def run_title(config: dict[str, Any], directory: Path) -> str:
+    """Title of the page: preset, seed N."""
+    return f"{config_value(config, 'run', 'preset') or directory.name}, seed {config_value(config, 'run', 'seed')}"
 
 
 def is_evaluated(row: dict[str, Any]) -> bool:
-    """A row of the evaluation in samples.jsonl: both sides of one prompt."""
+    """True if a row of samples.jsonl is of the evaluation: a prompt with completions and scores of both sides."""
     texts = all(isinstance(row.get(name), str) for name in ("prompt", "reference", "policy"))
     return texts and all(is_number(row.get(f"{side}_score")) for side in ("reference", "policy"))
 
 
 def gain(row: dict[str, Any]) -> float:
-    """What the policy's completion scores more than the reference's; 0 where one has no score."""
-    found = [row[f"{side}_score"] for side in ("policy", "reference")]
-    return 0.0 if any(x is None or x != x for x in found) else float(found[0] - found[1])
+    """Score of the policy's completion minus that of the reference's; 0 if one of them has none."""
+    scores = [row[f"{side}_score"] for side in ("policy", "reference")]
+    return 0.0 if any(x is None or x != x for x in scores) else float(scores[0] - scores[1])
 
 
 # ---- what is shown ------------------------------------------------------------------------------------------
 
 
-def names(metrics: list[dict[str, Any]]) -> list[str]:
-    """Every metric, in the order in which it appeared."""
-    return [name for name in dict.fromkeys(name for row in metrics for name in row) if name != "step"]
-
-
-def column(metrics: list[dict[str, Any]], name: str) -> list[float | None]:
-    """A metric over the iterations, None where it was not measured."""
-    return [plain(row.get(name)) for row in metrics]
-
-
-def plain(value: Any) -> float | None:
-    """A finite number to six digits, None for anything else."""
-    fine = type(value) in (int, float) and abs(value) < 1e300
-    return float(f"{value:.6g}") if fine else None
-
-
 def curves(metrics: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The charts for which there is something to draw; beta where it moves, rewards where there are several."""
-    there, found = set(names(metrics)), list[dict[str, Any]]()
-    rewards = [name for name in names(metrics) if name.startswith("reward/") and name.count("/") == 1]
+    """Charts to draw: those whose metrics exist; beta only if it changes, single rewards only if there are several."""
+    measured, charts = set(metric_names(metrics)), list[dict[str, Any]]()
+    rewards = [name for name in metric_names(metrics) if name.startswith("reward/") and name.count("/") == 1]
     for heading, what, wanted in CURVES:
-        drawn = [name for name in wanted if name in there]
+        drawn = [name for name in wanted if name in measured]
         if wanted == ("objective/scores",) and len(rewards) > 1:
             drawn += rewards
-        if drawn and (wanted != ("kl/coef",) or len(set(column(metrics, "kl/coef"))) > 1):
-            found.append({"title": heading, "what": what, "names": drawn})
-    target = inner(config, "kl", "target")
-    if inner(config, "kl", "controller") == "adaptive" and type(target) in (int, float):
-        for chart in found:
+        if drawn and (wanted != ("kl/coef",) or len(set(metric_values(metrics, "kl/coef"))) > 1):
+            charts.append({"title": heading, "what": what, "names": drawn})
+    target = config_value(config, "kl", "target")
+    if config_value(config, "kl", "controller") == "adaptive" and type(target) in (int, float):
+        for chart in charts:
             if chart["names"] == ["objective/kl"]:
-                chart["target"] = plain(target)
-    return found
+                chart["target"] = six_digits(target)
+    return charts
 
 
 def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Score against KL: where the policy ended, and best-of-n of the reference.
+    """Points of score against KL: the final policy, and best-of-n of the reference.
 
-    The iterations are comparable where their scores are the rewards' own and their KL is one on average: no rule for
-    truncated responses, no normalisation, an unbiased estimator.
+    `iterations` is True if the training iterations can be drawn beside them: no rule for truncated responses and no
+    normalisation changed their scores, and their KL estimator is unbiased.
     """
-    plain_scores = inner(config, "truncation", "rule") == "keep" and inner(config, "ppo", "score_normalize") is False
+    plain_scores = (
+        config_value(config, "truncation", "rule") == "keep" and config_value(config, "ppo", "score_normalize") is False
+    )
     points = evaluation.get("best_of_n")
     best = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
     policy = evaluation.get("policy")
     return {
-        "iterations": plain_scores and inner(config, "kl", "estimator") in UNBIASED,
-        "best_of_n": [[plain(p.get("n")), plain(p.get("kl")), plain(p.get("score"))] for p in best],
+        "iterations": plain_scores and config_value(config, "kl", "estimator") in UNBIASED,
+        "best_of_n": [[six_digits(p.get("n")), six_digits(p.get("kl")), six_digits(p.get("score"))] for p in best],
         "policy": [
-            plain(evaluation.get("kl_nats_per_sequence")),
-            plain(policy.get("score_mean") if isinstance(policy, dict) else None),
+            six_digits(evaluation.get("kl_nats_per_sequence")),
+            six_digits(policy.get("score_mean") if isinstance(policy, dict) else None),
         ],
     }
 
 
 def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The numbers that a reader wants first."""
+    """Headline numbers of the evaluation, those that exist: (value, meaning with its 95 % interval)."""
     wanted = (
         ("score_gain", "+.3f", "score gain"),
         ("true_score_gain", "+.3f", "true score gain, which no reward saw"),
@@ -220,7 +180,7 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("optimality", ".4f", "optimality F"),
     )
     for key, form, what in wanted:
-        if plain(evaluation.get(key)) is not None:
+        if six_digits(evaluation.get(key)) is not None:
             ends = evaluation.get(f"{key}_ci95")
             interval = ""
             if isinstance(ends, list) and len(ends) == 2:
@@ -228,8 +188,8 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield number(evaluation[key], form), what + interval
     seconds = evaluation.get("seconds")
     if isinstance(seconds, dict):
-        of_them = f"{number(seconds.get('ppo'), '.0f')} of them PPO"
-        yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {of_them}; of a resumed run: since it was resumed"
+        ppo = f"{number(seconds.get('ppo'), '.0f')} of them PPO"
+        yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {ppo}; of a resumed run: since it was resumed"
 
 
 def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
@@ -242,7 +202,7 @@ def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def checks(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any, str, str]]:
-    """What shows a reward that is being hacked: first and last iteration, and how to read it."""
+    """Signs of a hacked reward: (title, first value, last value, number format, how to read it)."""
     wanted = (
         ("score and length, correlation", "objective/score_length_correlation", "+.2f",
          "far from 0 while responses grow or shrink: the reward may pay for length alone"),
@@ -255,24 +215,27 @@ def checks(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any, str, 
         ("explained variance of V", "value/explained_variance", "+.2f", "below 0 V is worse than a constant"),
     )  # fmt: skip
     for name, key, form, how in wanted:
-        seen = [x for x in column(metrics, key) if x is not None]
+        seen = [x for x in metric_values(metrics, key) if x is not None]
         if seen:
             yield name, seen[0], seen[-1], form, how
 
 
 def alarms(metrics: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
-    """The alarms of a run, found again in its metrics. An untrained V stays at 0 and explains 0: no alarm."""
+    """Alarms of a run, recomputed from its metrics: (step, text).
+
+    learns_values=True is safe for every run: an untrained V has explained variance 0, which raises no alarm.
+    """
     alarm = Alarms(learns_values=True)
     for row in metrics:
-        with suppress(KeyError, TypeError, ArithmeticError):  # a row that somebody changed
+        with suppress(KeyError, TypeError, ArithmeticError):  # a row that a run did not write
             if row["count/updates"]:
                 for text in alarm.look(row["step"], row):
                     yield row["step"], text
 
 
-def chosen(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The components of a run with their options."""
-    for kind, key in (("kl", "estimator"), ("advantage", "function"), ("loss", "policy")):
+def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Components of a run with their options: (kind, or reward and its label; text)."""
+    for kind, key in CHOOSERS.items():
         section = config.get(kind)
         if isinstance(section, dict):
             yield kind, options(str(section.get(key)), {k: v for k, v in section.items() if k != key})
@@ -286,19 +249,19 @@ def chosen(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def options(name: str, values: dict[str, Any]) -> str:
-    """name (key = value, ...)"""
+    """Text of a component: name (key = value, ...)."""
     listed = ", ".join(f"{key} = {value}" for key, value in values.items())
     return f"{name} ({listed})" if listed else name
 
 
-def facts(directory: Path) -> Iterator[tuple[str, str]]:
-    """Versions and hashes, as the newest checkpoint holds them."""
+def provenance(directory: Path) -> Iterator[tuple[str, str]]:
+    """Versions and hashes from the newest checkpoint, the reference and the plugin files: (title, value)."""
     newest = checkpoint.all_of(directory / "checkpoints")
-    state = known(newest[-1] / "state.json") if newest else {}
+    state = json_or_empty(newest[-1] / "state.json") if newest else {}
     for name in ("minirlhf", "torch", "python", "device", "threads", "tokenizer", "prompts", "reward_models"):
         if state.get(name):
             yield name.replace("_", " "), str(state[name])
-    reference = known(directory / "reference" / "reference.json")
+    reference = json_or_empty(directory / "reference" / "reference.json")
     if reference:
         yield "reference", str(reference.get("weights_sha256"))
     code = state.get("code")
@@ -310,7 +273,10 @@ def facts(directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def kept_steps(logged: dict[int, int]) -> set[int]:
-    """Of the logged steps, each with its tokens, so many that some TOKENS are left: evenly spread, with both ends."""
+    """Steps to show so that about TOKENS tokens remain: evenly spread, first and last included.
+
+    logged: number of tokens of each logged step.
+    """
     steps, total = list(logged), sum(logged.values())
     room = max(2, math.floor(len(steps) * TOKENS / total)) if total > TOKENS else len(steps)
     if room >= len(steps):
@@ -319,28 +285,31 @@ def kept_steps(logged: dict[int, int]) -> set[int]:
 
 
 def packed(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The token log without its repetitions: every text once, alternatives by its number."""
+    """Token log in compact form: each distinct text once in `texts`, tokens and alternatives as indices into it."""
     table: dict[str, int] = {}
 
     def numbered(text: str) -> int:
         return table.setdefault(text, len(table))
 
-    found = [
+    compact = [
         {
             "step": row["step"], "prompt": row["prompt"],
-            "score": plain(row["score"]), "ended": row.get("terminated") is True,
+            "score": six_digits(row["score"]), "ended": row.get("terminated") is True,
             "tokens": [numbered(text) for text in row["tokens"]],
-            **{name: [plain(x) for x in row[name]] for name in COLUMNS},
-            **{name: [brief(x) for x in row[name]] for name in ("ratio", "k1", "k2", "k3", "abs")},
+            **{name: [six_digits(x) for x in row[name]] for name in COLUMNS},
+            **{name: [three_digits(x) for x in row[name]] for name in DERIVED},
             "clipped": [i for i, x in enumerate(row["clipped"]) if x] if isinstance(row["clipped"], list) else None,
-            "likeliest": [[[numbered(text), brief(p), brief(q)] for text, p, q in some] for some in row["likeliest"]],
+            "likeliest": [
+                [[numbered(text), three_digits(policy), three_digits(ref)] for text, policy, ref in choices]
+                for choices in row["likeliest"]
+            ],
         }
         for row in rows
     ]  # fmt: skip
-    return {"texts": list(table), "rows": found}
+    return {"texts": list(table), "rows": compact}
 
 
-def brief(value: float | None) -> float | None:
-    """To three digits: for what is looked at and not computed with."""
-    found = plain(value)
-    return None if found is None else float(f"{found:.3g}")
+def three_digits(value: float | None) -> float | None:
+    """Number rounded to three significant digits, enough to look at; None if it is not finite."""
+    finite = six_digits(value)
+    return None if finite is None else float(f"{finite:.3g}")

@@ -1,12 +1,12 @@
 "use strict";
-// What every page needs: the data, elements, colours, the theme, and curves with one cursor.
+// Shared by all pages: the data, elements, colours, the theme, and curves with a common cursor.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const short = (x) => x === null || x === undefined ? "n/a" : String(Number(Number(x).toPrecision(4)));
 
-// An element with attributes, and texts or elements inside; a text never becomes markup.
+// Make an element with attributes and children. A child that is a string becomes a text node, never markup.
 function make(tag, attributes, ...inside) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
@@ -17,9 +17,9 @@ function make(tag, attributes, ...inside) {
 const charts = [];
 const whole = [1, 2, 5].flatMap((x) => [0, 1, 2, 3, 4, 5, 6].map((e) => x * 10 ** e)).sort((a, b) => a - b);
 
-// One chart of data/series in `box`. series: [{label, colour: "--c0", width, dash, points}]; click(index) if it is clicked.
+// Draw one chart in `box`. series: [{label, colour: "--c0", width, dash, points}]; a click calls click(index).
 function chart(box, values, series, more = {}) {
-  const last = (i) => values[i].findLast((x) => x !== null);  // what the legend says while no cursor is there
+  const last = (i) => values[i].findLast((x) => x !== null);  // shown in the legend while there is no cursor
   const line = (s) => ({
     label: s.label, stroke: () => colour(s.colour), width: s.width ?? 1.6, dash: s.dash, show: s.show ?? true,
     spanGaps: true, alpha: s.alpha ?? 1, paths: s.dots ? () => null : undefined,
@@ -53,7 +53,7 @@ function chart(box, values, series, more = {}) {
   return plot;
 }
 
-// Left and right move the cursor of all charts of a group from iteration to iteration.
+// The arrow keys left and right move the cursor of all charts of a group by one iteration.
 function walkable(group, plots, steps) {
   let at = -1;
   group.addEventListener("keydown", (event) => {

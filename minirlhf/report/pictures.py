@@ -1,6 +1,7 @@
-"""Pictures as SVG: a reward model's reliability, and where proxy and true score part. Needs matplotlib (extra `plot`).
+"""Pictures as SVG: the reliability of a reward model, and curves of over-optimisation.
 
-The same numbers give the same bytes. Raises ModuleNotFoundError without matplotlib.
+Equal numbers give equal bytes. Needs matplotlib (extra `plot`); ModuleNotFoundError without it. Not here: the curves of
+the pages, which uPlot draws in the browser (page.py).
 """
 
 import io
@@ -9,7 +10,7 @@ from typing import Any
 
 
 def reliability(report: Mapping[str, Any]) -> str:
-    """A reward model's report: how sure it says it is against how often it is right; dots grow with pairs."""
+    """Reliability diagram of a reward model's report: stated probability against accuracy; dots grow with pairs."""
 
     def draw(figure: Any) -> None:
         rows = report["reliability"]
@@ -25,9 +26,9 @@ def reliability(report: Mapping[str, Any]) -> str:
 
 
 def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
-    """Curves of `overoptimise`: proxy (left) and true score (right) against sqrt(KL), a colour a size of data.
+    """Curves of `overoptimise`: proxy (left) and true score (right) against sqrt(KL), one colour for each size of data.
 
-    Solid: PPO, a run each, with two standard errors; dotted: best-of-n on the same reward models.
+    Solid: PPO with bars of two standard errors; dotted: best-of-n on the same reward models.
     """
 
     def draw(figure: Any) -> None:
@@ -55,7 +56,7 @@ def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
 
 
 def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
-    """What `draw` puts on a figure of this size (inches), as SVG."""
+    """SVG text of a figure of this size (inches) that `draw` fills."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""The token log read again: checked, since anybody may have written the file, with what follows from its numbers.
+"""The token log of a run, read and checked, with the quantities that follow from its log-probs.
 
-Quantities have an entry a token. Those that the update used are the rollout's (advantage, reward, value, old log-prob,
-the KL of the run); the others are of the policy after it.
+Every quantity has one value a token. Advantage, reward, value, old log-prob and the run's KL are those of the rollout,
+which the update used; the others are of the policy after the update. Not here: writing the log (rl/token_log.py).
 """
 
 from collections.abc import Container
@@ -15,7 +15,7 @@ from minirlhf.rl.token_log import LIKELIEST, rounded
 from minirlhf.store.jsonl import each_row
 from minirlhf.tensors import importance_ratio
 
-# key -> what it is called, and what it is: nats unless it says otherwise.
+# Key -> (label, meaning); the unit is nats unless the meaning says otherwise.
 QUANTITIES = {
     "advantage": ("advantage", "how much better than expected, after whitening; what the policy loss is weighted by"),
     "reward": ("reward", "the KL penalty of every token, and the score at the last one"),
@@ -31,32 +31,36 @@ QUANTITIES = {
     "abs": ("abs", "k1 without its sign"),
     "exact": ("exact", "KL of the two whole distributions at this token"),
 }
+# Stored in the log; the other quantities are derived from them.
 COLUMNS = ("old_logprob", "logprob", "ref_logprob", "kl", "value", "reward", "advantage", "exact")
+DERIVED = tuple(key for key in QUANTITIES if key not in COLUMNS)
 
 
 def read_token_log(path: Path, steps: Container[int] | None = None) -> list[dict[str, Any]]:
-    """The rows of a token log (of these steps) in the order of the file, each with every quantity; what is no such row
-    is left out."""
-    chosen = (row for row in each_row(path) if sound(row) and (steps is None or row["step"] in steps))
-    return [{**row, **derived(row)} for row in chosen]
+    """Rows of a token log in the order of the file, with every quantity; unsound rows are left out.
+
+    steps: only rows of these, or None for all.
+    """
+    rows = (row for row in each_row(path) if sound(row) and (steps is None or row["step"] in steps))
+    return [{**row, **derived(row)} for row in rows]
 
 
 def logged_tokens(path: Path) -> dict[int, int]:
-    """How many tokens each logged step has, by step."""
-    found: dict[int, int] = {}
+    """Number of logged tokens of each step, sorted by step."""
+    counts: dict[int, int] = {}
     for row in each_row(path):
         if sound(row):
-            found[row["step"]] = found.get(row["step"], 0) + len(row["tokens"])
-    return dict(sorted(found.items()))
+            counts[row["step"]] = counts.get(row["step"], 0) + len(row["tokens"])
+    return dict(sorted(counts.items()))
 
 
 def sound(row: dict[str, Any]) -> bool:
-    """Every list has a plain entry for each token."""
+    """True if a row has all fields of the token log, each of its lists with one valid entry a token."""
     tokens, likeliest, clipped = row.get("tokens"), row.get("likeliest"), row.get("clipped")
     if not isinstance(tokens, list) or not tokens or not is_list(tokens, str) or not isinstance(row.get("prompt"), str):
         return False
     size = len(tokens)
-    if not whole(row.get("step")) or not is_number(row.get("score")):
+    if not is_whole(row.get("step")) or not is_number(row.get("score")):
         return False
     if not all(is_list(row.get(name), float, size) for name in COLUMNS):
         return False
@@ -64,36 +68,36 @@ def sound(row: dict[str, Any]) -> bool:
         return False
     if not isinstance(likeliest, list) or not is_list(likeliest, list, size):
         return False
-    return all(len(some) <= LIKELIEST and all(map(is_choice, some)) for some in likeliest)
+    return all(len(choices) <= LIKELIEST and all(map(is_choice, choices)) for choices in likeliest)
 
 
-def whole(value: Any) -> bool:
-    """An int that is no bool, of a size that a page can show."""
+def is_whole(value: Any) -> bool:
+    """True for an int (no bool) from 0 to 2^53 - 1, which JavaScript can represent."""
     return type(value) is int and 0 <= value < 1 << 53
 
 
 def is_list(value: Any, kind: type, size: int | None = None) -> bool:
-    """A list of this kind (float: numbers or None), of this length if one is given."""
+    """True for a list of this kind (float: numbers or None), of this length if one is given."""
     if not isinstance(value, list) or (size is not None and len(value) != size):
         return False
     return all(is_number(x) if kind is float else isinstance(x, kind) for x in value)
 
 
 def is_number(value: Any) -> bool:
-    """A number that a float can hold, or none."""
+    """True for None, NaN, and numbers that a float can hold."""
     return value is None or (type(value) in (int, float) and abs(value) < 1e300) or value != value
 
 
 def is_choice(value: Any) -> bool:
-    """[text, log-prob, log-prob of the reference]"""
+    """True for an alternative: [text, log-prob, log-prob of the reference]."""
     return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and is_list(value[1:], float)
 
 
 def derived(row: dict[str, Any]) -> dict[str, list[float | None]]:
-    """What follows from the log-probs of the tokens: the ratio and the estimators that need no distribution."""
+    """DERIVED quantities of a row, from its log-probs: the ratio and the KL estimators that need no distribution."""
     now, old, ref = (
         torch.tensor([float("nan") if x is None else x for x in row[name]], dtype=torch.float64)
         for name in ("logprob", "old_logprob", "ref_logprob")
     )
-    found = {"ratio": importance_ratio(now, old), **{f.__name__: f(now, ref) for f in (kl.k1, kl.k2, kl.k3, kl.abs)}}
-    return {name: rounded(values) for name, values in found.items()}
+    by_name = {"ratio": importance_ratio(now, old), **{f.__name__: f(now, ref) for f in (kl.k1, kl.k2, kl.k3, kl.abs)}}
+    return {name: rounded(values) for name, values in by_name.items()}

@@ -1,9 +1,11 @@
-"""Runs in processes of their own, several at once: `Children` stands in for `run`, threads wait for them.
+"""Jobs: runs in child processes, several at once. `Children` replaces `run`; a thread waits for each child.
 
-A child is `minirlhf run CONFIG.toml --out DIR --json`, so it is the same run to the bit. Beside DIR stand its
-configuration and what it wrote to stderr, until it ends in a way that is understood. It is in a process group of its
-own: Ctrl-C reaches it once, through `tell`. Its events come through a pipe; where their reader was killed, the child
-ends at its next event.
+A child is `minirlhf run CONFIG.toml --out DIR --json`, so its run is the same to the bit. DIR.toml (its configuration)
+and DIR.log (its stderr) exist until the child ends; the log is kept if it ended for no known reason. Each child has a
+process group of its own, so that Ctrl-C reaches it once, through `tell`. Events come through a pipe; if this process is
+killed, a child ends at its next event.
+
+Not here: which runs there are and what is measured (compare.py, cell_runs.py).
 """
 
 import json
@@ -26,35 +28,35 @@ from minirlhf.events import Emit
 from minirlhf.signals import Terminated
 from minirlhf.store.files import write_text
 
-KINDS: dict[int, type[UserError]] = {
-    kind.exit_code: kind for kind in (UsageError, DivergedError, CheckpointError, PluginError, DiskError)
+FAULTS: dict[int, type[UserError]] = {
+    fault.exit_code: fault for fault in (UsageError, DivergedError, CheckpointError, PluginError, DiskError)
 }
 
 
 class RunLost(UserError):
-    """A run ended as no mistake of a user ends it: a bug, no memory left, or somebody killed it (exit 1)."""
+    """A child ended by a bug, lack of memory or a signal: by nothing that a user did wrong (exit 1)."""
 
     exit_code = 1
 
 
 class Children:
-    """`run` in a process of its own, from any thread; of its events only the warnings come through."""
+    """Runs in child processes, started from any thread; forwards only their warnings."""
 
     def __init__(self) -> None:
         self._alive, self._told = set[subprocess.Popen[str]](), False
         self._changed = threading.Condition()
 
     def __call__(self, config: Config, registry: Registry, directory: Path, emit: Emit) -> Path:
-        """Run a configuration that has been resolved; the plugins of `registry` are loaded again by their names."""
+        """Run a resolved configuration; the child loads the plugins by name. Raises the child's UserError."""
         directory.parent.mkdir(parents=True, exist_ok=True)
         settings, log = (directory.with_name(directory.name + ending) for ending in (".toml", ".log"))
         write_text(settings, dump_toml(config))
         with log.open("w", encoding="utf-8") as errors:
-            process = self._start(command(settings, directory), errors)
+            process = self._start(child_command(settings, directory), errors)
             try:
                 with process:
                     for line in process.stdout or ():
-                        with suppress(ValueError):  # what a plugin prints is no event
+                        with suppress(ValueError):  # a line that a plugin printed
                             event = json.loads(line)
                             if isinstance(event, dict) and event.get("event") == "warning":
                                 emit(event)
@@ -72,7 +74,7 @@ class Children:
         return directory
 
     def _start(self, arguments: list[str], errors: IO[str]) -> "subprocess.Popen[str]":
-        # What can be imported here can be imported there, and nothing else: -P leaves the current directory out.
+        # The child imports from the same paths as this process; -P keeps the current directory out of them.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         with self._changed:
             if self._told:
@@ -85,37 +87,39 @@ class Children:
         return process
 
     def tell(self, number: int) -> None:
-        """Send a signal to every run that is going on; no other one begins."""
+        """Send a signal to every running child and start no further ones."""
         with self._changed:
             self._told = True
             for process in self._alive:
                 process.send_signal(number)
 
     def wait(self) -> None:
-        """Until no run is going on."""
+        """Block until no child is running."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alive)
 
 
-def command(settings: Path, directory: Path) -> list[str]:
-    """The command line of a child."""
+def child_command(settings: Path, directory: Path) -> list[str]:
+    """Command line of a child."""
     return [sys.executable, "-P", "-m", "minirlhf", "run", str(settings), "--out", str(directory), "--json"]
 
 
 def failure(code: int, log: Path) -> UserError:
-    """The error that ended a run with this code: the last line that it wrote."""
+    """Error of a child that ended with this exit code, with the last line of its log as message."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = next((line for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
-    if code in KINDS:
-        return KINDS[code](said or f"a run ended with exit code {code}")
+    if code in FAULTS:
+        return FAULTS[code](said or f"a run ended with exit code {code}")
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return RunLost(f"a run {how}{f' ({said})' if said else ''}", f"what it wrote is in {log}")
 
 
 @contextmanager
 def at_once(jobs: int, children: Children, emit: Emit) -> Iterator[ThreadPoolExecutor]:
-    """A pool of so many threads to call `children` in. Whatever ends it early, none of them is left behind: they are
-    told to stop, as by Ctrl-C, and waited for; a second signal kills them."""
+    """Pool of `jobs` threads in which to call `children`; leaves no child behind.
+
+    If the block ends early, children are told to stop (SIGTERM) and waited for; a second signal kills them.
+    """
     pool = ThreadPoolExecutor(jobs)
     try:
         yield pool
@@ -126,7 +130,7 @@ def at_once(jobs: int, children: Children, emit: Emit) -> Iterator[ThreadPoolExe
             if isinstance(fault, (KeyboardInterrupt, Terminated)):
                 said = "stopping the runs, each after its step; once more: at once"
                 emit({"event": "warning", "message": said})
-            children.wait()  # a join of threads that a signal breaks off would take them for ended
+            children.wait()  # before shutdown: a thread join that a signal interrupts would count as done
         except (KeyboardInterrupt, Terminated):
             children.tell(signal.SIGKILL)
             raise
@@ -136,5 +140,5 @@ def at_once(jobs: int, children: Children, emit: Emit) -> Iterator[ThreadPoolExe
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,9 @@
-"""Comparisons from a person: two completions of a prompt, which is better, one JSON line each.
+"""Comparisons judged by a person: pairs of completions of a prompt, and the file of the answers.
 
-Pair number i depends on the run, the seed and i alone, so that a file can be gone on with: the next pair is the one
-behind the last line. A line is what `minirlhf reward-model` reads; a tie is a comparison of probability 0.5.
+Pair number i depends only on the run, the seed and i, so that a file can be continued at the pair after its last line.
+A line is a row of JSON that `minirlhf reward-model` reads; a tie has probability 0.5.
+
+Not here: asking the person (cli/label.py).
 """
 
 import json
@@ -20,12 +22,12 @@ from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import Tokenizer
 
 ANSWERS = {"l": "left", "r": "right", "t": "tie", "s": "skip", "u": "undo", "q": "quit"}
-TRIES = 8  # pairs drawn for one number until their sides differ
+TRIES = 8  # draws of one pair until its completions differ
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A pair to judge: its number, the prompt, both completions."""
+class PairToJudge:
+    """Two completions of a prompt, with the number of the pair."""
 
     index: int
     prompt: str
@@ -33,15 +35,15 @@ class Shown:
     right: str
 
     def judged(self, answer: str) -> dict[str, Any]:
-        """The line for an answer: left, right or tie."""
+        """Row of the file for an answer: left, right or tie."""
         chosen, rejected = (self.right, self.left) if answer == "right" else (self.left, self.right)
         row = {"prompt": self.prompt, "chosen": chosen, "rejected": rejected, "index": self.index, "answer": answer}
         return row | ({"probability": 0.5} if answer == "tie" else {})
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The pairs of a policy over some prompts, by number."""
+class PairSampler:
+    """Draws pair number i of a policy: a prompt by seed and i, and two completions of it."""
 
     policy: Policy
     tokenizer: Tokenizer
@@ -49,32 +51,35 @@ class Pairs:
     max_new_tokens: int
     seed: int
 
-    def __call__(self, index: int) -> Shown:
-        """Pair number `index`, or the next one whose sides differ. InputError if those of no prompt do."""
-        for at in range(index, index + len(self.prompts)):
-            shown = self._drawn(at)
-            if shown is not None:
-                return shown
+    def __call__(self, index: int) -> PairToJudge:
+        """Pair number `index`, or the next one whose completions differ. InputError if those of no prompt do."""
+        for number in range(index, index + len(self.prompts)):
+            pair = self._drawn(number)
+            if pair is not None:
+                return pair
         todo = "give other --prompts, or another side --from"
         raise InputError("both completions are the same, again and again", self.prompts[0].text, todo)
 
-    def _drawn(self, index: int) -> Shown | None:
-        """Pair number `index`, None if the policy writes the same thing every time."""
+    def _drawn(self, index: int) -> PairToJudge | None:
+        """Pair number `index`, None if both completions are equal or one is empty in all TRIES."""
         order = torch.randperm(len(self.prompts), generator=generator(self.seed, "label/prompts", 0)).tolist()
         prompt = self.prompts[order[index % len(order)]]
         device = self.policy.model.embed_tokens.weight.device
         batch = PromptBatch.build([prompt.text], [{}], self.tokenizer, responses=2, device=device)
         for attempt in range(TRIES):
             random = generator(self.seed, f"label/{attempt}", index)
-            found = generate(self.policy, batch, self.tokenizer, max_new_tokens=self.max_new_tokens, generator=random)
-            left, right = found.completions
+            rollout = generate(self.policy, batch, self.tokenizer, max_new_tokens=self.max_new_tokens, generator=random)
+            left, right = rollout.completions
             if left != right and left.strip() and right.strip():
-                return Shown(index, prompt.text, left, right)
+                return PairToJudge(index, prompt.text, left, right)
         return None
 
 
 class LabelFile:
-    """The lines so far: read when it is opened, appended to one at a time, the last one taken back."""
+    """File of comparisons: read when opened, one row appended or taken back at a time, always complete on disk.
+
+    InputError for a line that `minirlhf label` did not write.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, list[dict[str, Any]]()
@@ -89,16 +94,16 @@ class LabelFile:
 
     @property
     def next_index(self) -> int:
-        """The number of the pair behind the last line."""
+        """Number of the pair after the last line."""
         return self.rows[-1]["index"] + 1 if self.rows else 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """One line more, on disk before the next pair is shown."""
+        """Append a row; it is on disk before the next pair is shown."""
         self.rows.append(row)
         self._write()
 
     def undo(self) -> int | None:
-        """Take the last line back; the number of its pair, None if there is no line."""
+        """Remove the last row; returns the number of its pair, None if there is no row."""
         if not self.rows:
             return None
         index: int = self.rows.pop()["index"]

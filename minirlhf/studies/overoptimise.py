@@ -1,14 +1,13 @@
-"""Where a proxy and what it stands for part: PPO at several KL coefficients on reward models of several sizes.
+"""Over-optimisation curves: proxy and true score against KL, for reward models trained on several amounts of data.
 
-The setting of Gao, Schulman and Hilton (2210.10760) at this size: the comparisons were judged by a hidden true score
-with noise, a reward model is trained from so many of them, PPO is run against it at every coefficient (a run each, not
-one long trajectory), and the true score of what comes out is held against the proxy's and the KL that was spent. Beside
-it best-of-n on the same reward model. Every seed draws its own comparisons (all of them, where that is the size),
-trains its own reward model on them and samples its own responses.
+The experiment of Gao, Schulman and Hilton (2210.10760), scaled down. A hidden true score judges the comparisons, with
+noise. A reward model, the proxy, is trained on N of them. PPO runs against it once per KL coefficient (separate runs,
+not points of one long run), and best-of-n on the same reward model is measured beside it. Every seed draws its own N
+comparisons (all of them, if N is all there are), trains its own reward model and samples its own responses.
 
-    OUT/overoptimise.json, and what `compare` leaves there
+    OUT/overoptimise.json    and the files of `compare`
 
-Not here: running (compare.py, run.py), drawing (pictures.py), printing.
+Not here: the runs (compare.py), the picture (report/pictures.py), printing (cli/overoptimise.py).
 """
 
 import math
@@ -37,21 +36,23 @@ from minirlhf.stages.preferences import read_pairs, reward_model_place
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.store.files import read_json, write_json
 from minirlhf.streams import generator
-from minirlhf.studies.compare import Runner, compare
-from minirlhf.studies.grid import Cell, Outcome, grid, place, resolve
-from minirlhf.studies.summary import measures_of
+from minirlhf.studies.cell_runs import Runner
+from minirlhf.studies.compare import compare
+from minirlhf.studies.grid import Cell, cell_directory, grid, resolve_cells
+from minirlhf.studies.summary import Outcome, measures_of
 
 RESULT = "overoptimise.json"
 PROMPTS = 64  # held-out prompts of best-of-n
-SEEDED = ("reward_model.seed",)
+SEEDED = ("reward_model.seed",)  # keys that follow the seed of a run
 
 
 @dataclass(frozen=True)
 class Point:
-    """A size of data and a coefficient over the seeds, or a size and an n: means, with standard errors of the means.
+    """One point of a curve: means over the seeds at one KL coefficient, or at one n of best-of-n.
 
-    kl: nats per sequence; distance: its square root; proxy: in standard deviations of the start's own; truth: the true
-    score. `by_seed` has the true scores that `truth` is the mean of.
+    setting: the coefficient or n; kl: nats per sequence; distance: sqrt(kl); proxy: the reward model's score, in
+    standard deviations of the reference's; truth: the true score; *_se: standard errors of the means; by_seed: the true
+    scores whose mean is `truth`.
     """
 
     setting: float
@@ -66,9 +67,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """What one size of data gave: a point a coefficient, by rising KL, and best-of-n by rising n.
+    """Curve of one amount of data: PPO points by rising KL, best-of-n points by rising n.
 
-    accuracy: mean held-out accuracy of its reward models.
+    pairs: comparisons that each reward model learned from; accuracy: mean held-out accuracy of these models.
     """
 
     pairs: int
@@ -77,10 +78,12 @@ class Curve:
     best_of: list[Point]
 
     def verdict(self) -> dict[str, Any]:
-        """spearman: rank correlation of proxy and sqrt(KL) over the points; peak and end: mean true scores; fall: what
-        the true score loses from the peak to the largest KL, with the standard error of its mean over the seeds.
+        """Summary of the PPO points: rank correlation, peak, end, and the fall between them.
 
-        Whoever picks the highest of several means picks luck as well. So the peak that a seed falls from is where the
+        spearman: rank correlation of proxy and sqrt(KL); peak, end: mean true score at its maximum and at the largest
+        KL; fall: mean over the seeds of the true score lost from the peak to the end; fall_se: its standard error.
+
+        The highest of several means is biased upwards by its own noise. So each seed falls from the point at which the
         mean of the *other* seeds is highest.
         """
         peak, end = max(self.points, key=lambda point: point.truth), self.points[-1]
@@ -99,9 +102,13 @@ class Curve:
 
 
 def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: int, **given: Any) -> list[Cell]:
-    """Every run: sizes x coefficients x seeds (UsageError without a true score or a reward model to train)."""
+    """Cells of the experiment: sizes x coefficients x seeds.
+
+    UsageError unless the corpus has a true score, exactly one reward is a reward model to be trained, the KL
+    coefficient is fixed, and there are enough comparisons.
+    """
     varied = {"reward_model.pairs": [str(n) for n in pairs], "kl.coef": [repr(c) for c in coefs]}
-    cells = resolve(grid([preset], varied), seeds, seeded=SEEDED, **given)
+    cells = resolve_cells(grid([preset], varied), seeds, seeded=SEEDED, **given)
     config, todo = cells[0].config, "use the preset overoptimise"
     for key in ("text", "preferences"):
         if getattr(config.corpus, key) != TRUE_SCORE_CORPUS:
@@ -110,15 +117,18 @@ def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: i
         raise UsageError("not one reward `trained` without a path: it is trained for every size and seed", preset, todo)
     if config.kl.controller != "fixed":
         raise UsageError("the KL coefficients are what is compared", "kl.controller", "use fixed")
-    for cell in cells[: len(cells) : len(coefs) * seeds]:
-        read_pairs(cell.config)  # there are so many
+    for cell in cells[:: len(coefs) * seeds]:  # the first cell of each size
+        read_pairs(cell.config)  # UsageError if there are fewer
     return cells
 
 
 def overoptimise(
     cells: Sequence[Cell], directory: Path, samples: int, emit: Emit, runner: Runner = run, *, jobs: int | None = None
 ) -> tuple[list[Curve], UserError | None]:
-    """Run what is not done, then best-of-n of up to `samples` responses; returns the curves, and the first failure."""
+    """Run unfinished cells, measure best-of-n up to n = samples, write overoptimise.json.
+
+    Returns the curves and None, or no curves and the first failure. Events: those of `compare`, best_of, curve.
+    """
     failure = compare(cells, directory, emit, runner, jobs=jobs)
     if failure is not None:
         return [], failure
@@ -130,42 +140,43 @@ def overoptimise(
 
 
 def as_json(curve: Curve) -> dict[str, Any]:
-    """A curve as plain values, with its verdict."""
+    """Curve with its verdict, ready for JSON."""
     points = {name: [vars(point) for point in getattr(curve, name)] for name in ("points", "best_of")}
     return {"pairs": curve.pairs, "accuracy": curve.accuracy, **points, **curve.verdict()}
 
 
 def curves_of(cells: Sequence[Cell], directory: Path, samples: int, emit: Emit) -> list[Curve]:
-    """The measures of the finished runs, gathered by size and coefficient."""
-    found: dict[int, dict[float, Outcome]] = {}
-    first: dict[int, dict[int, Cell]] = {}  # size -> seed -> a cell with its reward model
+    """Curves of finished runs, one a size in the order of the cells. Emits best_of."""
+    outcomes: dict[int, dict[float, Outcome]] = {}  # size -> coefficient -> measures by seed
+    one_cell: dict[int, dict[int, Cell]] = {}  # size -> seed -> one of the cells that share a reward model
     for cell in cells:
         size = cell.config.reward_model.pairs
-        assert size is not None, "varied"
-        outcome = found.setdefault(size, {}).setdefault(cell.config.kl.coef, Outcome())
-        outcome.measures[cell.seed] = measures_of(place(directory, cell))
-        first.setdefault(size, {}).setdefault(cell.seed, cell)
+        assert size is not None, "reward_model.pairs is a varied key"
+        outcome = outcomes.setdefault(size, {}).setdefault(cell.config.kl.coef, Outcome())
+        outcome.measures[cell.seed] = measures_of(cell_directory(directory, cell))
+        one_cell.setdefault(size, {}).setdefault(cell.seed, cell)
     emit({"event": "best_of", "prompts": PROMPTS, "samples": samples})
-    responses = {  # all runs have one reference
-        seed: reference_responses(place(directory, cell), cell.config, samples) for seed, cell in by_seed(cells).items()
+    responses = {  # the reference is the same in all runs
+        seed: reference_responses(cell_directory(directory, cell), cell.config, samples)
+        for seed, cell in by_seed(cells).items()
     }
     curves = []
-    for size, by_coef in found.items():
+    for size, by_coef in outcomes.items():
         points = [point_of(coef, outcome) for coef, outcome in by_coef.items()]
-        own = list(first[size].values())
+        own = list(one_cell[size].values())
         accuracy = sum(accuracy_of(cell) for cell in own) / len(own)
-        best = best_of_n([(cell, place(directory, cell), responses[cell.seed]) for cell in own], samples)
+        best = best_of_n_curve([(cell, cell_directory(directory, cell), responses[cell.seed]) for cell in own], samples)
         curves.append(Curve(size, accuracy, sorted(points, key=lambda p: p.kl), best))
     return curves
 
 
 def by_seed(cells: Sequence[Cell]) -> dict[int, Cell]:
-    """One cell of each seed."""
+    """First cell of each seed."""
     return {cell.seed: cell for cell in reversed(cells)}
 
 
 def point_of(coef: float, outcome: Outcome) -> Point:
-    """Means over the seeds of the runs at one coefficient."""
+    """Point of the runs at one KL coefficient."""
     rows = list(outcome.measures.values())
     kl, proxy, truth = (
         torch.tensor([row[name] for row in rows], dtype=torch.float64)
@@ -175,19 +186,19 @@ def point_of(coef: float, outcome: Outcome) -> Point:
 
 
 def point(setting: float, kl: Tensor, proxy: Tensor, truth: Tensor) -> Point:
-    """Values by seed (k,) as a point."""
+    """Point of values by seed, each (seeds,)."""
     spent = float(kl.mean())
     proxies, truths = ((float(x.mean()), standard_error(x)) for x in (proxy, truth))
     return Point(setting, spent, math.sqrt(max(spent, 0.0)), *proxies, *truths, truth.tolist())
 
 
 def standard_error(values: Tensor) -> float:
-    """Of the mean of k values; 0 for one."""
+    """Standard error of the mean of k values, std / sqrt(k); 0 for one value."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation (ties by average rank); 0 for fewer than two values, or where all are the same."""
+    """Spearman rank correlation, ties by average rank; 0 for fewer than two values or if all are equal."""
 
     def ranks(values: Sequence[float]) -> Tensor:
         found = [sum(v < w for v in values) + (sum(v == w for v in values) - 1) / 2 for w in values]
@@ -202,12 +213,12 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def accuracy_of(cell: Cell) -> float:
-    """Held-out accuracy of the reward model that a finished run was rewarded by."""
+    """Held-out accuracy of the reward model of a finished run."""
     return float(read_json(reward_model_place(cell.config) / REPORT)["report"]["accuracy"])
 
 
 def reference_responses(run_directory: Path, config: Config, samples: int) -> list[Rollout]:
-    """`samples` responses of a finished run's reference to each of the first PROMPTS held-out prompts, by its seed."""
+    """Responses of a finished run's reference, drawn from its seed: `samples` to each of PROMPTS held-out prompts."""
     device = set_up(config)
     saved = open_run(run_directory, config, device)
     chosen = heldout_prompts(config, saved.tokenizer).heldout[:PROMPTS]
@@ -222,7 +233,7 @@ def reference_responses(run_directory: Path, config: Config, samples: int) -> li
 
 
 def proxies(cell: Cell, run_directory: Path, rollouts: Sequence[Rollout]) -> Tensor:
-    """What a finished run's rewards give these responses, (n,)."""
+    """Scores of the rollouts' responses by a finished run's rewards, (responses,)."""
     device = set_up(cell.config)
     config, _ = with_reward_model(cell.config)
     saved = open_run(run_directory, config, device)
@@ -230,16 +241,16 @@ def proxies(cell: Cell, run_directory: Path, rollouts: Sequence[Rollout]) -> Ten
     own = heldout_prompts(config, saved.tokenizer).train if rewards.normalized else []
     fit_rewards(config, rewards, saved.reference, own, saved.tokenizer, device, lambda _: None)
     totals = [total for r in rollouts for total in call_rewards(rewards, r, 0, config, saved.tokenizer).total]
-    return torch.tensor(totals, dtype=torch.float64)  # a reward model scores everything: there is no None
+    return torch.tensor(totals, dtype=torch.float64)  # a reward model scores every response, so none is None
 
 
-def best_of_n(runs: Sequence[tuple[Cell, Path, Sequence[Rollout]]], samples: int) -> list[Point]:
-    """A point for n = 1, 2, 4, ... up to `samples`: each run's reward model chooses among responses of its seed."""
+def best_of_n_curve(runs: Sequence[tuple[Cell, Path, Sequence[Rollout]]], samples: int) -> list[Point]:
+    """Points of best-of-n for n = 1, 2, 4, ... up to `samples`, by the reward model of each run, one run a seed."""
     truth = [
         torch.tensor(true_scores([text for r in rollouts for text in r.completions]), dtype=torch.float64)
         for _, _, rollouts in runs
     ]
-    chosen = [proxies(*one) for one in runs]
+    chosen = [proxies(*run_and_responses) for run_and_responses in runs]
     points, n = [], 1
     while n <= samples:
         weights = chances_of_best(samples, n)
@@ -253,7 +264,10 @@ def best_of_n(runs: Sequence[tuple[Cell, Path, Sequence[Rollout]]], samples: int
 
 
 def expected_best(proxy: Tensor, truth: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Mean over prompts of the proxy and the true score of the response that the proxy likes best: proxy and truth
-    (prompts, samples), weights (samples,) those of `chances_of_best`. No response is wasted, so it is unbiased."""
+    """Expected proxy and true score of best-of-n, mean over prompts: sum over ranks of weight x score, unbiased.
+
+    proxy, truth: (prompts, samples); weights: (samples,), the chance that the response of each proxy rank is the best
+    of n drawn ones (`chances_of_best`).
+    """
     order = proxy.argsort(dim=1, stable=True)
     return tuple(float((x.gather(1, order) * weights).sum(dim=1).mean()) for x in (proxy, truth))  # type: ignore[return-value]

@@ -1,6 +1,10 @@
-"""Measures of finished runs, and their summary over seeds."""
+"""The summary of a variant: measures of its finished runs, and their mean, interval and improvement over seeds.
+
+Not here: which runs there are (grid.py, compare.py), and how a summary is shown (report/of_compare.py).
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,26 @@ from minirlhf.errors import InputError
 from minirlhf.stages.evaluate import bootstrap_interval
 from minirlhf.store.files import read_json
 from minirlhf.streams import generator
-from minirlhf.studies.grid import Measures, Outcome, Variant
+from minirlhf.studies.grid import Variant
 
-RESAMPLES = 10_000
+Measures = dict[str, float | None]
+RESAMPLES = 10_000  # of the bootstrap
 MORE_IS_BETTER = ("score_mean", "score_gain", "true_score_mean", "optimality")
 
 
+@dataclass
+class Outcome:
+    """Results of one variant by seed: measures of finished runs, error messages of failed ones."""
+
+    measures: dict[int, Measures] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
 def measures_of(directory: Path) -> Measures:
-    """What is compared, out of a run's evaluation.json; true score and optimality only where there is one to know."""
+    """Compared numbers of a run's evaluation.json; true score and optimality only if the run has them.
+
+    optimality is None where nothing can be gained. InputError if the file is no evaluation.
+    """
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
@@ -34,8 +50,10 @@ def measures_of(directory: Path) -> Measures:
 
 
 def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any]:
-    """The row of a variant: `seeds` are those that `values` are of, in this order; `better_than_first` is how likely a
-    run of it is to be better than one of the first variant."""
+    """Row of a variant in compare.json; `seeds` gives the order of every measure's `values`.
+
+    `better_than_first`: probability that a run of this variant is better than one of the first variant.
+    """
     rows = list(outcome.measures.values())
     names = list(dict.fromkeys(name for row in rows for name in row))
     measures = {name: dict(over_seeds([row.get(name) for row in rows])) for name in names}
@@ -53,7 +71,7 @@ def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any
 
 
 def improvement(values: Sequence[float | None], others: Sequence[float | None]) -> float | None:
-    """P(a value is larger than one of the others), over all pairs, equal ones count half; None without a pair.
+    """Probability of improvement: mean over all pairs of 1 if value > other, 1/2 if equal, else 0; None without a pair.
 
     Source: Agarwal et al., 2108.13264 (probability of improvement, the Mann-Whitney statistic over its size).
     """
@@ -62,8 +80,10 @@ def improvement(values: Sequence[float | None], others: Sequence[float | None]) 
 
 
 def over_seeds(values: list[float | None]) -> Iterator[tuple[str, Any]]:
-    """Mean over the seeds that have a value, with two or more its 95 % bootstrap interval, and with four or more the
-    mean of their middle half (2108.13264: a seed that went wrong does not move it)."""
+    """Statistics over the seeds that have a value: mean; from 2 on ci95 (bootstrap); from 4 on iqm; and the values.
+
+    iqm: interquartile mean, without the lowest and highest quarter, so that one bad seed moves it little (2108.13264).
+    """
     known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     yield "mean", known.mean().item() if len(known) else None
     if len(known) > 1:

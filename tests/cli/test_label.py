@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minirlhf.cli.show import printable
+from minirlhf.cli.lines import printable
 from minirlhf.studies import labelling
 from minirlhf.text.comparisons import read_comparisons
 from tests.cli.calling import call, done, refused
@@ -61,12 +61,12 @@ def test_undo_after_a_skip_brings_the_skipped_pair_back_and_takes_no_answer(fini
 
 
 def test_a_pair_of_equal_sides_is_passed_over(finished, tmp_path, monkeypatch):
-    real = labelling.Pairs._drawn
-    monkeypatch.setattr(labelling.Pairs, "_drawn", lambda self, at: None if at in (0, 2) else real(self, at))
+    real = labelling.PairSampler._drawn
+    monkeypatch.setattr(labelling.PairSampler, "_drawn", lambda self, at: None if at in (0, 2) else real(self, at))
     out = tmp_path / "a.jsonl"
     label(finished[0], out, ["l", "r", "q"])
     assert [row["index"] for row in lines(out)] == [1, 3]
-    monkeypatch.setattr(labelling.Pairs, "_drawn", lambda self, at: None)
+    monkeypatch.setattr(labelling.PairSampler, "_drawn", lambda self, at: None)
     refused(2, "label", finished[0], "--out", tmp_path / "b.jsonl", said=("are the same, again and again",))
     refused(2, "label", finished[0], "--out", tmp_path / "no" / "b.jsonl", said=("there is no such folder",))
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from minirlhf import signals
 from minirlhf.cli import panel as module
-from minirlhf.cli import show
+from minirlhf.cli import ui
 from minirlhf.cli.panel import ABOVE, BELOW, END, ZERO, Panel, clock, evenly, legend, sparkline, token_style
 from tests.cli.calling import done, event_schema, refused
 from tests.manual import blocks, manual
@@ -217,19 +217,19 @@ def terminal(monkeypatch):
 def test_who_gets_a_panel(terminal, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp())
-    assert show.attended()
+    assert ui.attended()
     for name, value in (("TERM", "dumb"), ("CI", "true"), ("TTY_INTERACTIVE", "0")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            assert not show.attended(), name
+            assert not ui.attended(), name
     with monkeypatch.context() as patch:
         patch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)  # a job in the background
-        assert not show.attended()
+        assert not ui.attended()
     with monkeypatch.context() as patch:
         patch.setenv("FORCE_COLOR", "1")
         patch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-        assert not show.drawable()
-    assert show.attended()
+        assert not ui.drawable()
+    assert ui.attended()
 
 
 def test_an_ui_that_cannot_be(tiny, tmp_path):

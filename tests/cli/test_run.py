@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from minirlhf.cli import show
+from minirlhf.cli.lines import tell
 from minirlhf.pipeline import pipeline as composition
 from minirlhf.pipeline import precision
 from tests.cli.calling import call, done, refused
@@ -265,8 +265,8 @@ def test_a_terminal_that_is_closed_stops_nothing_before_the_save_that_its_hangup
     with open(theirs, "w", encoding="utf-8") as file:
         monkeypatch.setattr(sys, "stderr", file)
         os.close(ours)
-        show.tell("nobody reads this")
-        show.tell("nor this")
+        tell("nobody reads this")
+        tell("nor this")
 
 
 def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp_path, monkeypatch):

@@ -14,9 +14,9 @@ from minirlhf.config.layers import load_config
 from minirlhf.config.toml import dump_toml
 from minirlhf.errors import ConfigError, DivergedError, InputError, PluginError, UsageError
 from minirlhf.store.lock import locked
-from minirlhf.studies import compare as module
-from minirlhf.studies.compare import Once, compare, default_directory
-from minirlhf.studies.grid import grid, resolve, split_values, variations
+from minirlhf.studies import cell_runs
+from minirlhf.studies.compare import WarnOnce, compare, default_directory
+from minirlhf.studies.grid import grid, resolve_cells, split_values, variations
 from minirlhf.studies.summary import improvement, over_seeds
 
 LOW, HIGH = "tiny.kl.coef=0.25", "tiny.kl.coef=0.5"
@@ -48,7 +48,7 @@ class Stub:
 
 @cache
 def cells(seeds=2, values="0.25,0.5", *sets):
-    return resolve(grid(["tiny"], variations([f"kl.coef={values}"])), seeds, options={}, sets=sets)
+    return resolve_cells(grid(["tiny"], variations([f"kl.coef={values}"])), seeds, options={}, sets=sets)
 
 
 def events_of(stub, directory, *more, jobs=1):
@@ -147,7 +147,7 @@ def test_directories_are_safe_and_each_variant_has_its_own():
 
 def test_a_cell_is_what_run_would_resolve_to():
     options, sets = {"kl.estimator": "k3", "run.device": "cpu"}, ["ppo.lr=1e-3"]
-    made = resolve(grid(["tiny"], variations(["kl.place=loss,both"])), 2, options=options, sets=sets)
+    made = resolve_cells(grid(["tiny"], variations(["kl.place=loss,both"])), 2, options=options, sets=sets)
     assert [(cell.variant.label, cell.seed) for cell in made] == [
         ("kl.place=loss", 0), ("kl.place=loss", 1), ("kl.place=both", 0), ("kl.place=both", 1),
     ]  # fmt: skip
@@ -157,24 +157,24 @@ def test_a_cell_is_what_run_would_resolve_to():
 
 def test_the_seed_of_a_file_counts_no_more_and_one_that_is_set_is_refused(tmp_path):
     (tmp_path / "mine.toml").write_text("[run]\nseed = 7\n")
-    (cell,) = resolve(grid([str(tmp_path / "mine.toml")], {}), 1, options={}, sets=())
+    (cell,) = resolve_cells(grid([str(tmp_path / "mine.toml")], {}), 1, options={}, sets=())
     assert cell.config.run.seed == 0
     with pytest.raises(ConfigError, match=r"^run\.seed cannot be set here"):
-        resolve(grid(["tiny"], {}), 2, options={}, sets=["run={seed=1}"])
+        resolve_cells(grid(["tiny"], {}), 2, options={}, sets=["run={seed=1}"])
 
 
 def test_all_faults_are_found_in_one_go_each_once():
     """A fault of every variant is said without a name; others name the first variant that has them."""
     variants = grid(["tiny", "tinny"], variations(["kl.place=loss,nowhere"]))
     with pytest.raises(ConfigError) as error:
-        resolve(variants, 2, options={}, sets=["kl.coeff=1"])
+        resolve_cells(variants, 2, options={}, sets=["kl.coeff=1"])
     lines = error.value.faults
     assert len(lines) == 3
     assert lines[0].startswith("tiny kl.place=loss: kl.coeff")
     assert lines[1].startswith("tiny kl.place=nowhere: kl.place = 'nowhere' (--set)")
     assert lines[2].startswith("tinny kl.place=loss: unknown preset 'tinny'")
     with pytest.raises(ConfigError) as error:
-        resolve(variants[:2], 2, options={}, sets=["kl.coeff=1"])
+        resolve_cells(variants[:2], 2, options={}, sets=["kl.coeff=1"])
     assert [line.partition(" ")[0] for line in error.value.faults] == ["kl.coeff", "tiny"]
 
 
@@ -325,20 +325,20 @@ def test_two_at_once_say_and_find_what_one_after_another_does(tmp_path):
 def test_so_many_at_once_as_the_cores_have_room_for(tmp_path, monkeypatch):
     """`tiny` has two threads a run."""
     for cores, jobs in ((1, 1), (5, 2), (64, 4)):
-        monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(cell_runs, "cores", lambda cores=cores: cores)
         assert events_of(Stub(), tmp_path / str(cores), jobs=None)[0][0]["jobs"] == jobs
     shutil.rmtree(tmp_path / "64" / LOW / "s0")
     assert events_of(Stub(), tmp_path / "64", jobs=None)[0][0]["jobs"] == 1
     assert events_of(Stub(), tmp_path / "64", jobs=3)[0][0]["jobs"] == 1
-    threads = resolve(grid(["tiny"], {"run.threads": ["1", "4"]}), 2, options={}, sets=())
-    monkeypatch.setattr(module, "cores", lambda: 9)
-    assert module.room(threads) == 2
+    threads = resolve_cells(grid(["tiny"], {"run.threads": ["1", "4"]}), 2, options={}, sets=())
+    monkeypatch.setattr(cell_runs, "cores", lambda: 9)
+    assert cell_runs.jobs_that_fit(threads) == 2
 
 
 def test_a_gpu_is_not_shared_unless_that_is_asked_for(monkeypatch):
-    monkeypatch.setattr(module, "cores", lambda: 64)
-    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device("cuda"))
-    assert module.room(cells()) == 1
+    monkeypatch.setattr(cell_runs, "cores", lambda: 64)
+    monkeypatch.setattr(cell_runs, "resolve_device", lambda name: torch.device("cuda"))
+    assert cell_runs.jobs_that_fit(cells()) == 1
 
 
 def test_what_stops_one_of_several_stops_the_comparison(tmp_path):
@@ -451,7 +451,7 @@ def test_a_plugin_that_is_left_out_is_said_once(tmp_path):
 
 def test_of_a_runs_events_only_new_warnings_are_passed_on():
     events = []
-    once = Once(events.append)
+    once = WarnOnce(events.append)
     for event in ({"event": "step"}, {"event": "warning", "message": "a"}, {"event": "warning", "message": "a"}):
         once(event)
     assert events == [{"event": "warning", "message": "a"}]

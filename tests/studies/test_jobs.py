@@ -10,7 +10,7 @@ import pytest
 from minirlhf.errors import CheckpointError, DiskError, DivergedError, PluginError, UsageError
 from minirlhf.studies import jobs
 from minirlhf.studies.compare import compare
-from minirlhf.studies.grid import grid, resolve
+from minirlhf.studies.grid import grid, resolve_cells
 from minirlhf.studies.jobs import Children, RunLost, failure
 
 # Children without torch: DIR is their argument, where a run would be.
@@ -40,7 +40,7 @@ def children_that(monkeypatch):
     """Run this script in place of `minirlhf run`."""
 
     def use(script):
-        monkeypatch.setattr(jobs, "command", lambda _, out: [sys.executable, "-I", "-S", "-c", script, str(out)])
+        monkeypatch.setattr(jobs, "child_command", lambda _, out: [sys.executable, "-I", "-S", "-c", script, str(out)])
 
     return use
 
@@ -74,7 +74,7 @@ def test_what_no_user_causes_is_1_and_names_the_file_of_what_was_written(code, w
 
 
 def cells(seeds):
-    return resolve(grid(["tiny"], {}), seeds, options={}, sets=())
+    return resolve_cells(grid(["tiny"], {}), seeds, options={}, sets=())
 
 
 def test_of_a_child_come_its_warnings_and_its_error(children_that, tmp_path):

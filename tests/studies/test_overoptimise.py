@@ -101,7 +101,7 @@ def test_best_of_n_takes_each_runs_own_responses_and_its_proxys_favourite(monkey
     monkeypatch.setattr(o, "proxies", lambda cell, _, r: tensor(*(signs[cell] * len(t) for t in r[0].completions)))
     monkeypatch.setattr(o, "true_scores", lambda completions: [10 * len(t) for t in completions])
     runs = [("first", None, rollouts[0]), ("second", None, rollouts[1])]
-    one, two = o.best_of_n(runs, 2)
+    one, two = o.best_of_n_curve(runs, 2)
     assert (one.setting, two.setting) == (1, 2)
     assert one.by_seed == pytest.approx([(15 + 35) / 2, (15 + 20) / 2])
     assert two.by_seed == pytest.approx(
@@ -170,7 +170,7 @@ def stub(config, registry, directory, emit):
 def test_runs_are_gathered_by_size_and_coefficient(tmp_path, monkeypatch):
     monkeypatch.setattr(o, "accuracy_of", lambda cell: cell.config.reward_model.pairs / 1000 + cell.seed / 10)
     monkeypatch.setattr(o, "reference_responses", lambda *_: [])
-    monkeypatch.setattr(o, "best_of_n", lambda own, *_: [o.point(len(own), *[tensor(0.0, 0.0)] * 3)])
+    monkeypatch.setattr(o, "best_of_n_curve", lambda own, *_: [o.point(len(own), *[tensor(0.0, 0.0)] * 3)])
     events = []
     curves, failure = o.overoptimise(cells(), tmp_path / "out", 4, events.append, stub, jobs=2)
     assert failure is None

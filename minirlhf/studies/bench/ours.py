@@ -1,7 +1,8 @@
-"""A workload on minirlhf: the loop of ppo.py itself, between its yields nothing but a clock.
+"""A workload on minirlhf: the loop of ppo.py itself, timed from yield to yield.
 
-`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS` speaks as peer.py does: it prints `ready`, then runs
-an iteration for every line of its standard input. WHAT is minirlhf, or `rollout` for the rollout alone.
+`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS` has the protocol of peer.py: it prints "ready", then
+runs one iteration for every line of stdin and answers with one line of JSON. WHAT is minirlhf, or rollout for the
+rollout alone. Not here: the peers (peer.py), taking turns (turns.py).
 """
 
 import json
@@ -31,12 +32,12 @@ from minirlhf.studies.bench.workloads import Workload
 from minirlhf.tensors import Moments
 
 PAD, BOS, EOS = 0, 1, 2
-LR = 1e-7  # so small that every iteration is the same work
-COMMON = 8.0  # what all embeddings share: so large that the last norm leaves h . common at sqrt(width)
+LR = 1e-7  # so small that the policy, and so the work of an iteration, stays the same
+COMMON = 8.0  # shared component of all embeddings: it dominates, so that the last norm makes it sqrt(width)
 
 
 class Ids:
-    """A tokenizer of numbers: nothing here depends on what a token says."""
+    """Tokenizer stub that decodes to the ids themselves: the work does not depend on texts."""
 
     pad_id, bos_id, eos_id = PAD, BOS, EOS
 
@@ -45,9 +46,10 @@ class Ids:
 
 
 def trunk_of(work: Workload) -> Transformer:
-    """Random weights whose every distribution is almost uniform, but for an EOS of the workload's chance.
+    """Model with random weights: nearly uniform distributions, except that EOS has the chance of the workload.
 
-    All embeddings share a direction, which the last norm keeps: the EOS has more of it, and so a constant logit more.
+    All embeddings share a direction, which survives the last norm. EOS has more of it, which adds a constant to its
+    logit.
     """
     sizes = TransformerConfig(
         work.vocab, work.width, work.ff, work.layers, work.heads, work.heads, work.prompt_max + work.response
@@ -65,8 +67,8 @@ def trunk_of(work: Workload) -> Transformer:
     return trunk
 
 
-def prompts_of(work: Workload, step: int) -> PromptBatch:
-    """Random prompts of random lengths, left-padded: the same in every run."""
+def bench_prompts(work: Workload, step: int) -> PromptBatch:
+    """Random prompts of random lengths, left-padded, ids (B,P): a function of the step alone."""
     random = generator(0, "bench/prompts", step)
     lengths = torch.randint(work.prompt_min, work.prompt_max + 1, (work.responses,), generator=random)
     lengths[0] = work.prompt_max
@@ -77,19 +79,19 @@ def prompts_of(work: Workload, step: int) -> PromptBatch:
 
 
 def even(rollout: Rollout, step: int) -> Scores:
-    """A rule that costs nothing: the share of even ids."""
+    """Reward that takes no time: share of even ids in each response, (B,)."""
     scores = (((rollout.response_ids % 2 == 0) & rollout.mask).sum(dim=1) / rollout.mask.sum(dim=1)).float()
     return Scores(scores, torch.ones_like(scores, dtype=torch.bool), torch.zeros(rollout.mask.shape))
 
 
 def policy_of(work: Workload) -> Policy:
-    """The model, and a sampler that may end a response or, without an EOS, never does."""
+    """Policy on `trunk_of`; its sampler never ends a response if the workload has no EOS."""
     banned = (PAD, BOS) if work.eos else (PAD, BOS, EOS)
     return Policy(trunk_of(work), Sampler(1.0, banned, EOS), separate_critic=work.separate_critic)
 
 
 def iterations(work: Workload) -> Iterator[dict[str, float]]:
-    """Endless iterations of PPO; each yields the seconds of its stages, `tokens` and `whole`."""
+    """Endless PPO iterations; each yields seconds of its stages and of the `whole`, and the number of `tokens`."""
     policy = policy_of(work)
     optimizer = AdamW(policy.parameters(), lr=LR, eps=1e-5, weight_decay=0.0)
     state = PPOState(
@@ -111,7 +113,7 @@ def iterations(work: Workload) -> Iterator[dict[str, float]]:
     }
     tokenizer: Any = Ids()
     parts = Parts(
-        lambda step: prompts_of(work, step), even, built["kl"], built["advantage"], built["loss"], "batch", tokenizer
+        lambda step: bench_prompts(work, step), even, built["kl"], built["advantage"], built["loss"], "batch", tokenizer
     )
     started = perf_counter()
     for _, experience, metrics in train(state, parts, config):
@@ -122,10 +124,10 @@ def iterations(work: Workload) -> Iterator[dict[str, float]]:
 
 
 def rollouts(work: Workload) -> Iterator[dict[str, float]]:
-    """Endless rollouts alone."""
+    """Endless rollouts without learning; each yields the seconds of the `whole` and the number of `tokens`."""
     policy, tokenizer, step = policy_of(work), Ids(), 0
     while True:
-        prompts = prompts_of(work, step)
+        prompts = bench_prompts(work, step)
         started = perf_counter()
         rollout = generate(
             policy, prompts, tokenizer, max_new_tokens=work.response, generator=generator(0, "bench/rollout", step),  # type: ignore[arg-type]
@@ -134,8 +136,8 @@ def rollouts(work: Workload) -> Iterator[dict[str, float]]:
         step += 1
 
 
-def main() -> None:
-    """Do what the arguments say until the input ends."""
+def serve() -> None:
+    """Run one turn for each line of stdin, as the arguments say, until it ends."""
     what, work, threads = sys.argv[1], Workload(**json.loads(sys.argv[2])), int(sys.argv[3])
     torch.set_num_threads(threads)
     turns = rollouts(work) if what == "rollout" else iterations(work)
@@ -149,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

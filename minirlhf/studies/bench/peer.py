@@ -1,11 +1,13 @@
-"""A workload on a peer, run by a Python of its own: `python peer.py KIND WORKLOAD_JSON THREADS`. Needs no minirlhf.
+"""A workload on a peer: `python peer.py KIND WORKLOAD_JSON THREADS`, run by the Python of the peer's environment.
 
-KIND is trl-ppo (TRL 1.12.0, the last one with PPO), trl-grpo, trl-rloo (the newest), or hf (transformers' generate). It
-says `ready`, then does one iteration for every line on its standard input and answers with one JSON object: seconds of
-the whole and, where the peer has such a stage, of the rollout; tokens generated; peak memory of the process.
+KIND is trl-ppo (TRL 1.12.0, the last one with PPO), trl-grpo or trl-rloo (the newest TRL), or hf (transformers'
+generate). It prints "ready", then runs one iteration for every line of stdin and answers with one JSON object: seconds
+of the whole and, if the peer has that stage, of the rollout; generated tokens; peak memory of the process in MiB.
 
-Configured fairly: float32, no gradient checkpointing, no limits on sampling, as many optimiser steps as minirlhf takes,
-one reference forward, all responses generated in one batch.
+Configured fairly: float32, no gradient checkpointing, no sampling cuts, as many optimiser steps as minirlhf takes, one
+forward pass of the reference, all responses generated in one batch.
+
+Nothing of minirlhf is imported here: it is not installed in that environment.
 """
 
 import json
@@ -22,27 +24,28 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import torch
 
 PAD, BOS, EOS = 0, 1, 2
-LR, COMMON = 1e-7, 8.0
+LR, COMMON = 1e-7, 8.0  # as in ours.py
 
 
 def say(value) -> None:
-    """One JSON value to whoever started this."""
+    """Answer with one JSON value."""
     ANSWERS.write(json.dumps(value) + "\n")
     ANSWERS.flush()
 
 
 def wait() -> None:
-    """Until the next iteration is wanted; the end of the input ends the process."""
+    """Block until the next line of stdin; the end of stdin ends the process."""
     if not sys.stdin.readline():
         os._exit(0)
 
 
 def peak_mb() -> float:
+    """Peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def model_of(work, kind="causal"):
-    """The same sizes, and embeddings that share a direction, so that the EOS has the workload's chance."""
+    """Llama of the workload's sizes; its EOS has the workload's chance by the construction of ours.trunk_of."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     config = LlamaConfig(
@@ -57,7 +60,7 @@ def model_of(work, kind="causal"):
         weight = model.get_input_embeddings().weight
         weight.normal_(0, 0.02)
         weight[:, 0] = COMMON
-        weight[PAD, 0] -= 20 / work["width"] ** 0.5  # nothing is sampled that is no token of a text
+        weight[PAD, 0] -= 20 / work["width"] ** 0.5  # PAD and BOS are never sampled
         weight[BOS, 0] -= 20 / work["width"] ** 0.5
         if work["eos"]:
             odds = work["eos"] / (1 - work["eos"]) * (work["vocab"] - 3)
@@ -70,8 +73,8 @@ def model_of(work, kind="causal"):
     return model.float()
 
 
-def tokenizer_of(work):
-    """A word for every id."""
+def peer_tokenizer(work):
+    """Tokenizer with one word for every id."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -83,16 +86,16 @@ def tokenizer_of(work):
     )
 
 
-def prompts_of(work, count):
-    """Random ids of random lengths."""
+def peer_prompts(work, count):
+    """Random prompts of random lengths, as lists of ids."""
     g = torch.Generator().manual_seed(1)
     lengths = torch.randint(work["prompt_min"], work["prompt_max"] + 1, (count,), generator=g).tolist()
     lengths[0] = work["prompt_max"]
     return [torch.randint(3, work["vocab"], (n,), generator=g).tolist() for n in lengths]
 
 
-class Clock:
-    """Seconds of generate within an iteration, by wrapping the model's own."""
+class GenerateClock:
+    """Sums the seconds of model.generate within an iteration, by wrapping it."""
 
     def __init__(self, model) -> None:
         self.rollout, self.tokens, inner = 0.0, 0, model.generate
@@ -107,13 +110,13 @@ class Clock:
 
 
 def answer(clock, started) -> None:
-    """What an iteration took."""
+    """Report the seconds of an iteration, and reset the clock."""
     say({"whole": perf_counter() - started, "rollout": clock.rollout, "peak_mb": peak_mb()})
     clock.rollout = 0.0
 
 
 def callback_of(clock, steps):
-    """Answers after every `steps` steps of a trainer and waits for the next line."""
+    """Trainer callback that answers after every `steps` steps and waits for the next line."""
     from transformers import TrainerCallback
 
     class Turns(TrainerCallback):
@@ -136,13 +139,13 @@ def callback_of(clock, steps):
 
 
 def trl_ppo(work, folder) -> None:
-    """TRL's PPO: policy, reference, a second full model for the values, a rule as reward model."""
+    """Train with TRL's PPO: policy, reference, a second full model for the values, a rule as reward model."""
     from datasets import Dataset
     from torch import nn
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     class Rule(nn.Module):
-        """A reward model that takes no time: the share of even ids."""
+        """Reward model that takes no time: the share of even ids."""
 
         base_model_prefix = "backbone"
 
@@ -155,7 +158,7 @@ def trl_ppo(work, folder) -> None:
             return (ids % 2 == 0).float().cumsum(1).unsqueeze(-1) / ids.shape[1]
 
     model, count = model_of(work), work["responses"]
-    clock = Clock(model)
+    clock = GenerateClock(model)
     args = PPOConfig(
         output_dir=folder, learning_rate=LR, lr_scheduler_type="constant", per_device_train_batch_size=count,
         gradient_accumulation_steps=1, num_mini_batches=count // work["minibatch"], num_ppo_epochs=work["epochs"],
@@ -165,24 +168,24 @@ def trl_ppo(work, folder) -> None:
         logging_strategy="no", stop_token="eos" if work["eos"] else None,
     )  # fmt: skip
     trainer = PPOTrainer(
-        args=args, processing_class=tokenizer_of(work), model=model, ref_model=model_of(work), reward_model=Rule(),
-        value_model=model_of(work, "value"), train_dataset=Dataset.from_dict({"input_ids": prompts_of(work, count)}),
-        eval_dataset=Dataset.from_dict({"input_ids": prompts_of(work, count)}),
+        args=args, processing_class=peer_tokenizer(work), model=model, ref_model=model_of(work), reward_model=Rule(),
+        value_model=model_of(work, "value"), train_dataset=Dataset.from_dict({"input_ids": peer_prompts(work, count)}),
+        eval_dataset=Dataset.from_dict({"input_ids": peer_prompts(work, count)}),
         callbacks=[callback_of(clock, 1)],
     )  # fmt: skip
     trainer.train()
 
 
 def trl_groups(work, folder, kind) -> None:
-    """TRL's GRPO or RLOO: groups of eight, the same number of optimiser steps on the same number of responses."""
+    """Train with TRL's GRPO or RLOO: groups of 8, as many responses and optimiser steps as minirlhf."""
     import trl
     from datasets import Dataset
 
-    model, count, tokenizer = model_of(work), work["responses"], tokenizer_of(work)
-    place = os.path.join(folder, "model")  # the reference is read from where the model says that it is from
-    model.save_pretrained(place)
-    model.config._name_or_path = place
-    clock = Clock(model)
+    model, count, tokenizer = model_of(work), work["responses"], peer_tokenizer(work)
+    saved = os.path.join(folder, "model")  # the trainer loads its reference from the model's _name_or_path
+    model.save_pretrained(saved)
+    model.config._name_or_path = saved
+    clock = GenerateClock(model)
     steps = work["epochs"] * count // work["minibatch"]
     common = {
         "output_dir": folder, "learning_rate": LR, "lr_scheduler_type": "constant", "report_to": [],
@@ -196,7 +199,7 @@ def trl_groups(work, folder, kind) -> None:
     def even(completion_ids, **_):
         return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
 
-    texts = [tokenizer.decode(ids) for ids in prompts_of(work, count)]
+    texts = [tokenizer.decode(ids) for ids in peer_prompts(work, count)]
     trainer(
         model=model, reward_funcs=even, args=config(**common), train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=tokenizer, callbacks=[callback_of(clock, steps)],
@@ -204,9 +207,9 @@ def trl_groups(work, folder, kind) -> None:
 
 
 def hf(work) -> None:
-    """transformers' generate alone."""
+    """Generate with transformers, without training."""
     model = model_of(work).eval()
-    rows = prompts_of(work, work["responses"])
+    rows = peer_prompts(work, work["responses"])
     width = max(map(len, rows))
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
     mask = ids != PAD
@@ -224,7 +227,7 @@ def hf(work) -> None:
 
 
 def main() -> None:
-    """Do what the arguments say until the input ends."""
+    """Run one turn for each line of stdin, as the arguments say, until it ends."""
     kind, work = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(int(sys.argv[3]))
     with tempfile.TemporaryDirectory() as folder:
@@ -237,6 +240,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ANSWERS = os.fdopen(os.dup(1), "w")  # whatever the peer prints goes to stderr, only answers to stdout
+    ANSWERS = os.fdopen(os.dup(1), "w")  # stdout is for answers alone: prints of the peer go to stderr
     os.dup2(2, 1)
     main()

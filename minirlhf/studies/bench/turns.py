@@ -1,4 +1,7 @@
-"""Contestants in processes of their own, an iteration in turn: a ratio holds though the machine drifts."""
+"""Turns: contestants in processes of their own run one iteration after the other, so that drift cancels in the ratios.
+
+Not here: the iterations themselves (ours.py, peer.py), and printing (cli/bench.py).
+"""
 
 import json
 import subprocess
@@ -17,26 +20,27 @@ from minirlhf.studies.bench.floor import floor_seconds
 from minirlhf.studies.bench.workloads import Workload
 
 PEER = Path(__file__).with_name("peer.py")
-# What `--against` means: peer -> (its kind in peer.py, the environment it needs, what to install there)
+# Peer (a KIND of peer.py) -> (folder of its environment, package to install there).
 PEERS = {
     "trl-ppo": ("ppo", "trl==1.12.0"),  # the last TRL with PPO
     "trl-grpo": ("trl", "trl"),
     "hf": ("trl", "trl"),
 }
+# Value of --against -> peers.
 AGAINST = {"trl": ("trl-ppo", "trl-grpo"), "hf": ("hf",)}
 STAGES = ("rollout", "score", "learn")
 
 
 @dataclass
 class Contestant:
-    """A process that does an iteration when it is asked to."""
+    """Process that runs one iteration when asked. UsageError with the last line of its log if it has ended."""
 
     name: str
     process: "subprocess.Popen[str]"
     log: Path
 
     def turn(self) -> dict[str, float]:
-        """One iteration: what it says of it. UsageError with its last words if it has died."""
+        """Run one iteration; returns its seconds, tokens and memory."""
         assert self.process.stdin is not None, "started with a pipe"
         try:
             self.process.stdin.write("go\n")
@@ -46,6 +50,7 @@ class Contestant:
         return dict(self.read())
 
     def read(self) -> Any:
+        """Next answer of the process."""
         assert self.process.stdout is not None, "started with a pipe"
         line = self.process.stdout.readline()
         if not line:
@@ -53,15 +58,16 @@ class Contestant:
         return json.loads(line)
 
     def died(self) -> UsageError:
-        words = self.log.read_text(errors="replace").strip().splitlines()
+        """Error with the last line of the log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
         return UsageError(
-            f"{self.name} ended", words[-1] if words else "it said nothing", "see `minirlhf bench --help`"
+            f"{self.name} ended", lines[-1] if lines else "it said nothing", "see `minirlhf bench --help`"
         )
 
 
 @contextmanager
 def contestant(name: str, command: Sequence[str]) -> Iterator[Contestant]:
-    """Start one, wait until it is ready, and end it in the end."""
+    """Start a contestant and wait until it is ready; it is killed when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as errors:
@@ -76,7 +82,7 @@ def contestant(name: str, command: Sequence[str]) -> Iterator[Contestant]:
 
 
 def python_of(peer: str, environments: Path) -> str:
-    """The Python that has a peer, or UsageError with what makes it."""
+    """Path of the Python that has a peer; UsageError with the command that makes its environment."""
     environment, package = PEERS[peer]
     python = environments / environment / "bin" / "python"
     if not python.is_file():
@@ -87,7 +93,7 @@ def python_of(peer: str, environments: Path) -> str:
 
 
 def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, threads: int, emit: Emit) -> None:
-    """Measure a workload, and hold it against peers. Events: measurement, comparison."""
+    """Time a workload here and on peers, in turns; emits the events measurement and comparison."""
     pythons = {peer: python_of(peer, environments) for peer in peers}
     critic = replace(work, separate_critic=True)
     own = [sys.executable, "-m", "minirlhf.studies.bench.ours"]
@@ -98,7 +104,7 @@ def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, 
         commands[peer] = [python, str(PEER), peer, json.dumps(work.plain()), str(threads)]
     with ExitStack() as stack:
         running = [stack.enter_context(contestant(name, command)) for name, command in commands.items()]
-        for one in running:  # the first iterations pay for caches and compilers
+        for one in running:  # warm-up: the first iterations fill caches and compile
             one.turn()
             one.turn()
         found: dict[str, list[dict[str, float]]] = {one.name: [] for one in running}
@@ -117,8 +123,8 @@ def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, 
 def measurements(
     work: Workload, name: str, rows: Sequence[Mapping[str, float]], floors: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Medians over the turns, a row a stage; `floor_seconds` (the smaller one of the two) belongs to the whole."""
-    known = None if work.eos else work.responses * work.response  # of a peer that does not say
+    """Events `measurement`, one a stage: medians over the turns; the whole also has floor_seconds, the lower floor."""
+    known = None if work.eos else work.responses * work.response  # tokens of a peer that does not report them
     for what in ("whole", *STAGES):
         seconds = sorted(row[what] for row in rows if what in row)
         if not seconds:
@@ -138,7 +144,7 @@ def measurements(
 
 
 def per_second(rows: Sequence[Mapping[str, float]], what: str, known: int | None) -> float | None:
-    """Median tokens a second; None where a peer does not say how many it made."""
+    """Median of tokens per second; None if the number of tokens is unknown."""
     counted = [(row.get("tokens", known), row[what]) for row in rows]
     rates = [tokens / seconds for tokens, seconds in counted if tokens is not None]
     return median(rates) if rates else None
@@ -147,7 +153,7 @@ def per_second(rows: Sequence[Mapping[str, float]], what: str, known: int | None
 def comparison(
     work: Workload, ours: str, peer: str, found: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> dict[str, Any]:
-    """How many times as long a peer takes: medians over the pairs of neighbouring turns."""
+    """Event `comparison`: peer's seconds over ours, median over pairs of neighbouring turns; our memory over its."""
     pairs = list(zip(found[ours], found[peer], strict=True))
 
     def seconds(row: Mapping[str, float], what: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The workloads: sizes of model, rollout and epochs. Random weights, and a reward that takes no time."""
+"""The workloads of the benchmarks: sizes of model, rollout and epochs. All use random weights and a trivial reward."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,8 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Workload:
-    """layers, width, heads, ff, vocab of the model; prompts of prompt_min to prompt_max tokens, responses of at most
-    `response`; `eos` = chance that a token ends its response (0: none does); PPO: epochs of minibatches."""
+    """Sizes of a workload.
+
+    Model: layers, width, heads, ff, vocab, separate_critic. Rollout: `responses` responses of at most `response` tokens
+    to prompts of prompt_min to prompt_max tokens; eos: chance that a token ends its response (0: none does). Learning:
+    `epochs` epochs of minibatches of `minibatch` responses.
+    """
 
     name: str
     layers: int
@@ -26,10 +30,11 @@ class Workload:
 
     @property
     def mean_response(self) -> float:
-        """Tokens of a response on average: a geometric length, cut."""
+        """Mean tokens of a response, of a truncated geometric length: (1 - (1 - eos)^response) / eos."""
         return (1 - (1 - self.eos) ** self.response) / self.eos if self.eos else float(self.response)
 
     def plain(self) -> dict[str, Any]:
+        """Fields as a dict, ready for JSON."""
         return asdict(self)
 
 

@@ -11,7 +11,7 @@ import torch
 from minirlhf.errors import UsageError
 from minirlhf.studies.bench import turns
 from minirlhf.studies.bench.floor import floor_seconds, products, products_by
-from minirlhf.studies.bench.ours import iterations, policy_of, prompts_of, rollouts
+from minirlhf.studies.bench.ours import bench_prompts, iterations, policy_of, rollouts
 from minirlhf.studies.bench.workloads import WORKLOADS
 from tests.cli.calling import refused
 
@@ -122,7 +122,7 @@ def test_our_own_iterations_are_the_loop_of_ppo():
 def test_responses_end_as_often_as_the_workload_says(name):
     """The chance of an EOS in every state of a random text, from the distribution itself; none at all without one."""
     work = replace(WORKLOADS[name], responses=8)
-    policy, prompts = policy_of(work), prompts_of(work, 0)
+    policy, prompts = policy_of(work), bench_prompts(work, 0)
     with torch.no_grad():
         dist = policy.sampler.log_dist(policy.logits(policy.model(prompts.ids, prompts.mask)))[:, -1]
     chance = dist[:, 2].exp()

@@ -1,81 +1,22 @@
-"""Events of a run as people read them: progress to stderr, the result to stdout; or one JSON object a line.
+"""The printer: events as plain lines, progress to stderr and results to stdout, or one JSON object a line.
 
-Which of them: `progress`, by --ui and --json. The panel of a terminal is in panel.py.
-
-Model output is untrusted text: control characters are escaped before anything is printed.
+Not here: the choice between printer and panel (ui.py), the texts that both share (lines.py).
 """
 
-import errno
-import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from shutil import get_terminal_size
 from time import monotonic
 from typing import Any
 
-from minirlhf.errors import UsageError
+from minirlhf.cli.lines import printable, sft_line, stage_line, tell
 from minirlhf.store.jsonl import json_line
 
 EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log gets a readable number of them
 
 
-def printable(text: str) -> str:
-    """The text on one line, control characters as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def tell(text: str) -> None:
-    """A line to stderr, at once. A closed terminal is no fault: its SIGHUP asks for a save, which comes first."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError as fault:
-        if fault.errno != errno.EIO:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-@contextmanager
-def progress(ui: str, as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """What the events of a command go to, by its --ui (UsageError for what cannot be)."""
-    if as_json and ui in ("live", "plain"):
-        raise UsageError("--json prints events and nothing else", f"--ui {ui}", "leave one of them out")
-    live = ui == "live" or (ui == "auto" and not as_json and attended())
-    if live and not drawable():
-        raise UsageError("a panel needs a terminal", "stderr", "leave --ui live out, or use --ui plain")
-    if live:
-        from minirlhf.cli.panel import Panel
-
-        with Panel() as panel:
-            yield panel
-    else:
-        yield Printer(as_json=as_json, quiet=ui == "quiet")
-
-
-def attended() -> bool:
-    """Whether somebody looks at stderr: a terminal that can be drawn on, in the foreground, and not a CI job's."""
-    if os.environ.get("CI", "").lower() not in ("", "0", "false") or not drawable():
-        return False
-    try:
-        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
-    except OSError:  # not the terminal of this session
-        return False
-
-
-def drawable() -> bool:
-    """Whether stderr is a terminal that obeys; FORCE_COLOR, which makes rich believe it of a pipe, is not asked."""
-    if not sys.stderr.isatty():
-        return False
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    utf = (sys.stderr.encoding or "").lower().startswith("utf")  # of what is to be drawn most is no ASCII
-    return utf and console.is_interactive
-
-
 class Printer:
-    """Called with each event; `as_json` sends all of them to stdout as they are; `quiet`: no progress."""
+    """Event sink that prints. as_json: every event to stdout as one line of JSON; quiet: results and warnings only."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self._as_json, self._quiet = as_json, quiet
@@ -85,9 +26,9 @@ class Printer:
         if self._as_json:
             print(json_line(event), flush=True)
             return
-        show = getattr(self, f"_{event['event']}", None)
-        if show is not None:
-            show(event)
+        handler = getattr(self, f"_{event['event']}", None)
+        if handler is not None:
+            handler(event)
 
     def _line(self, text: str) -> None:
         if not self._quiet:
@@ -145,8 +86,8 @@ class Printer:
             self._line(f"  step {e['step']:5d}  loss {e['loss']:.3f}  held-out accuracy {e['heldout_accuracy']:.3f}")
 
     def _reward_model_finished(self, e: dict[str, Any]) -> None:
-        for what, how_much in report_lines(e["report"]):
-            print(f"{what:<36} {how_much}")
+        for title, value in reward_model_lines(e["report"]):
+            print(f"{title:<36} {value}")
         print(
             "\nwhen it says     pairs   it is right\n"
             + "\n".join(
@@ -173,46 +114,8 @@ class Printer:
         print(f"\n{stages}\n{e['report']}\n{e['run_dir']}")
 
 
-def stage_line(e: dict[str, Any]) -> str:
-    """What a stage is about to do, or what it found: its name in twelve columns, then the rest; perhaps more lines."""
-    below = f"\n{'':12}"
-    if e["stage"] == "pretrain":
-        return f"pretrain    {e['documents']:,} documents, {e['steps']} steps"
-    if e["stage"] == "base":
-        source = "reused" if e["reused"] else "made"
-        if "kl" in e:  # fitted to a problem's reference
-            return f"base        {source}: {e['parameters']:,} parameters, KL {e['kl']:.1e} nats to the table"
-        return (
-            f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
-            f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s{below}{e['directory']}"
-        )
-    if e["stage"] == "sft" and e["reused"]:
-        return f"sft         reused: {sft_line(e)}{below}{e['directory']}"
-    if e["stage"] == "sft":
-        return f"sft         {e['demonstrations']:,} demonstrations, {e['heldout']:,} held out, {e['steps']} steps"
-    if e["stage"] == "reward_model" and e["reused"]:
-        return f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}{below}{e['directory']}"
-    if e["stage"] == "reward_model":
-        several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
-        watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"
-        both = f"{e['heldout']:,} are held out, to decide when to stop and for the report"
-        return f"reward model {e['pairs']:,} comparisons, {watched if e['watched'] else both}{several}"
-    if e["stage"] == "ppo":
-        about = f"ppo         {e['iterations']} iterations of {e['responses']} responses"
-        return below.join([about, *e["notes"]])
-    return f"evaluation  {e['prompts']} held-out prompts, reference and policy"
-
-
-def sft_line(e: dict[str, Any]) -> str:
-    """What SFT did to the held-out loss."""
-    return (
-        f"held-out loss {e['heldout_loss_before']:.3f} -> {e['heldout_loss']:.3f} nats/token of the completions, "
-        f"{e['tokens']:,} tokens in {e['seconds']:.0f} s"
-    )
-
-
-def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The report of a reward model: what, how much."""
+def reward_model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows (title, value) of the report of a reward model."""
     low, high = report["accuracy_ci95"]
     ceiling, decided = [], bool(report.get("decided_when_to_stop"))
     if "ceiling" in report:
@@ -229,7 +132,7 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-    """Before against after, and some prompts with both completions, as wide as the terminal and 110 columns at most."""
+    """Print samples with both completions, then the measures of reference and policy; at most 110 columns."""
     from minirlhf.report.of_run import sides
     from minirlhf.report.page import number
 

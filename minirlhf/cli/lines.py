@@ -1,0 +1,63 @@
+"""Lines of text about events, shared by the printer and the panel, and the line to stderr.
+
+Model output is untrusted: `printable` escapes control characters, and all text from models, files or plugins passes
+through it. Not here: which events are shown, and when (printer.py, panel.py).
+"""
+
+import errno
+import os
+import sys
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """Text on one line, with control characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def tell(text: str) -> None:
+    """Print a line to stderr, flushed. A terminal that was closed is ignored: the SIGHUP it sends lets the run save."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError as fault:
+        if fault.errno != errno.EIO:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def stage_line(e: dict[str, Any]) -> str:
+    """One or more lines of a `stage` event: its name in twelve columns, then its work or what it reused."""
+    below = f"\n{'':12}"
+    if e["stage"] == "pretrain":
+        return f"pretrain    {e['documents']:,} documents, {e['steps']} steps"
+    if e["stage"] == "base":
+        source = "reused" if e["reused"] else "made"
+        if "kl" in e:  # the base of an exact problem, fitted to its reference table
+            return f"base        {source}: {e['parameters']:,} parameters, KL {e['kl']:.1e} nats to the table"
+        return (
+            f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
+            f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s{below}{e['directory']}"
+        )
+    if e["stage"] == "sft" and e["reused"]:
+        return f"sft         reused: {sft_line(e)}{below}{e['directory']}"
+    if e["stage"] == "sft":
+        return f"sft         {e['demonstrations']:,} demonstrations, {e['heldout']:,} held out, {e['steps']} steps"
+    if e["stage"] == "reward_model" and e["reused"]:
+        return f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}{below}{e['directory']}"
+    if e["stage"] == "reward_model":
+        several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
+        watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"
+        both = f"{e['heldout']:,} are held out, to decide when to stop and for the report"
+        return f"reward model {e['pairs']:,} comparisons, {watched if e['watched'] else both}{several}"
+    if e["stage"] == "ppo":
+        about = f"ppo         {e['iterations']} iterations of {e['responses']} responses"
+        return below.join([about, *e["notes"]])
+    return f"evaluation  {e['prompts']} held-out prompts, reference and policy"
+
+
+def sft_line(e: dict[str, Any]) -> str:
+    """Held-out loss before and after SFT, tokens and seconds."""
+    return (
+        f"held-out loss {e['heldout_loss_before']:.3f} -> {e['heldout_loss']:.3f} nats/token of the completions, "
+        f"{e['tokens']:,} tokens in {e['seconds']:.0f} s"
+    )
