@@ -94,7 +94,7 @@ def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[
 
     chosen = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
     audit = {"kl": audit_kl, "advantage": audit_advantage, "loss": audit_loss}[built.component.kind]
-    variant = whitening(config, built if audit is audit_advantage else chosen)
+    variant = whitening(config.advantage, built if audit is audit_advantage else chosen)
     yield from audit(built, config, variant, Scene.of())
 
 

@@ -101,13 +101,13 @@ def sampled(
 
     from minirlhf.errors import InputError
     from minirlhf.models.generate import PromptBatch, generate
-    from minirlhf.pipeline.build import build_rewards, set_up, with_reward_model
+    from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
     from minirlhf.pipeline.saved import open_run, side_of
     from minirlhf.rewards.call import call_rewards
     from minirlhf.streams import generator
 
-    device = set_up(config)
-    chosen = with_reward_model(config)[0]
+    device = set_up(config.run)
+    chosen = filled_rewards(config)[0]
     if scored:
         build_rewards(chosen, registry, device).check_columns(())
     saved = open_run(run, config, device)
