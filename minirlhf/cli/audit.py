@@ -91,7 +91,7 @@ def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[
 
     configured = registry.find("advantage", config.advantage.function).build(config.advantage.options, device="cpu")
     audit = {"kl": audit_kl, "advantage": audit_advantage, "loss": audit_loss}[built.component.kind]
-    variant = whitening(config, built if audit is audit_advantage else configured)
+    variant = whitening(config.advantage, built if audit is audit_advantage else configured)
     yield from audit(built, config, variant, Scene.of())
 
 

@@ -34,7 +34,7 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
     from minirlhf.pipeline.saved import open_run, prompts_to_use
     from minirlhf.studies.labelling import LabelFile, PairSampler
 
-    saved = open_run(run, config, set_up(config))
+    saved = open_run(run, config, set_up(config.run))
     policy = saved.policy if side == "policy" else saved.reference.policy
     use = prompts_to_use(config, saved.tokenizer, prompts)
     pairs = PairSampler(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)

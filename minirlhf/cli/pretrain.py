@@ -16,11 +16,11 @@ def command(ui: str, as_json: bool, **options: Any) -> None:
 
     from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up
-    from minirlhf.pipeline.saved import read_sources
+    from minirlhf.pipeline.sources import read_run_prompts
     from minirlhf.stages.base import prepare_base
 
-    read_sources(config)  # faults of the files are found before anything is trained
+    read_run_prompts(config)  # faults of the files are found before anything is trained
     with progress(ui, as_json) as emit:
-        base = prepare_base(config, set_up(config), emit)
+        base = prepare_base(config, set_up(config.run), emit)
     if not as_json:
         click.echo(base.directory)

@@ -43,7 +43,7 @@ def command(
     from minirlhf.stages.preferences import FILE, train_reward_model
 
     with progress(ui, as_json) as emit:
-        directory = train_reward_model(config, out, set_up(config), emit)
+        directory = train_reward_model(config, out, set_up(config.run), emit)
     if svg is not None:
         from minirlhf.report.pictures import reliability
         from minirlhf.store.files import read_json, write_text

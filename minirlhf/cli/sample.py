@@ -107,13 +107,13 @@ def sampled(
 
     from minirlhf.errors import InputError
     from minirlhf.models.generate import PromptBatch, generate
-    from minirlhf.pipeline.build import build_rewards, set_up, with_reward_model
+    from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
     from minirlhf.pipeline.saved import open_run, side_of
     from minirlhf.rewards.call import call_rewards
     from minirlhf.streams import generator
 
-    device = set_up(config)
-    rewarded = with_reward_model(config)[0]
+    device = set_up(config.run)
+    rewarded = filled_rewards(config)[0]
     if scored:
         build_rewards(rewarded, registry, device).check_columns(())
     saved = open_run(run, config, device)

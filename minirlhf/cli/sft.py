@@ -34,7 +34,7 @@ def command(
     from minirlhf.stages.base import prepare_base, prepare_start, read_shown
 
     read_shown(config)  # faults of the file are found before anything is trained
-    on = set_up(config)
+    on = set_up(config.run)
     with progress(ui, as_json) as emit:
         start = prepare_start(config, prepare_base(config, on, emit), on, emit)
     if not as_json:

@@ -1,1 +1,1 @@
-"""A configuration becomes a run: building, driving, saving, resuming, evaluating."""
+"""The stages of a run in their order: a configuration becomes a run directory."""

@@ -1,38 +1,49 @@
-"""Building a run's objects from its configuration: components, rewards, policy, reference, optimiser."""
+"""From names in a configuration to objects: the device, the components and the rewards.
+
+Not here: anything that needs a model or a prompt (training.py).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf import PROJECT
 from minirlhf.components.component import Built
 from minirlhf.components.registry import Registry
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import AdvantageConfig, Config, RewardConfig, RunConfig
 from minirlhf.errors import InputError
-from minirlhf.models.optimizer import AdamW
-from minirlhf.models.policy import Policy
-from minirlhf.pipeline.rewards import Scoring
-from minirlhf.ppo import Parts, PPOState
 from minirlhf.rewards.call import RewardModels, Scale
-from minirlhf.rl.controllers import KLController, Penalty
-from minirlhf.stages.base import Base, reference_of, sampler_of
-from minirlhf.stages.data import Prompts, PromptStream
 from minirlhf.stages.preferences import reward_model_place
-from minirlhf.tensors import Moments, Whitening
+from minirlhf.tensors import Whitening
 
-TRAINED = ("trained", f"{PROJECT}:trained")  # the reward that may wait for a reward model
+TRAINED_REWARD_NAMES = ("trained", f"{PROJECT}:trained")  # the reward whose model the run itself may train
 
 
 @dataclass(frozen=True)
 class Components:
-    """The chosen components but for the rewards, built once a run."""
+    """The chosen components except the rewards, built once a run."""
 
     kl: Built
     advantage: Built
     loss: Built
     observers: list[Built]
+
+
+def set_up(run: RunConfig) -> torch.device:
+    """Set the number of CPU threads (the rounding of long sums depends on it) and return the device."""
+    torch.set_num_threads(run.threads)
+    return resolve_device(run.device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA if there is one. InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r} is not there", "run.device", "use --device cpu, or auto")
+    return device
 
 
 def build_components(config: Config, registry: Registry, device: torch.device) -> Components:
@@ -46,90 +57,43 @@ def build_components(config: Config, registry: Registry, device: torch.device) -
 
 
 def build_rewards(
-    config: Config, registry: Registry, device: torch.device, built: Mapping[str, Built] | None = None
+    rewards: Mapping[str, RewardConfig],
+    registry: Registry,
+    device: torch.device,
+    built: Mapping[str, Built] | None = None,
 ) -> RewardModels:
-    """The rewards, each with its weight, and what is done to its score before that; `built` are there already."""
-    built = dict(built or {})
-    for label, reward in config.rewards.items():
-        if label not in built:
-            built[label] = registry.find("reward", reward.use).build(reward.options, device=device)
+    """Build the rewards of each label, with weight and scale; a label that is in `built` is not built again."""
+    ready = dict(built or {})
+    for label, reward in rewards.items():
+        if label not in ready:
+            ready[label] = registry.find("reward", reward.use).build(reward.options, device=device)
     return RewardModels(
-        [(label, reward.weight, built[label]) for label, reward in config.rewards.items()],
-        {label: Scale(reward.normalize, reward.clip) for label, reward in config.rewards.items()},
+        [(label, reward.weight, ready[label]) for label, reward in rewards.items()],
+        {label: Scale(reward.normalize, reward.clip) for label, reward in rewards.items()},
     )
 
 
-def whitening(config: Config, advantage: Built) -> Whitening:
-    """`auto`: over the batch for functions of V; none for the others, which it would give a baseline and a scale that
-    they leave out (or took out) on purpose."""
-    chosen = config.advantage.whiten
-    if chosen == "auto":
-        return "batch" if advantage.names("values") else "none"
-    return chosen
+def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:
+    """The reward sections by label, and the labels whose reward model is trained from `corpus.preferences`.
 
-
-def set_up(config: Config) -> torch.device:
-    """Threads and device; a sum over many elements depends on the number of threads, so it is the config's."""
-    torch.set_num_threads(config.run.threads)
-    return resolve_device(config.run.device)
-
-
-def with_reward_model(config: Config) -> tuple[Config, list[str]]:
-    """Fill in where the reward model of `corpus.preferences` is, or will be, for rewards `trained` without a path.
-
-    Returns the config, and the labels of the rewards that wait for it.
+    Those are the rewards `trained` without a path; the path where their model is, or will be, is filled in.
     """
-    waiting = [label for label, r in config.rewards.items() if r.use in TRAINED and not r.options.get("path")]
+    rewards = dict(config.rewards)
+    waiting = [label for label, r in rewards.items() if r.use in TRAINED_REWARD_NAMES and not r.options.get("path")]
     if config.corpus.preferences is None or not waiting:
-        return config, []
+        return rewards, []
     path = str(reward_model_place(config))
-    filled = {
-        label: r.model_copy(update={"options": {**r.options, "path": path}}) if label in waiting else r
-        for label, r in config.rewards.items()
-    }
-    return config.model_copy(update={"rewards": filled}), waiting
+    for label in waiting:
+        options = {**rewards[label].options, "path": path}
+        rewards[label] = rewards[label].model_copy(update={"options": options})
+    return rewards, waiting
 
 
-def prepare_ppo(
-    config: Config, components: Components, scoring: "Scoring", base: Base, prompts: Prompts, device: torch.device
-) -> tuple[PPOState, Parts]:
-    """Active policy and reference from one base, optimiser, schedule, controller, and the callables of the loop."""
-    tokenizer, ppo = base.tokenizer, config.ppo
-    policy = Policy(base.trunk, sampler_of(config, tokenizer), separate_critic=config.model.separate_critic).to(device)
-    optimizer = AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
-    total = max(1, ppo.iterations)
-    schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
-    state = PPOState(
-        policy=policy,
-        reference=reference_of(config, policy, tokenizer),
-        optimizer=optimizer,
-        schedule=schedule,
-        controller=KLController(
-            config.kl.coef, config.kl.target if config.kl.controller == "adaptive" else None, config.kl.horizon
-        ),
-        penalty=Penalty(config.loss.penalty, config.loss.penalty_target),
-        score_moments=Moments(0.0, 0.0, 0),
-    )
-    stream = PromptStream(
-        prompts.train, tokenizer, config.run.seed, ppo.prompts_per_iteration, ppo.responses_per_prompt, device
-    )
-    parts = Parts(
-        prompts=stream,
-        rewards=scoring,
-        kl=components.kl,
-        advantage=components.advantage,
-        loss=components.loss,
-        whitening=whitening(config, components.advantage),
-        tokenizer=tokenizer,
-    )
-    return state, parts
+def whitening(settings: AdvantageConfig, advantage: Built) -> Whitening:
+    """The scope of whitening; `auto` = over the batch for functions that read V, none for the others.
 
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one; a device that is not there is refused (InputError)."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r} is not there", "run.device", "use --device cpu, or auto")
-    return device
+    Whitening would give those a baseline and a scale which they leave out, or have applied already, on purpose.
+    """
+    if settings.whiten == "auto":
+        return "batch" if advantage.names("values") else "none"
+    return settings.whiten

@@ -1,7 +1,9 @@
-"""The run directory: made or opened under a lock, and the results that are written into it."""
+"""The run directory: made or opened under a lock, and the models and results that are written into it.
+
+Not here: the files that grow during PPO (drive.py), and what a resume removes or cuts (resume.py).
+"""
 
 import os
-import platform
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -10,12 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import minirlhf
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import KLConfig, RunConfig
 from minirlhf.errors import UsageError, UserError
 from minirlhf.events import Emit
+from minirlhf.pipeline.context import RunContext
 from minirlhf.ppo import PPOState
 from minirlhf.report.of_run import REPORT, write_report
 from minirlhf.signals import Terminated
@@ -29,26 +29,30 @@ from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_policy
 
 
-def finished(directory: Path, newest: Path, config: Config, emit: Emit) -> bool:
-    """Whether nothing is left to do."""
-    if not (directory / "evaluation.json").exists():
+def finished(run: RunContext, newest: Path) -> bool:
+    """True if nothing is left to do: the newest checkpoint is the last iteration's, and its evaluation is written.
+
+    Writes the report where it is missing.
+    """
+    if not (run.directory / "evaluation.json").exists():
         return False
-    if newest != checkpoint.directory_of(newest.parent, config.ppo.iterations):
+    if newest != checkpoint.directory_of(newest.parent, run.config.ppo.iterations):
         return False
-    if not (directory / REPORT).exists():  # killed before it, or there was no room
-        write_report(directory)
-    emit({"event": "already_finished", "run_dir": str(directory)})
+    if not (run.directory / REPORT).exists():  # killed before it, or the disk was full
+        write_report(run.directory)
+    run.emit({"event": "already_finished", "run_dir": str(run.directory)})
     return True
 
 
 @contextmanager
-def run_directory(config: Config, out: Path | None, resume: bool, emit: Emit) -> Iterator[Path]:
-    """Make the directory exclusively, or open that of a run; hold its lock; say how to go on with what does not end.
+def run_directory(settings: RunConfig, out: Path | None, resume: bool, emit: Emit) -> Iterator[Path]:
+    """Make a run's directory, or open an existing one to resume it; hold its lock, and yield its absolute path.
 
-    A directory that was killed before its config.toml was written holds nothing and is taken again.
+    A run that is stopped says how to resume it. A directory that holds no config.toml, because its run was killed
+    before that was written, counts as empty. UsageError if `out` is in use, or holds no run to resume.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = out or Path("runs") / f"{config.run.preset}-{stamp}-s{config.run.seed}"
+    directory = out or Path("runs") / f"{settings.preset}-{stamp}-s{settings.seed}"
     directory = Path(os.path.abspath(directory))
     if resume:
         check_run(directory)
@@ -63,8 +67,8 @@ def run_directory(config: Config, out: Path | None, resume: bool, emit: Emit) ->
         how = f"go on with: minirlhf run --resume {shlex.quote(str(directory))}"
         try:
             yield directory
-        except (KeyboardInterrupt, Terminated) as told:
-            raise type(told)(how) from told
+        except (KeyboardInterrupt, Terminated) as signal:
+            raise type(signal)(how) from signal
         except UserError:
             if not resume and checkpoint.all_of(directory / "checkpoints"):
                 emit({"event": "warning", "message": f"what was saved is kept; when it is mended {how}"})
@@ -72,7 +76,10 @@ def run_directory(config: Config, out: Path | None, resume: bool, emit: Emit) ->
 
 
 def check_unused(directory: Path) -> None:
-    """Nothing is in a new run's directory, but for what one that was killed before it began may have left."""
+    """Refuse a directory for a new run that holds anything but hidden files (UsageError).
+
+    Hidden files are what a run leaves that was killed before it began.
+    """
     if not directory.is_dir() or any(not path.name.startswith(".") for path in directory.iterdir()):
         todo = "choose another --out, or remove it"
         if (directory / "config.toml").is_file():
@@ -80,43 +87,31 @@ def check_unused(directory: Path) -> None:
         raise UsageError("the run directory exists and is not empty", str(directory), todo)
 
 
-def versions(config: Config, device: torch.device) -> dict[str, Any]:
-    """What a result depends on beside the config."""
-    return {
-        "preset": config.run.preset,
-        "device": str(device),
-        "threads": config.run.threads,
-        "minirlhf": minirlhf.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def final_beta(directory: Path, config: Config) -> float:
-    """The KL coefficient that a run ended with; the config's, if that is not known or was fixed."""
-    if config.kl.controller == "fixed":
-        return config.kl.coef
+def final_beta(directory: Path, kl: KLConfig) -> float:
+    """The KL coefficient that a run ended with; the config's where it was fixed or is not recorded."""
+    if kl.controller == "fixed":
+        return kl.coef
     try:
         return float(read_json(directory / "evaluation.json")["kl_coef"])
     except (UserError, KeyError, TypeError, ValueError):
-        return config.kl.coef
+        return kl.coef
 
 
 def save_models(directory: Path, state: PPOState, base: Base) -> None:
-    """model/ = the trained policy; reference/ = the base it started from, hard links where the file system allows."""
+    """Write model/ (the trained policy) and reference/ (what it started from, as hard links where possible)."""
     with complete_directory(directory / "model") as temporary:
         save_policy(temporary, state.policy, base.tokenizer)
     with complete_directory(directory / "reference") as temporary:
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
             try:
                 os.link(base.directory / name, temporary / name)
-            except OSError:  # another file system, or one without links
+            except OSError:  # on another file system, or one without links
                 shutil.copy2(base.directory / name, temporary / name)
         write_json(temporary / "reference.json", {"weights_sha256": state.reference.hash})
 
 
 def write_results(directory: Path, result: Evaluation, summary: dict[str, Any]) -> None:
-    """evaluation.json last: where it stands, the run is complete."""
+    """Append the evaluation's rows to samples.jsonl, then write evaluation.json: a run that has it is complete."""
     with JsonLines(directory / "samples.jsonl") as samples:
         for row in result.rows:
             samples.write({"stage": "evaluation", **row})

@@ -1,34 +1,33 @@
-"""Driving the PPO loop: metrics, samples, token log, alarms and checkpoints between its yields."""
+"""The PPO stage: drives the loop, and writes metrics, samples, token log and checkpoints between its iterations."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from minirlhf.components.component import Built
 from minirlhf.config.schema import Config
 from minirlhf.errors import PluginError
-from minirlhf.events import Emit
 from minirlhf.exact.lab import enumerable, optimality
-from minirlhf.pipeline.observers import Observers
+from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.resume import component_states
-from minirlhf.pipeline.rewards import Scoring
-from minirlhf.ppo import Parts, PPOState, train
+from minirlhf.pipeline.training import Training
+from minirlhf.ppo import train
 from minirlhf.rl.alarms import Alarms
 from minirlhf.rl.experience import Experience
+from minirlhf.rl.metrics import Metrics
 from minirlhf.rl.token_log import token_log
 from minirlhf.signals import deferred
 from minirlhf.stages.base import problem_of
 from minirlhf.store import checkpoint
 from minirlhf.store.jsonl import JsonLines, read_rows
 
-MEASURED = ("objective/", "policy/", "loss/", "value/", "val/", "response/", "reward/")  # of the responses scored
+# Metrics that have no value in an iteration whose reward failed. NaN says so; 0 would look like a measurement.
+NAN_IF_REWARDS_FAIL = ("objective/", "policy/", "loss/", "value/", "val/", "response/", "reward/")
 
 
-def describe(config: Config, state: PPOState, parts: Parts, precision_error: float) -> dict[str, Any]:
-    """The header of the PPO stage: what is chosen, and what a learner asks about the four models."""
-    notes = []
+def describe_ppo(config: Config, training: Training, precision_error: float) -> dict[str, Any]:
+    """The event that opens the PPO stage: sizes, the reference's hash, and notes on choices that are easy to miss."""
+    state, parts, notes = training.state, training.parts, []
     if config.ppo.precision != "float32":
         notes.append(f"{config.ppo.precision}: log-probs within {precision_error:.1g} nats of float32's")
     if not parts.learns_values:
@@ -47,72 +46,71 @@ def describe(config: Config, state: PPOState, parts: Parts, precision_error: flo
     }
 
 
-def run_ppo(
-    config: Config,
-    state: PPOState,
-    parts: Parts,
-    with_state: Mapping[str, Built | Scoring],
-    facts: dict[str, Any],
-    observers: "Observers",
-    directory: Path,
-    emit: Emit,
-) -> None:
-    """Drive the loop; write metrics, samples and checkpoints between its yields, where a signal is answered too."""
-    problem, alarms, every = problem_of(config), Alarms(parts.learns_values), config.run.checkpoint_every
-    for row in read_rows(directory / "metrics.jsonl"):  # of a run that goes on: what was said is not said again
-        with suppress(KeyError, TypeError):  # a row that somebody changed
-            if row["count/updates"]:
-                alarms.look(row["step"], row)
+def run_ppo(run: RunContext, training: Training) -> None:
+    """Drive the loop to its last iteration; signals are answered between two iterations, after a checkpoint."""
+    settings, last = run.config.run, run.config.ppo.iterations
+    alarms, every = past_alarms(run, training), settings.checkpoint_every
     with (
-        JsonLines(directory / "metrics.jsonl") as metrics_file,
-        JsonLines(directory / "samples.jsonl") as samples,
-        JsonLines(directory / "tokens.jsonl") as tokens,
+        JsonLines(run.directory / "metrics.jsonl") as metrics_file,
+        JsonLines(run.directory / "samples.jsonl") as samples,
+        JsonLines(run.directory / "tokens.jsonl") as tokens,
         deferred() as stop,
     ):
-        loop = train(state, parts, config)
-        while True:
-            try:
-                step, experience, metrics = next(loop)
-            except StopIteration:
-                break
-            except PluginError as fault:
-                raise fault.at_step(state.step + 1) from fault
-            if problem is not None and enumerable(problem):  # an estimate costs more than an iteration
-                found = optimality(state.policy, problem, parts.tokenizer, config.kl.coef, seed=config.run.seed)
-                metrics |= {f"exact/{name}": value for name, value in found.items() if value is not None}
-            if metrics["count/reward_errors"]:  # nothing was measured: 0 would look as if something had been
-                metrics |= {name: math.nan for name in metrics if name.startswith(MEASURED)}
+        for step, experience, metrics in measured_iterations(run, training):
             metrics_file.write({"step": step, **metrics})
-            emit({"event": "step", "step": step, "iterations": config.ppo.iterations, **metrics})
+            run.emit({"event": "step", "step": step, "iterations": last, **metrics})
             for message in alarms.look(step, metrics) if metrics["count/updates"] else ():
-                emit({"event": "warning", "message": f"iteration {step}: {message}"})
-            if step % config.run.log_every == 0:
-                for row in sample_rows(experience, config.run.samples):
+                run.warn(f"iteration {step}: {message}")
+            if step % settings.log_every == 0:
+                for row in sample_rows(experience, settings.samples):
                     samples.write({"step": step, **row})
-                log_tokens(state, parts, experience, config.run.token_log, tokens, emit)
-            observers.step(step, experience, metrics)
-            if stop.asked or step == config.ppo.iterations or (every and step % every == 0):
-                sizes = {file.name: file.sync() for file in (metrics_file, samples, tokens)}
-                save_state(directory / "checkpoints", config, state, with_state, facts | {"files": sizes}, emit)
+                log_tokens(run, training, experience, tokens)
+            training.observers.step(step, experience, metrics)
+            if stop.asked or step == last or (every and step % every == 0):
+                save_state(run, training, {file.name: file.sync() for file in (metrics_file, samples, tokens)})
             stop.leave()
 
 
-def save_state(
-    root: Path,
-    config: Config,
-    state: PPOState,
-    with_state: Mapping[str, Built | Scoring],
-    facts: dict[str, Any],
-    emit: Emit,
-) -> None:
-    """A checkpoint of this iteration; then the oldest ones go."""
-    path = checkpoint.save(root, state, component_states(with_state), facts)
-    checkpoint.prune(path, config.run.keep_checkpoints)
-    emit({"event": "checkpoint", "step": state.step, "path": str(path)})
+def measured_iterations(run: RunContext, training: Training) -> Iterator[tuple[int, Experience, Metrics]]:
+    """The loop's iterations; metrics gain exact/... where the problem can be enumerated, and NaN if a reward failed."""
+    state, problem = training.state, problem_of(run.config)
+    loop = train(state, training.parts, run.config)
+    while True:
+        try:
+            step, experience, metrics = next(loop)
+        except StopIteration:
+            return
+        except PluginError as fault:
+            raise fault.at_step(state.step + 1) from fault
+        if problem is not None and enumerable(problem):  # an estimate would cost more than an iteration
+            tokenizer, seed = training.parts.tokenizer, run.config.run.seed
+            exact = optimality(state.policy, problem, tokenizer, run.config.kl.coef, seed=seed)
+            metrics |= {f"exact/{name}": value for name, value in exact.items() if value is not None}
+        if metrics["count/reward_errors"]:
+            metrics |= {name: math.nan for name in metrics if name.startswith(NAN_IF_REWARDS_FAIL)}
+        yield step, experience, metrics
+
+
+def past_alarms(run: RunContext, training: Training) -> Alarms:
+    """Alarms that have seen the iterations before a resume, so that none is raised twice."""
+    alarms = Alarms(training.parts.learns_values)
+    for row in read_rows(run.directory / "metrics.jsonl"):
+        with suppress(KeyError, TypeError):  # a row that somebody edited
+            if row["count/updates"]:
+                alarms.look(row["step"], row)
+    return alarms
+
+
+def save_state(run: RunContext, training: Training, sizes: dict[str, int]) -> None:
+    """Write a checkpoint of this iteration, then delete the oldest ones. sizes: bytes of each log file by its name."""
+    root, facts = run.directory / "checkpoints", training.facts | {"files": sizes}
+    path = checkpoint.save(root, training.state, component_states(training.stateful), facts)
+    checkpoint.prune(path, run.config.run.keep_checkpoints)
+    run.emit({"event": "checkpoint", "step": training.state.step, "path": str(path)})
 
 
 def sample_rows(experience: Experience, count: int) -> Iterator[dict[str, Any]]:
-    """The first responses of a rollout, as samples.jsonl holds them."""
+    """Rows of samples.jsonl for the first `count` responses; kl in nats per sequence."""
     rollout = experience.rollout
     for row in range(min(count, len(rollout))):
         yield {
@@ -124,13 +122,12 @@ def sample_rows(experience: Experience, count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def log_tokens(
-    state: PPOState, parts: Parts, experience: Experience, count: int, file: JsonLines, emit: Emit
-) -> None:  # fmt: skip
-    """The token log of this iteration's first responses, and the first of them for whoever watches."""
+def log_tokens(run: RunContext, training: Training, experience: Experience, file: JsonLines) -> None:
+    """Write the token log of the first `run.token_log` responses; the first of them is an event as well."""
+    state, parts, count = training.state, training.parts, run.config.run.token_log
     rows = token_log(experience, state.policy, parts.loss, state.penalty.beta, parts.tokenizer, count)
     for index, row in enumerate(rows):
         file.write({"step": state.step, **row})
         if index == 0:
             first = {name: row[name] for name in ("prompt", "score", "tokens")}
-            emit({"event": "sample", "step": state.step, **first, "advantages": row["advantage"]})
+            run.emit({"event": "sample", "step": state.step, **first, "advantages": row["advantage"]})

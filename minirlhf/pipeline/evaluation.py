@@ -1,4 +1,7 @@
-"""Evaluating a run: reference against policy on held-out prompts, by the rewards of its configuration."""
+"""Evaluation of a run: reference against policy on held-out prompts, by the rewards of its configuration.
+
+Not here: sampling and measuring the two sides (stages/evaluate.py), and the events about it (pipeline.py).
+"""
 
 from pathlib import Path
 
@@ -9,12 +12,12 @@ from minirlhf.components.component import INPUTS
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config
 from minirlhf.exact.lab import optimality
-from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
-from minirlhf.pipeline.build import build_rewards, set_up, with_reward_model
+from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
+from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.directory import final_beta
 from minirlhf.pipeline.rewards import fit_rewards
-from minirlhf.pipeline.saved import heldout_prompts, open_run
+from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run
 from minirlhf.rewards.call import RewardModels, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
 from minirlhf.stages.base import problem_of
@@ -24,64 +27,58 @@ from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.streams import generator
 from minirlhf.tensors import Moments
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
-from minirlhf.text.tokenizer import Tokenizer
 
 
 def evaluate_run(
-    config: Config,
-    policy: Policy,
-    reference: Reference,
-    tokenizer: Tokenizer,
-    rewards: RewardModels,
-    heldout: list[Prompt],
-    beta: float,
-    device: torch.device,
+    run: RunContext, models: RunModels, rewards: RewardModels, heldout: list[Prompt], beta: float
 ) -> Evaluation:
-    """Reference against policy on the first `evaluation.prompts` held-out prompts; how far each is from the optimum.
+    """Compare both sides on the first `evaluation.prompts` held-out prompts; beta = the KL coefficient at the end.
 
-    The few prompts of a problem of the exact lab are taken as often as it needs.
+    A problem of the exact lab has few prompts: they are repeated as often as needed, and its optimum is known.
     """
-    problem = problem_of(config)
+    config, problem, tokenizer, device = run.config, problem_of(run.config), models.tokenizer, models.device
     if problem is not None:
         heldout = [heldout[i % len(heldout)] for i in range(config.evaluation.prompts)]
     sizes = {"max_new_tokens": config.sampler.max_new_tokens, "seed": config.run.seed}
     chosen = heldout[: config.evaluation.prompts]
 
-    def models(rollout: Rollout) -> Scores:
+    def scores_of(rollout: Rollout) -> Scores:
         return call_rewards(rewards, rollout, config.ppo.iterations, config, tokenizer).tensors(rollout)
 
-    def shaped(rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Scores after the rules, and which count."""
-        nothing = torch.zeros(len(rollout), device=device)
-        found = shape_scores(models(rollout), rollout, nothing, Moments(0.0, 0.0, 0), config.ppo, config.truncation)
-        return found.scores, found.rollout.mask.any(dim=1)
+    def shaped_scores_of(rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Scores after the rules for the sum (B,), and True where a response counts (B,)."""
+        zeros = torch.zeros(len(rollout), device=device)
+        shaped = shape_scores(scores_of(rollout), rollout, zeros, Moments(0.0, 0.0, 0), config.ppo, config.truncation)
+        return shaped.scores, shaped.rollout.mask.any(dim=1)
 
     result = evaluate(
-        policy, reference, batch(chosen, tokenizer, device), models, tokenizer,
+        models.policy, models.reference, batch(chosen, tokenizer, device), scores_of, tokenizer,
         resamples=config.evaluation.bootstrap, **sizes,
     )  # fmt: skip
     result.summary["kl_coef"] = beta
     few = chosen[: config.evaluation.residual_prompts]
-    if few and not config.ppo.score_normalize:  # the moments of the run's scores are not part of what is evaluated
-        several = batch(few, tokenizer, device, config.evaluation.residual_responses)
-        for name, model in {"reference": reference.policy, "policy": policy}.items():
-            spread = residual_spread(model, reference, several, shaped, tokenizer, beta=beta, **sizes)
+    if few and not config.ppo.score_normalize:  # the moments that would normalise them are not kept with the run
+        repeated = batch(few, tokenizer, device, config.evaluation.residual_responses)
+        for name, model in {"reference": models.reference.policy, "policy": models.policy}.items():
+            spread = residual_spread(
+                model, models.reference, repeated, shaped_scores_of, tokenizer, beta=beta, **sizes
+            )  # fmt: skip
             result.summary[name]["residual_std"] = spread
-    if few and config.evaluation.best_of and problem is None:  # of a problem the best is known
-        several = batch(few, tokenizer, device, config.evaluation.best_of)
+    if few and config.evaluation.best_of and problem is None:  # a problem's best response is known without sampling
         samples = config.evaluation.best_of
-        result.summary["best_of_n"] = best_of_n(reference, several, samples, models, tokenizer, **sizes)
+        repeated = batch(few, tokenizer, device, samples)
+        result.summary["best_of_n"] = best_of_n(models.reference, repeated, samples, scores_of, tokenizer, **sizes)
     if config.corpus.text == TRUE_SCORE_CORPUS and problem is None:
         add_true_scores(result, config)
     if problem is not None:
-        found = optimality(policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
-        result.summary["optimality"] = found["optimality"]
-        result.summary["exact"] = found
+        exact = optimality(models.policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
+        result.summary["optimality"] = exact["optimality"]
+        result.summary["exact"] = exact
     return result
 
 
 def add_true_scores(result: Evaluation, config: Config) -> None:
-    """The hidden true score of both sides' completions, which no reward has seen, with the interval of its gain."""
+    """Add the hidden true score of both sides' completions, which no reward has seen, with an interval of its gain."""
     scores = {side: torch.tensor(true_scores([row[side] for row in result.rows])) for side in ("reference", "policy")}
     gain = (scores["policy"] - scores["reference"]).double()
     for side, values in scores.items():
@@ -94,23 +91,22 @@ def add_true_scores(result: Evaluation, config: Config) -> None:
 def reevaluate(
     directory: Path, config: Config, registry: Registry, prompts_file: str | None
 ) -> tuple[Evaluation, list[str]]:
-    """Evaluate a finished run again: by the config's rewards, on its held-out prompts or those of a file.
+    """Evaluate a finished run again, by the config's rewards, on its held-out prompts or on those of a file.
 
-    Returns the evaluation, and what was done to the prompts.
+    Returns the evaluation, and notes on prompts that were left out.
     """
-    device = set_up(config)
-    rewards = build_rewards(with_reward_model(config)[0], registry, device)
-    saved = open_run(directory, config, device)
+    run = RunContext(config, registry, set_up(config.run), directory, lambda _: None)
+    rewards = build_rewards(filled_rewards(config)[0], registry, run.device)
+    models = open_run(directory, config, run.device)
     if prompts_file is None or rewards.normalized:
-        prompts = own = heldout_prompts(config, saved.tokenizer)
+        prompts = own = heldout_prompts(config, models.tokenizer)
     if prompts_file is not None:
         longest = config.model.max_positions - config.sampler.max_new_tokens - 1
-        read = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
-        kept, note = fit_prompts(read, saved.tokenizer, longest)
-        prompts = Prompts([], kept, [note] if note else [])
+        rows = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
+        fitting, note = fit_prompts(rows, models.tokenizer, longest)
+        prompts = Prompts([], fitting, [note] if note else [])
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
     if rewards.normalized:
-        fit_rewards(config, rewards, saved.reference, own.train, saved.tokenizer, device, lambda _: None)
-    three = (saved.policy, saved.reference, saved.tokenizer)
-    beta = final_beta(directory, config)
-    return evaluate_run(config, *three, rewards, prompts.heldout, beta, device), prompts.notes
+        fit_rewards(run, rewards, models.reference, own.train, models.tokenizer)
+    beta = final_beta(directory, config.kl)
+    return evaluate_run(run, models, rewards, prompts.heldout, beta), prompts.notes

@@ -1,4 +1,4 @@
-"""Observer plugins during a run."""
+"""Observer plugins during a run. Not here: the hook that collects them (hookspecs.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,21 @@ from minirlhf.rl.metrics import Metrics
 
 
 class Observers:
-    """Plugins that watch a run. One that fails is dropped with one warning: watching must not stop what is watched."""
+    """Plugins that watch a run. One that fails is dropped with one warning: watching must not end what is watched."""
 
     def __init__(self, observers: list[Built], emit: Emit) -> None:
         self._alive, self._emit = list(observers), emit
 
     def start(self, config: Config, directory: Path) -> None:
+        """Call start(config, run_dir) of each, before the first iteration."""
         self._each("start", config, directory)
 
     def step(self, step: int, experience: Experience, metrics: Metrics) -> None:
+        """Call step(step, experience, metrics) of each, after an iteration, with a copy of the metrics."""
         self._each("step", step, experience, dict(metrics))
 
     def finish(self, summary: dict[str, Any]) -> None:
+        """Call finish(summary) of each, after the evaluation."""
         self._each("finish", dict(summary))
 
     def _each(self, method: str, *arguments: Any) -> None:

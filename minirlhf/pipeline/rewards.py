@@ -1,6 +1,6 @@
-"""Rollouts to the reward models and back to tensors: in the time that they have, and what happens when one fails.
+"""The rewards as the loop calls them: with the answer to a reward that fails, and with the scale of normalised ones.
 
-Not here: how a reward is called, checked and summed (scoring.py), and what the rules do to the sum (shaping.py).
+Not here: one call with its checks and time limit (rewards/call.py), and the rules for the sum (rewards/shape.py).
 """
 
 from dataclasses import dataclass, field, replace
@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, PluginError
-from minirlhf.events import Emit
 from minirlhf.models.generate import generate
 from minirlhf.models.policy import Reference
 from minirlhf.models.rollout import Rollout
+from minirlhf.pipeline.context import RunContext
 from minirlhf.rewards.call import RewardModels, call_rewards
 from minirlhf.rewards.shape import Scores
 from minirlhf.stages.data import batch
@@ -22,93 +21,94 @@ from minirlhf.streams import generator
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import Tokenizer
 
-MOST_SKIPS = 3  # iterations in a row whose reward may fail where they are skipped
-SCALE_RESPONSES = 256  # of the reference, for the mean and standard deviation of a reward that is normalised
+MOST_SKIPS = 3  # iterations in a row that may go without scores under run.on_reward_error = "skip"
+SCALE_RESPONSES = 256  # responses of the reference that give a normalised reward its mean and standard deviation
 
 
 @dataclass
-class Scoring:
-    """The rewards as the loop calls them, and what is to happen when one fails (`run.on_reward_error`).
+class RewardCalls:
+    """Callable (rollout, step) -> Scores that skips an iteration whose reward fails, or ends the run.
 
-    What it remembers is part of a checkpoint: failures in a row, the iteration of the last one, and the scale of
-    rewards that are normalised (measured again, a reward that is not deterministic would have another one).
+    A checkpoint stores its state: the count of failures, and the scale of normalised rewards (measured again, a reward
+    that is not deterministic would get another scale).
     """
 
+    run: RunContext
     models: RewardModels
-    config: Config
     tokenizer: Tokenizer
-    emit: Emit
-    failed: int = 0  # iterations in a row
-    last: int = -1  # the last of them
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last scores that it gave
+    failed: int = 0  # failed iterations in a row
+    last: int = -1  # the last iteration that failed
+    metrics: dict[str, float] = field(default_factory=dict)  # those of the last scores, which the loop holds as well
 
     def __call__(self, rollout: Rollout, step: int) -> Scores:
+        """Scores of the B responses, step = iterations done; none are valid if a reward failed and is skipped."""
+        config = self.run.config
         try:
-            scored = call_rewards(self.models, rollout, step, self.config, self.tokenizer).tensors(rollout)
+            scores = call_rewards(self.models, rollout, step, config, self.tokenizer).tensors(rollout)
         except PluginError as fault:
             if step != self.last:  # an iteration may ask twice: for its responses and for the most likely ones
                 self.failed = self.failed + 1 if step == self.last + 1 else 1
             self.last = step
-            if self.config.run.on_reward_error == "abort" or self.failed > MOST_SKIPS:
+            if config.run.on_reward_error == "abort" or self.failed > MOST_SKIPS:
                 raise
-            self.emit({"event": "warning", "message": f"iteration {step + 1} teaches nothing: {fault}"})
-            self.metrics["count/reward_errors"] = 1.0
-            nothing = torch.zeros(len(rollout), device=rollout.mask.device)
-            scored = Scores(
-                nothing, nothing.bool(), torch.zeros_like(rollout.mask, dtype=nothing.dtype),
-                {"count/unscored": float(len(rollout))},
-            )  # fmt: skip
-        scored.metrics["count/reward_errors"] = float(step == self.last)
-        self.metrics = scored.metrics
-        return scored
+            self.run.warn(f"iteration {step + 1} teaches nothing: {fault}")
+            self.metrics["count/reward_errors"] = 1.0  # also in the iteration's first scores, if these are its second
+            scores = no_scores(rollout)
+        scores.metrics["count/reward_errors"] = float(step == self.last)
+        self.metrics = scores.metrics
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
-        """Floats as hex: they come back to the bit."""
-        scales = {label: [shape.mean.hex(), shape.std.hex()] for label, shape in self.models.scales.items()}
+        """Failures and scales; floats as hex, so that they come back to the bit."""
+        scales = {label: [scale.mean.hex(), scale.std.hex()] for label, scale in self.models.scales.items()}
         return {"failed": self.failed, "last": self.last, "scales": scales}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore failures and scales (CheckpointError if they are malformed)."""
         try:
             self.failed, self.last = int(state["failed"]), int(state["last"])
-            for label, shape in self.models.scales.items():
+            for label, scale in self.models.scales.items():
                 mean, std = (float.fromhex(x) for x in state["scales"][label])
-                self.models.scales[label] = replace(shape, mean=mean, std=std)
+                self.models.scales[label] = replace(scale, mean=mean, std=std)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             raise CheckpointError(f"not what the rewards remember ({fault})", "", "use another checkpoint") from None
 
     def tell(self, method: str, *arguments: Any) -> Any:
-        """As of a component: what is remembered is saved and restored with theirs."""
+        """Call a method by name, as `Built.tell` does: checkpoints treat it like a component."""
         return getattr(self, method)(*arguments)
 
     def error(self, what: str, todo: str) -> PluginError:
+        """A PluginError about all rewards together, as `Built.error` makes one about a component."""
         return PluginError(f"the rewards {what}", "", todo)
 
 
+def no_scores(rollout: Rollout) -> Scores:
+    """Scores of an iteration whose reward failed: 0, and none of them valid."""
+    zeros = torch.zeros(len(rollout), device=rollout.mask.device)
+    token_rewards = torch.zeros_like(rollout.mask, dtype=zeros.dtype)
+    return Scores(zeros, zeros.bool(), token_rewards, {"count/unscored": float(len(rollout))})
+
+
 def fit_rewards(
-    config: Config,
-    rewards: RewardModels,
-    reference: Reference,
-    prompts: list[Prompt],
-    tokenizer: Tokenizer,
-    device: torch.device,
-    emit: Emit,
+    run: RunContext, rewards: RewardModels, reference: Reference, prompts: list[Prompt], tokenizer: Tokenizer
 ) -> None:
-    """Normalise the rewards that want it on the reference's own responses to training prompts."""
-    wanted = RewardModels([model for model in rewards.models if model[0] in rewards.normalized])
-    if not wanted.models:
+    """Measure mean and standard deviation of the normalised rewards on the reference's responses to these prompts."""
+    normalized = RewardModels([model for model in rewards.models if model[0] in rewards.normalized])
+    if not normalized.models:
         return
+    config = run.config
     random = generator(config.run.seed, "reward-scale/prompts", 0)
     picks = torch.randint(len(prompts), (SCALE_RESPONSES,), generator=random).tolist()
-    chosen = batch([prompts[i] for i in picks], tokenizer, device)
+    chosen = batch([prompts[i] for i in picks], tokenizer, run.device)
     by_label: dict[str, list[float | None]] = {}
     for index, part in enumerate(chosen.parts(ROWS)):
         rollout = generate(
             reference.policy, part, tokenizer, max_new_tokens=config.sampler.max_new_tokens,
             generator=generator(config.run.seed, "reward-scale", index),
         )  # fmt: skip
-        for label, values in call_rewards(wanted, rollout, 0, config, tokenizer).by_label.items():
+        for label, values in call_rewards(normalized, rollout, 0, config, tokenizer).by_label.items():
             by_label.setdefault(label, []).extend(values)
     rewards.fit(by_label)
     for label in rewards.normalized:
-        shape = rewards.scales[label]
-        emit({"event": "reward_scale", "label": label, "mean": shape.mean, "std": shape.std})
+        scale = rewards.scales[label]
+        run.emit({"event": "reward_scale", "label": label, "mean": scale.mean, "std": scale.std})

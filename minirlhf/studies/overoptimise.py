@@ -24,7 +24,8 @@ from minirlhf.errors import UsageError, UserError
 from minirlhf.events import Emit
 from minirlhf.models.generate import generate
 from minirlhf.models.rollout import Rollout
-from minirlhf.pipeline.build import TRAINED, build_rewards, set_up, with_reward_model
+from minirlhf.pipeline.build import TRAINED_REWARD_NAMES, build_rewards, filled_rewards, set_up
+from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.pipeline import run
 from minirlhf.pipeline.rewards import fit_rewards
 from minirlhf.pipeline.saved import heldout_prompts, open_run
@@ -113,7 +114,7 @@ def cells_of(preset: str, pairs: Sequence[int], coefs: Sequence[float], seeds: i
     for key in ("text", "preferences"):
         if getattr(config.corpus, key) != TRUE_SCORE_CORPUS:
             raise UsageError("the true score is known of the corpus `reviews` alone", f"corpus.{key}", todo)
-    if len(with_reward_model(config)[1]) != 1 or sum(r.use in TRAINED for r in config.rewards.values()) != 1:
+    if len(filled_rewards(config)[1]) != 1 or sum(r.use in TRAINED_REWARD_NAMES for r in config.rewards.values()) != 1:
         raise UsageError("not one reward `trained` without a path: it is trained for every size and seed", preset, todo)
     if config.kl.controller != "fixed":
         raise UsageError("the KL coefficients are what is compared", "kl.controller", "use fixed")
@@ -219,7 +220,7 @@ def accuracy_of(cell: Cell) -> float:
 
 def reference_responses(run_directory: Path, config: Config, samples: int) -> list[Rollout]:
     """Responses of a finished run's reference, drawn from its seed: `samples` to each of PROMPTS held-out prompts."""
-    device = set_up(config)
+    device = set_up(config.run)
     saved = open_run(run_directory, config, device)
     chosen = heldout_prompts(config, saved.tokenizer).heldout[:PROMPTS]
     prompts = batch(chosen, saved.tokenizer, device, samples)
@@ -234,12 +235,13 @@ def reference_responses(run_directory: Path, config: Config, samples: int) -> li
 
 def proxies(cell: Cell, run_directory: Path, rollouts: Sequence[Rollout]) -> Tensor:
     """Scores of the rollouts' responses by a finished run's rewards, (responses,)."""
-    device = set_up(cell.config)
-    config, _ = with_reward_model(cell.config)
+    device = set_up(cell.config.run)
+    config = cell.config
     saved = open_run(run_directory, config, device)
-    rewards = build_rewards(config, cell.registry, device)
+    rewards = build_rewards(filled_rewards(config)[0], cell.registry, device)
     own = heldout_prompts(config, saved.tokenizer).train if rewards.normalized else []
-    fit_rewards(config, rewards, saved.reference, own, saved.tokenizer, device, lambda _: None)
+    run_of_cell = RunContext(config, cell.registry, device, run_directory, lambda _: None)
+    fit_rewards(run_of_cell, rewards, saved.reference, own, saved.tokenizer)
     totals = [total for r in rollouts for total in call_rewards(rewards, r, 0, config, saved.tokenizer).total]
     return torch.tensor(totals, dtype=torch.float64)  # a reward model scores every response, so none is None
 

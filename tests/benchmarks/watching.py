@@ -38,7 +38,7 @@ def inside(file, arguments):
     from rich.live import Live
 
     from minirlhf.cli.main import group
-    from minirlhf.pipeline import pipeline as run
+    from minirlhf.pipeline import drive, pipeline
 
     spent = {"panel": 0.0, "token log": 0.0}
 
@@ -52,15 +52,15 @@ def inside(file, arguments):
 
         return call
 
-    Live.refresh, run.log_tokens = timed(Live.refresh, "panel"), timed(run.log_tokens, "token log")
-    ppo = run.run_ppo
+    Live.refresh, drive.log_tokens = timed(Live.refresh, "panel"), timed(drive.log_tokens, "token log")
+    ppo = pipeline.run_ppo
 
     def only_ppo(*given, **named):
         before = dict(spent)
         ppo(*given, **named)
         Path(file).write_text(json.dumps({name: spent[name] - before[name] for name in spent}))
 
-    run.run_ppo = only_ppo
+    pipeline.run_ppo = only_ppo
     group.main(args=["run", "--ui", "live", *arguments], standalone_mode=False)
 
 

@@ -1,4 +1,4 @@
-"""A reward that fails while a run goes on: the run ends with its checkpoint whole, or the iteration is left out."""
+"""A reward that fails while a run goes on: the run ends and keeps its checkpoint, or the iteration is skipped."""
 
 import json
 from time import monotonic
@@ -56,7 +56,7 @@ def test_by_default_it_ends_the_run_and_what_was_saved_goes_on_once_it_is_mended
 
 @pytest.mark.parametrize("how", ["raise RuntimeError('down')", "raise SystemExit(3)", "return fail()"])
 def test_an_iteration_may_be_left_out(how, arguments, tmp_path, monkeypatch):
-    """Nothing is learned in it: weights and optimiser are those of the checkpoint before."""
+    """Nothing is learned in a skipped iteration: weights and optimiser stay those of the checkpoint before it."""
     monkeypatch.setenv("FAIL_AT", "3,4")
     steered = ("--set", "kl.controller=adaptive", "--set", "kl.target=0.5", "--set", "kl.horizon=20")
     skip = ("--set", "run.on_reward_error=skip", "--set", "run.keep_checkpoints=9", *steered)
@@ -113,7 +113,7 @@ def test_one_that_is_stuck_in_c_ends_the_process_and_leaves_the_checkpoint(argum
 
 
 def test_one_that_swallows_every_exception_is_told_again(arguments, tmp_path, monkeypatch):
-    """A request that is tried again after any error."""
+    """The reward retries after any error, as a client of a server may; the time limit must reach it all the same."""
     monkeypatch.setenv("FAIL_AT", "2")
     again = "try: time.sleep(1000)\n    except Exception: fail()"
     result = call("run", *arguments, "--set", "run.reward_timeout_s=0.2", *reward(tmp_path, again))

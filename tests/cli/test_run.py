@@ -1,4 +1,4 @@
-"""`minirlhf run` from the outside: what it leaves, what it accepts, that a seed decides everything."""
+"""`minirlhf run` as a user sees it: its files, its options, users' own rewards and texts; a seed decides everything."""
 
 import json
 import os
@@ -272,9 +272,9 @@ def test_a_terminal_that_is_closed_stops_nothing_before_the_save_that_its_hangup
 def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp_path, monkeypatch):
     sound = composition.run_ppo
 
-    def meddling(config, state, *rest):
-        sound(config, state, *rest)
-        state.reference.policy.model.norm.weight.data[0] += 1e-6
+    def meddling(run, training):
+        sound(run, training)
+        training.state.reference.policy.model.norm.weight.data[0] += 1e-6
 
     monkeypatch.setattr(composition, "run_ppo", meddling)
     result = call("run", *tiny, "--out", tmp_path / "run")

@@ -21,7 +21,7 @@ from minirlhf.components.signature import read_component
 from minirlhf.config.layers import load_config
 from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, ConfigError, InputError, PluginError, UserError
-from minirlhf.rewards.batch import TrainerState
+from minirlhf.rewards.batch import RewardBatch, TrainerState
 from minirlhf.rewards.call import RewardModels
 from minirlhf.signals import time_limit
 from minirlhf.store import checkpoint
@@ -315,14 +315,14 @@ def test_what_a_reward_returns_is_used_exactly_if_it_keeps_the_contract(count):
     returned = []
     component = read_component("reward", "any", "a plugin", __file__, lambda completions: returned[0])
     models = RewardModels([("any", 1.0, component.build())])
-    score = partial(
-        models.score, prompts=["p"] * 3, completions=["c"] * 3, prompt_ids=[[3]] * 3, columns={},
+    batch = RewardBatch(
+        prompts=["p"] * 3, completions=["c"] * 3, prompt_ids=[[3]] * 3, columns={},
         completion_ids=[[3] * n for n in tokens], trainer_state=TrainerState(0, 1, 0.0),
     )  # fmt: skip
     for _ in range(count):
         returned[:] = [random_scores(random, 3, tokens)]
         expected = is_fine(returned[0], tokens)
-        said, scores = tried(PluginError, score)
+        said, scores = tried(PluginError, partial(models.call, batch))
         assert (said is None) == expected, returned[0]
         fine += expected
         if expected:

@@ -1,4 +1,7 @@
-"""A run that was stopped anywhere and resumed ends in the bits of the run that was not: weights, optimiser, files."""
+"""Resume: a run that is stopped after any iteration and resumed ends bit for bit like the run that was not stopped.
+
+Bits of weights, optimiser, logs and evaluation are compared. Then: refused changes, damaged checkpoints, signals.
+"""
 
 import hashlib
 import json
@@ -36,8 +39,8 @@ class Stopper:
 def register_observers():
     return {"stopper": Stopper}
 '''
-# Everything that a run remembers: a steered KL coefficient and penalty, moments of the scores, a falling rate, a reward
-# with a memory.
+# Every kind of state that a checkpoint must keep: an adaptive KL coefficient and penalty, moments of the scores, a
+# falling learning rate, a stateful reward.
 SETTINGS = (
     f"ppo.iterations={LAST}", "kl.controller=adaptive", "kl.target=0.5", "kl.horizon=20", "ppo.score_normalize=true",
     "loss.policy=ppo_penalty", "loss.penalty_target=0.01", "ppo.epochs=2", "run.checkpoint_every=0",
@@ -55,7 +58,7 @@ def arguments(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(arguments, tmp_path_factory):
-    """The run that nobody stopped."""
+    """Directory of a run that was not stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
     done("run", *arguments, "--out", out)
     return out
@@ -63,7 +66,7 @@ def whole(arguments, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(arguments, tmp_path_factory):
-    """A run that was stopped after six iterations."""
+    """Directory of a run that was stopped after six iterations."""
     out = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STOP_AT", "6")
@@ -73,12 +76,12 @@ def stopped(arguments, tmp_path_factory):
 
 @pytest.fixture
 def copy(stopped, tmp_path):
-    """The same, to go on with."""
+    """A copy of the stopped run, for one test to resume."""
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
 def left(directory):
-    """All that a run leaves which is no time: name -> hash or content."""
+    """Everything in a run directory except times: name -> hash or content."""
     found = {}
     for path in sorted([*directory.glob("model/*"), *directory.glob("checkpoints/step_*/*")]):
         if path.suffix == ".safetensors":
@@ -167,7 +170,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_part_of_the_state_is_needed(name, copy, whole):
-    """One part changed behind the manifest's back, and the comparison above must notice."""
+    """Each change is made to a checkpoint whose manifest is renewed; the comparison must see it in the results."""
     (path,) = all_of(copy / "checkpoints")
     files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != MANIFEST}
     with complete_directory(path) as temporary:
@@ -243,7 +246,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_begun_again(copy):
 
 
 def test_a_link_loses_itself_and_not_what_it_leads_to(copy, tmp_path):
-    """A model/ that was moved to a larger disk, a checkpoint likewise."""
+    """model/ or a checkpoint may be a symbolic link, for example to a larger disk."""
     done("run", "--resume", copy)
     for path in (copy / "model", all_of(copy / "checkpoints")[0]):
         away = path.rename(tmp_path / f"moved-{path.name}")
@@ -351,6 +354,21 @@ def test_another_number_of_threads_is_said(copy):
     torch.set_num_threads(1)
 
 
+def test_a_run_that_trained_its_own_reward_model_goes_on(tiny, tmp_path):
+    """The path of the model is filled in by the run; resume must not take it for a value that the user changed."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"We saw {i}", "chosen": f" a good one of {i}.", "rejected": f" a bad {i}."} for i in range(60)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = ("--set", f"corpus.preferences={pairs}", "--set", "reward_model.epochs=1", "--reward", "trained")
+    for name in ("whole", "stopped"):
+        iterations = ("--set", f"ppo.iterations={4 if name == 'whole' else 2}", "--set", "ppo.schedule=constant")
+        done("run", *tiny, *sets, *iterations, "--out", tmp_path / name)
+    resumed = done("run", "--resume", tmp_path / "stopped", "--set", "ppo.iterations=4")
+    assert "resumed     after step 2" in resumed.err
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
 # ---- what is there, and what is not -----------------------------------------------------------------------
 
 
@@ -366,7 +384,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(copy, whole):
 
 
 def test_what_is_saved_behind_a_damaged_checkpoint_is_kept(arguments, copy, monkeypatch):
-    """A damaged step 9; a run that goes on from 6 and is stopped at 8 goes on from 8, and the damaged one is aside."""
+    """Step 9 is damaged: the run resumes from 6, stops at 8, resumes from 8, and keeps step 9 under another name."""
     shutil.copytree(copy / "checkpoints" / "step_00000006", copy / "checkpoints" / "step_00000009")
     (copy / "checkpoints" / "step_00000009" / "state.json").write_text("{}")
     monkeypatch.setenv("STOP_AT", "8")
@@ -456,7 +474,7 @@ def test_the_second_signal_acts_at_once_and_an_ignored_one_stays_ignored():
             os.kill(os.getpid(), signal.SIGINT)
         stop.leave("at the end")
     with pytest.raises(KeyboardInterrupt), deferred():
-        os.kill(os.getpid(), signal.SIGINT)  # nobody looked: it acts when the step is over
+        os.kill(os.getpid(), signal.SIGINT)  # nobody looked at stop.asked: it acts when the step is over
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with deferred() as stop, handled(lambda *_: None, (signal.SIGHUP,)):
@@ -479,7 +497,7 @@ def test_a_signal_within_a_call_of_a_library_acts_when_it_is_over():
 
 
 def test_a_signal_within_an_import_waits_until_it_is_over(tmp_path, monkeypatch):
-    """An import that catches everything would swallow it, one that does not would be left half done."""
+    """An exception in an import would be swallowed by one that catches everything, and leave another half done."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "imports_slowly.py").write_text(
         "import os, signal, time\n"
