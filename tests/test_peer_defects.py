@@ -395,9 +395,9 @@ def test_a_resumed_run_goes_on_with_the_adapted_kl_coefficient(tmp_path):
     steered = {"target": 1e-9, "horizon": 80}
     state = state_of(small_policy(), beta=0.05, reference=Reference(small_policy(40)), **steered)
     iteration(state)  # KL far above the target: beta (1 + 0.2 x 16 / 80) = 1.04 beta
-    path = checkpoint.save(tmp_path, state, {}, {})
+    path = checkpoint.save_checkpoint(tmp_path, state, {}, {})
     resumed = state_of(small_policy(7), beta=0.05, reference=state.reference, **steered)
-    checkpoint.load(path, resumed)
+    checkpoint.load_checkpoint(path, resumed)
     assert resumed.controller.beta == pytest.approx(0.052, rel=1e-12)
     assert resumed.controller.beta == state.controller.beta
     _, metrics = iteration(resumed)

@@ -104,7 +104,7 @@ def past_alarms(run: RunContext, training: Training) -> Alarms:
 def save_state(run: RunContext, training: Training, sizes: dict[str, int]) -> None:
     """Write a checkpoint of this iteration, then delete the oldest ones. sizes: bytes of each log file by its name."""
     root, facts = run.directory / "checkpoints", training.facts | {"files": sizes}
-    path = checkpoint.save(root, training.state, component_states(training.stateful), facts)
+    path = checkpoint.save_checkpoint(root, training.state, component_states(training.stateful), facts)
     checkpoint.prune(path, run.config.run.keep_checkpoints)
     run.emit({"event": "checkpoint", "step": training.state.step, "path": str(path)})
 

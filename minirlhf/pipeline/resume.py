@@ -23,7 +23,7 @@ from minirlhf.pipeline.training import Training
 from minirlhf.store import checkpoint
 from minirlhf.store.files import discard, read_json, remove_left
 from minirlhf.store.jsonl import cut, read_rows
-from minirlhf.store.state import whole
+from minirlhf.store.state import checked_count
 
 MAY_CHANGE = {
     "plugins",
@@ -107,11 +107,11 @@ def go_on(run: RunContext, training: Training, path: Path | None) -> None:
     """
     sizes: dict[str, int] = {}
     if path is not None:
-        components, saved = checkpoint.load(path, training.state)
+        components, saved = checkpoint.load_checkpoint(path, training.state)
         check_data(path, saved, training.facts)
         try:
-            sizes = {name: whole(saved["files"][name]) for name in LOG_FILES}
-            iterations = whole(saved["config"]["ppo"]["iterations"])
+            sizes = {name: checked_count(saved["files"][name]) for name in LOG_FILES}
+            iterations = checked_count(saved["config"]["ppo"]["iterations"])
         except (KeyError, TypeError, ValueError) as fault:
             what = f"not the state of a run ({type(fault).__name__}: {fault})"
             raise CheckpointError(what, str(path / "state.json"), "use another checkpoint") from None

@@ -28,5 +28,5 @@ def kept(root: Path, prefix: str, key: dict[str, Any], make: Callable[[Path], No
                 emit({"event": "warning", "message": f"{stage.replace('_', ' ')} is made again: {fault}"})
         remove_left(root, directory.name)
         make(directory)
-        progress.done(progress.place_of(directory))
+        progress.discard_progress(progress.progress_directory(directory))
     return directory

@@ -170,7 +170,7 @@ def build_sft(
     def told(step: int, metrics: dict[str, float]) -> None:
         emit({"event": "sft", "step": step, "steps": steps, **metrics})
 
-    going = progress.place_of(directory)
+    going = progress.progress_directory(directory)
     progress.drive(going, kept_name("sft-", key), state, sft.train(state, examples, settings), steps, told, emit)
     after = sft.heldout_loss(model, held, settings.batch_size)
     facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
@@ -199,7 +199,7 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
         if step % every == 0 or step == total:
             emit({"event": "pretrain", "step": step, "steps": total, **metrics})
 
-    going = progress.place_of(directory)
+    going = progress.progress_directory(directory)
     progress.drive(going, kept_name("", key), state, train(state, data, config.pretrain), total, told, emit)
     seconds = perf_counter() - started
     facts = {

@@ -62,11 +62,11 @@ def train_reward_model(config: Config, out: Path | None, device: torch.device, e
     pairs = read_pairs(config)
     read_shown(config)
     start = prepare_start(config, prepare_base(config, device, emit), device, emit)
-    going = progress.place_of(directory)
+    going = progress.progress_directory(directory)
     try:
         with locked(going / ".lock"):
             build(config, directory, start, pairs, device, emit)
-            progress.done(going)
+            progress.discard_progress(going)
     except (KeyboardInterrupt, Terminated) as told:
         how = f"the same command with --out {shlex.quote(str(directory))} goes on"
         raise type(told)(how) from told
@@ -155,7 +155,7 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
     responses = own_responses(config, start, pairs, device)
     members, best_steps = [], []
     for index in range(count):
-        going = progress.place_of(directory) / str(index)
+        going = progress.progress_directory(directory) / str(index)
         model, best_step = build_member(config, index, start, pairs, watched, device, going, emit)
         normalise(model, responses)
         members.append(model)

@@ -1,9 +1,9 @@
-"""A stage that is trained step by step (pretraining, SFT, a reward model), kept on disk while it is not finished.
+"""Progress of a stage that is trained step by step (pretraining, SFT, a reward model), kept while it is not finished.
 
-    .going-NAME/step_00000170/   state.safetensors  state.json  MANIFEST.json
+    .going-NAME/step_00000170/   FIELD.safetensors ...  state.json  MANIFEST.json
 
-beside what the stage will make. A stage that was killed or told to stop goes on from there, to the same bits. The state
-is any dataclass of modules, an AdamW, a schedule, dictionaries of tensors and numbers: each field is taken as it is.
+It lies beside the directory that the stage will make. A stage that was killed or told to stop continues from there, to
+the same bits. Not here: how a state becomes files (state.py), and what the stages are (stages/).
 """
 
 import shutil
@@ -16,15 +16,14 @@ import torch
 from minirlhf.errors import CheckpointError
 from minirlhf.signals import deferred
 from minirlhf.store import checkpoint
-from minirlhf.store.files import complete_directory, discard, read_json, write_json
-from minirlhf.store.state import check_finite, put, taken
-from minirlhf.store.weights import read_tensors, save_tensors
+from minirlhf.store.files import complete_directory, discard
+from minirlhf.store.state import check_weights_finite, read_facts, restore_state, write_state
 
-SAVES = 10  # of a stage
+SAVES = 10  # saves during a stage
 
 
-def place_of(directory: Path) -> Path:
-    """Where the progress of what will be `directory` is kept."""
+def progress_directory(directory: Path) -> Path:
+    """Directory that keeps the progress of what will be `directory`."""
     return directory.with_name(f".going-{directory.name}")
 
 
@@ -37,12 +36,12 @@ def drive(
     told: Callable[[int, dict[str, float]], None],
     emit: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Go through the steps of a stage from where its progress is; `told` hears of each.
+    """Run the steps of a stage, from its saved progress if there is some; call `told` after each.
 
-    steps: the stage's generator over `state`, not started. key: what decides the stage's result; progress of another
-    key is not used. A signal is answered after the step that is going on, and a save.
+    steps: the stage's generator over `state`, not started. key: hash of everything that decides the stage's result;
+    progress of another key is not used. A signal ends the stage after the current step, once it is saved.
     """
-    found = load(place, key, state, emit)
+    found = load_progress(place, key, state, emit)
     if found:
         emit({"event": "resumed", "step": found, "from": str(checkpoint.directory_of(place, found))})
     every = max(1, total // SAVES)
@@ -50,43 +49,48 @@ def drive(
         for step, metrics in steps:
             told(step, metrics)
             if stop.asked or (step % every == 0 and step < total):
-                save(place, key, state)
+                save_progress(place, key, state)
             stop.leave("the same command goes on from here")
 
 
-def done(place: Path) -> None:
-    """The stage is finished and its result on disk: its progress goes."""
+def discard_progress(place: Path) -> None:
+    """Delete the progress of a stage, because its result is on disk or the progress cannot be used."""
     shutil.rmtree(place, ignore_errors=True)
 
 
-def save(place: Path, key: str, state: Any) -> None:
-    """Write the state as place/step_NNNNNNNN, and then remove what was there before."""
-    tensors, numbers = taken(state)
-    check_finite(tensors, f"step {state.step}", "try a lower learning rate")
+def save_progress(place: Path, key: str, state: Any) -> None:
+    """Write the state as place/step_NNNNNNNN, then remove the one before it."""
+    check_weights_finite(state, f"step {state.step}", "try a lower learning rate")
     place.mkdir(parents=True, exist_ok=True)
     path = checkpoint.directory_of(place, state.step)
     with complete_directory(path) as temporary:
-        save_tensors(tensors, temporary / "state.safetensors")
-        write_json(temporary / "state.json", {"key": key, "threads": torch.get_num_threads(), **numbers})
+        write_state(temporary, state, {"key": key, "threads": torch.get_num_threads()})
     checkpoint.prune(path, 1)
 
 
-def load(place: Path, key: str, state: Any, emit: Callable[[dict[str, Any]], None]) -> int:
-    """Put the newest whole progress of this key into `state`; the step it is of, 0 if there is none. What is of no use
-    goes: it would be taken for newer than what is saved next."""
+def load_progress(place: Path, key: str, state: Any, emit: Callable[[dict[str, Any]], None]) -> int:
+    """Restore `state` from the newest whole progress of this key; return its step, 0 if there is none.
+
+    Unusable progress is deleted; otherwise it could rank as newer than the next save.
+    """
 
     def warn(message: str) -> None:
         emit({"event": "warning", "message": message})
 
     path = checkpoint.newest(place, lambda fault: warn(f"passed over: {fault}"))
-    saved = {} if path is None else read_json(path / "state.json", CheckpointError)
+    saved: dict[str, Any] = {}
+    if path is not None:
+        try:
+            saved = read_facts(path, "it is begun again")
+        except CheckpointError as fault:
+            warn(f"passed over: {fault}")
     if path is None or saved.get("key") != key:
-        done(place)
+        discard_progress(place)
         return 0
     for other in checkpoint.all_of(place):
         if other != path:
             discard(other)
     if saved.get("threads") != torch.get_num_threads():
         warn(f"threads were {saved.get('threads')}, are {torch.get_num_threads()}: the last bits may differ")
-    put(state, read_tensors(path / "state.safetensors"), saved, path)
+    restore_state(state, path, saved, f"remove {place}")
     return int(state.step)

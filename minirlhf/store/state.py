@@ -1,8 +1,19 @@
-"""States with tensors: packed into named tensors and plain numbers, and restored to the bit."""
+"""The one codec of states: a dataclass with models, optimiser, schedule and numbers, as files and back to the bit.
 
-from dataclasses import fields
+    FIELD.safetensors    for each field with tensors: a module, an optimiser, or a dictionary of tensors
+    state.json           "format", and every other field: floats as float.hex(), counts, nested dataclasses of these,
+                         a schedule as its counter, a frozen reference as its hash
+
+Checkpoints of runs (checkpoint.py) and of unfinished stages (progress.py) are both written and read here. Nothing in
+the files is trusted: names, shapes, dtypes and finiteness are checked before anything changes. Not here: complete
+directories and manifests (files.py), and which directory is the newest (checkpoint.py).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +21,140 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.errors import CheckpointError, DivergedError
-from minirlhf.models.optimizer import MOMENTS, AdamW
-from minirlhf.store.weights import restore
+from minirlhf.models.optimizer import MOMENTS
+from minirlhf.store.files import read_json, write_json
+from minirlhf.store.weights import read_tensors, restore, save_tensors
+
+STATE = "state.json"
+FORMAT = 2  # raise when older files can no longer be read
 
 
-def whole(value: Any) -> int:
-    """A count as JSON has it, or ValueError."""
+@runtime_checkable
+class Frozen(Protocol):
+    """Model that never changes: it is saved as its hash, and compared when a state is restored."""
+
+    hash: str
+
+
+def write_state(directory: Path, state: Any, facts: Mapping[str, Any]) -> None:
+    """Write a state into a directory, with `facts` beside its numbers in state.json."""
+    for name, tensors in tensors_of(state).items():
+        save_tensors(tensors, directory / f"{name}.safetensors")
+    numbers = {name: packed(value) for name, value in plain_fields(state).items()}
+    write_json(directory / STATE, {"format": FORMAT, **numbers, **facts})
+
+
+def read_facts(directory: Path, todo: str) -> dict[str, Any]:
+    """state.json of a directory; CheckpointError, with advice, if it is damaged or of another format."""
+    saved = read_json(directory / STATE, CheckpointError)
+    if saved.get("format") != FORMAT:
+        what = f"made by another version of minirlhf (format {saved.get('format', 1)}, this one reads {FORMAT})"
+        raise CheckpointError(what, str(directory), todo)
+    return saved
+
+
+def restore_state(state: Any, directory: Path, saved: Mapping[str, Any], todo: str) -> None:
+    """Restore a state from the files of `write_state`; saved: its state.json.
+
+    Raises CheckpointError for anything that does not fit. All numbers are read before the first tensor is restored.
+    """
+    numbers = {}
+    for name, value in plain_fields(state).items():
+        if isinstance(value, Frozen) and saved.get(name) != value.hash:
+            what = f"the {name} is {value.hash[:12]}, the checkpoint was made against {str(saved.get(name))[:12]}"
+            raise CheckpointError(what, str(directory), f"resume with the run's own {name}")
+        try:
+            numbers[name] = unpacked(value, saved[name])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
+            what = f"{name} is not as it was saved ({type(fault).__name__}: {fault})"
+            raise CheckpointError(what, str(directory / STATE), todo) from None
+    for name in tensors_of(state):
+        value, file = getattr(state, name), directory / f"{name}.safetensors"
+        tensors = read_tensors(file)
+        if isinstance(value, nn.Module):
+            restore(value, tensors, file)
+        elif isinstance(value, Optimizer):
+            restore_optimizer(value, tensors, file)
+        else:
+            device = next(p for m in modules_of(state) for p in m.parameters()).device
+            setattr(state, name, {key: tensor.to(device) for key, tensor in tensors.items()})
+    for name, number in numbers.items():
+        value = getattr(state, name)
+        if isinstance(value, LambdaLR):
+            restore_schedule(value, number)
+        elif not isinstance(value, Frozen):
+            setattr(state, name, number)
+
+
+def tensors_of(state: Any) -> dict[str, dict[str, Tensor]]:
+    """Tensors of each field that has some, on the CPU: {field: {name: tensor}}."""
+    found = {}
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, nn.Module):
+            found[field.name] = {name: t.detach().cpu().contiguous() for name, t in value.state_dict().items()}
+        elif isinstance(value, Optimizer):
+            found[field.name] = optimizer_tensors(value)
+        elif isinstance(value, dict):
+            # A copy each: safetensors refuses tensors that share their memory, as the best weights so far may do.
+            found[field.name] = {name: t.detach().cpu().clone() for name, t in value.items()}
+    return found
+
+
+def plain_fields(state: Any) -> dict[str, Any]:
+    """Fields without tensors: numbers, dataclasses of numbers, schedules and frozen models."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    return {name: value for name, value in values.items() if not isinstance(value, nn.Module | Optimizer | dict)}
+
+
+def modules_of(state: Any) -> list[nn.Module]:
+    """Modules among the fields of a state."""
+    values = [getattr(state, field.name) for field in fields(state)]
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def packed(value: Any) -> Any:
+    """A field without tensors as JSON: floats in hexadecimal, so that they come back to the bit."""
+    if isinstance(value, LambdaLR):
+        return value.last_epoch
+    if isinstance(value, Frozen):
+        return value.hash
+    if is_dataclass(value):
+        return {field.name: packed(getattr(value, field.name)) for field in fields(value)}
+    return value.hex() if isinstance(value, float) else value
+
+
+def unpacked(like: Any, saved: Any) -> Any:
+    """Reverse of `packed` for a field that now holds `like`; ValueError, KeyError or TypeError if it does not fit."""
+    if isinstance(like, LambdaLR):
+        return checked_count(saved)
+    if isinstance(like, Frozen):
+        return like.hash
+    if is_dataclass(like) and not isinstance(like, type):
+        return replace(like, **{f.name: unpacked(getattr(like, f.name), saved[f.name]) for f in fields(like)})
+    if isinstance(like, float):
+        number = float.fromhex(saved)
+        if not math.isfinite(number):
+            raise ValueError("it is not finite")
+        return number
+    if like is None and saved is not None:
+        raise ValueError(f"expected no value, got {str(saved)[:40]!r}")
+    return None if like is None else checked_count(saved)
+
+
+def checked_count(value: Any) -> int:
+    """A count from JSON, or ValueError."""
     if type(value) is not int or not 0 <= value < 1 << 53:
         raise ValueError(f"{str(value)[:40]!r} is no count")
     return value
 
 
-def check_finite(tensors: dict[str, Tensor], where: str, todo: str) -> None:
-    """Weights that are no longer numbers are not written over those that are (DivergedError)."""
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise DivergedError(f"{name} is not finite", where, todo)
+def check_weights_finite(state: Any, where: str, todo: str) -> None:
+    """Raise DivergedError for a tensor that is not finite: it must not replace weights that are."""
+    for tensors in tensors_of(state).values():
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise DivergedError(f"{name} is not finite", where, todo)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -38,8 +167,10 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], where: Path) -> None:
-    """Put back what `optimizer_tensors` gave: of a parameter everything or nothing, moments of its shape and dtype, all
-    finite."""
+    """Restore what `optimizer_tensors` gave (CheckpointError if it does not fit).
+
+    A parameter has all its entries or none; moments have its shape and are finite. Nothing changes unless all fit.
+    """
     parameters = parameters_of(optimizer)
     state: dict[Tensor, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -57,61 +188,14 @@ def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], where: P
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters, in the order of the groups."""
+    """Parameters of an optimiser, in the order of its groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def restore_schedule(schedule: LambdaLR, epoch: int) -> None:
-    """Put the schedule at an iteration: LambdaLR computes the rates from its counter alone."""
+    """Set a schedule to an iteration: LambdaLR computes the rates from its counter alone."""
     rates = [base * function(epoch) for base, function in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     counters = {"last_epoch": epoch, "_step_count": epoch + 1, "_last_lr": rates}
     schedule.load_state_dict(schedule.state_dict() | counters)
-
-
-def taken(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, numbers) of a stage's state."""
-    tensors, numbers = dict[str, Tensor](), dict[str, Any]()
-    for field in fields(state):
-        value = getattr(state, field.name)
-        if isinstance(value, LambdaLR):
-            numbers[field.name] = value.last_epoch
-        elif isinstance(value, float):
-            numbers[field.name] = value.hex()
-        elif isinstance(value, int):
-            numbers[field.name] = value
-        else:
-            # A copy each: safetensors refuses tensors that share their memory.
-            tensors |= {f"{field.name}/{name}": t.detach().cpu().clone() for name, t in _tensors(value).items()}
-    return tensors, numbers
-
-
-def _tensors(value: Any) -> dict[str, Tensor]:
-    if isinstance(value, nn.Module):
-        return value.state_dict()
-    found: dict[str, Tensor] = optimizer_tensors(value) if isinstance(value, AdamW) else value
-    return found
-
-
-def put(state: Any, tensors: dict[str, Tensor], numbers: dict[str, Any], where: Path) -> None:
-    """What `taken` took, back (CheckpointError if it does not fit)."""
-    like = next(p for f in fields(state) if isinstance(m := getattr(state, f.name), nn.Module) for p in m.parameters())
-    for field in fields(state):
-        value = getattr(state, field.name)
-        own = {name[len(field.name) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{field.name}/")}
-        try:
-            if isinstance(value, nn.Module):
-                restore(value, own, where)
-            elif isinstance(value, AdamW):
-                restore_optimizer(value, own, where)
-            elif isinstance(value, LambdaLR):
-                restore_schedule(value, whole(numbers[field.name]))
-            elif isinstance(value, float):
-                setattr(state, field.name, float.fromhex(numbers[field.name]))
-            elif isinstance(value, int):
-                setattr(state, field.name, whole(numbers[field.name]))
-            else:
-                setattr(state, field.name, {name: t.to(like.device) for name, t in own.items()})
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
-            raise CheckpointError(f"{field.name} is not as it was ({fault})", str(where), "remove it") from None

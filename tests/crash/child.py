@@ -70,7 +70,7 @@ def watch_saves(fault):
 
         setattr(module, name, function)
 
-    sound_save, sound_prune = checkpoint.save, checkpoint.prune
+    sound_save, sound_prune = checkpoint.save_checkpoint, checkpoint.prune
 
     def save(root, state, *rest):
         if checkpoint.directory_of(root, state.step).name == ARMED:
@@ -81,7 +81,7 @@ def watch_saves(fault):
         sound_prune(root, keep)
         saving.clear()
 
-    checkpoint.save, checkpoint.prune = save, prune
+    checkpoint.save_checkpoint, checkpoint.prune = save, prune
     wrapped(os, "fsync")
     wrapped(model, "save_file")
     sys.addaudithook(audit)

@@ -66,7 +66,7 @@ def tried(kind, function, *arguments):
 def saved(tmp_path):
     """Two checkpoints of one run."""
     for steps in (2, 3):
-        checkpoint.save(tmp_path, fresh(steps=steps), COMPONENTS, FACTS)
+        checkpoint.save_checkpoint(tmp_path, fresh(steps=steps), COMPONENTS, FACTS)
     return tmp_path
 
 
@@ -87,11 +87,11 @@ def test_a_changed_checkpoint_is_noticed_before_anything_of_it_is_read(saved, co
             file.unlink()
         else:
             file.write_bytes(changed)
-        said, _ = tried(CheckpointError, checkpoint.load, path, target)
+        said, _ = tried(CheckpointError, checkpoint.load_checkpoint, path, target)
         assert said or whitespace(name, before, changed)
         assert checkpoint.newest(saved) == older or whitespace(name, before, changed)
         file.write_bytes(before[name])
-    checkpoint.load(path, target)
+    checkpoint.load_checkpoint(path, target)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * memory
 
 
@@ -120,7 +120,7 @@ def test_a_forged_checkpoint_is_refused_or_fits(saved, count):
             for file, content in before.items():
                 (temporary / file).write_bytes(changed if file == name else content)
         target = fresh()
-        said, _ = tried(CheckpointError, checkpoint.load, path, target)
+        said, _ = tried(CheckpointError, checkpoint.load_checkpoint, path, target)
         refused += said is not None
         if said is None:
             assert all(p.isfinite().all() for p in target.policy.parameters())

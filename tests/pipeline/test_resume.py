@@ -157,8 +157,8 @@ MUTANTS = {
     "Adam's mean square": change("optimizer.safetensors", zero(".exp_avg_sq")),
     "Adam's count": change("optimizer.safetensors", zero(".step")),
     "no optimiser at all": change("optimizer.safetensors", dict.clear),
-    "the KL coefficient": state(lambda s: s.update(beta=(0.1).hex())),
-    "the penalty": state(lambda s: s.update(penalty=(3.0).hex())),
+    "the KL coefficient": state(lambda s: s["controller"].update(beta=(0.1).hex())),
+    "the penalty": state(lambda s: s["penalty"].update(beta=(3.0).hex())),
     "the moments of the scores": state(lambda s: s["score_moments"].update(total=(0.0).hex())),
     "the learning rate": state(lambda s: s.update(schedule=0)),
     "what a reward remembers": state(lambda s: s["components"]["reward/novelty"].update(seen={})),
@@ -215,7 +215,7 @@ def test_twice_is_once_and_what_is_finished_says_so(copy, whole):
 def test_a_refused_extension_leaves_the_result_as_it_was(copy):
     done("run", "--resume", copy)
     (path,) = [p for p in all_of(copy / "checkpoints") if p.name == f"step_{LAST:08d}"]
-    forge(path, {"reference_sha256": "0" * 64})
+    forge(path, {"reference": "0" * 64})
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"}
     refused(4, "run", "--resume", copy, "--set", "ppo.iterations=14", said=("the reference is",))
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"} == before
@@ -293,7 +293,7 @@ def test_other_values_are_refused_naming_both_and_all(copy):
 def test_another_reference_tokenizer_or_prompts_are_refused_with_both_hashes(copy):
     (path,) = all_of(copy / "checkpoints")
     parts = {
-        "reference_sha256": "the reference is",
+        "reference": "the reference is",
         "tokenizer": "not the tokenizer of",
         "prompts": "not the prompts of",
     }
@@ -319,7 +319,7 @@ def forge(path, values):
         {"files": [1]}, {"files": {"metrics.jsonl": "9", "samples.jsonl": 0}}, {"files": {}}, {"config": {"ppo": 3}},
         {"files": {"metrics.jsonl": -1, "samples.jsonl": 0}}, {"files": {"metrics.jsonl": 1.5, "samples.jsonl": 0}},
         {"components": {"scoring": {"failed": "x"}}}, {"components": {"scoring": {"failed": 1e999}}}, {"step": "6"},
-        {"beta": None},
+        {"controller": None}, {"penalty": {"beta": 1.0, "target": None}}, {"format": "2"},
     ],
 )  # fmt: skip
 def test_a_forged_state_is_one_line(values, copy):

@@ -103,7 +103,7 @@ PERTURBED = {
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     state = fresh(steps=3)
-    return checkpoint.save(tmp_path_factory.mktemp("checkpoints"), state, COMPONENTS, FACTS), snapshot(state)
+    return checkpoint.save_checkpoint(tmp_path_factory.mktemp("checkpoints"), state, COMPONENTS, FACTS), snapshot(state)
 
 
 @pytest.mark.filterwarnings("error")
@@ -114,7 +114,7 @@ def test_every_item_of_the_state_comes_back_to_the_bit(saved, item):
     assert snapshot(state) == expected
     PERTURBED[item](state)
     assert snapshot(state) != expected, "the snapshot does not see this item"
-    checkpoint.load(path, state)
+    checkpoint.load_checkpoint(path, state)
     assert snapshot(state) == expected
 
 
@@ -122,7 +122,7 @@ def test_every_item_of_the_state_comes_back_to_the_bit(saved, item):
 def test_it_comes_back_into_a_state_that_has_done_nothing_and_both_go_on_alike(saved):
     path, expected = saved
     state = fresh()
-    components, facts = checkpoint.load(path, state)
+    components, facts = checkpoint.load_checkpoint(path, state)
     assert snapshot(state) == expected
     assert facts["torch"] == "2"
     assert facts["step"] == 3
@@ -152,8 +152,10 @@ def same(components):
 
 def test_views_of_one_tensor_are_saved_as_what_they_are(tmp_path):
     base = torch.arange(6.0)
-    path = checkpoint.save(tmp_path, fresh(), {"kl": {"a": base[:3], "b": base[3:], "c": base, "d": base}}, {})
-    found = checkpoint.load(path, fresh())[0]["kl"]
+    path = checkpoint.save_checkpoint(
+        tmp_path, fresh(), {"kl": {"a": base[:3], "b": base[3:], "c": base, "d": base}}, {}
+    )
+    found = checkpoint.load_checkpoint(path, fresh())[0]["kl"]
     assert [found[name].tolist() for name in "abcd"] == [[0, 1, 2], [3, 4, 5], list(range(6)), list(range(6))]
 
 
@@ -163,7 +165,7 @@ def test_what_is_on_disk_has_a_manifest_and_no_float_as_decimal(saved):
     assert {p.name for p in path.iterdir()} == names
     assert path.name == "step_00000003"
     state = json.loads((path / "state.json").read_text())
-    assert float.fromhex(state["beta"]) == fresh(steps=3).controller.beta
+    assert float.fromhex(state["controller"]["beta"]) == fresh(steps=3).controller.beta
     assert set(json.loads((path / MANIFEST).read_text())["files"]) == names - {MANIFEST}
 
 
@@ -171,7 +173,7 @@ def test_a_state_of_another_reference_is_refused_with_both_hashes(saved):
     path, _ = saved
     other = fresh(reference=1)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load(path, other)
+        checkpoint.load_checkpoint(path, other)
     for part in (other.reference.hash[:12], fresh().reference.hash[:12]):
         assert part in str(error.value)
     assert error.value.exit_code == 4
@@ -211,14 +213,17 @@ FORGED = {
     "a parameter that is not there": (optimizer(**{"999.step": torch.tensor(1.0)}), "999.step does not fit"),
     "a moment of no optimizer": (optimizer(**{"0.momentum": torch.tensor(1.0)}), "0.momentum does not fit"),
     "a name that is no number": (optimizer(**{"x.step": torch.tensor(1.0)}), "x.step does not fit"),
-    "no beta": (state_json(beta="gone"), "state.json"),
-    "a beta that is no number": (state_json(beta="zero"), "state.json"),
+    "no beta": (state_json(controller={"target": None}), "controller is not as it was saved (KeyError"),
+    "a beta that is no number": (state_json(penalty={"beta": "zero", "target": None}), "state.json"),
+    "no controller": (state_json(controller="gone"), "controller is not as it was saved (KeyError"),
+    "a target where there is none": (state_json(penalty={"beta": "0x1p+0", "target": None}), "penalty is not as"),
     "a step that is text": (state_json(step="three"), "state.json"),
     "a step that is negative": (state_json(step=-3), "'-3' is no count"),
     "a step of another directory": (state_json(step=4), "it is of step 4"),
     "a step beyond all measure": (state_json(step=1 << 60), "is no count"),
-    "a beta that is no finite number": (state_json(beta="nan"), "a coefficient is not finite"),
+    "a beta that is no finite number": (state_json(penalty={"beta": "nan", "target": "nan"}), "it is not finite"),
     "moments that are a list": (state_json(score_moments=[1]), "state.json"),
+    "files of an older version": (state_json(format="gone"), "made by another version of minirlhf (format 1"),
 }
 
 
@@ -226,16 +231,16 @@ FORGED = {
 def test_a_forged_checkpoint_with_a_fitting_manifest_is_refused(saved, fault):
     change, said = FORGED[fault]
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load(rewritten(saved[0], change), fresh())
+        checkpoint.load_checkpoint(rewritten(saved[0], change), fresh())
     assert said in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json", MANIFEST])
 def test_a_damaged_file_is_refused_and_the_newest_whole_one_is_found(tmp_path, name):
     state = fresh(steps=1)
-    first = checkpoint.save(tmp_path, state, {}, {})
+    first = checkpoint.save_checkpoint(tmp_path, state, {}, {})
     state.step = 2
-    second = checkpoint.save(tmp_path, state, {}, {})
+    second = checkpoint.save_checkpoint(tmp_path, state, {}, {})
     assert checkpoint.newest(tmp_path) == second
     data = bytearray((second / name).read_bytes())
     data[len(data) // 2] ^= 4
@@ -243,7 +248,7 @@ def test_a_damaged_file_is_refused_and_the_newest_whole_one_is_found(tmp_path, n
     before = snapshot(fresh())
     target = fresh()
     with pytest.raises(CheckpointError):
-        checkpoint.load(second, target)
+        checkpoint.load_checkpoint(second, target)
     assert snapshot(target) == before  # nothing of it was taken
     assert checkpoint.newest(tmp_path) == first
 
@@ -259,7 +264,7 @@ def test_pruning_keeps_the_newest_and_touches_nothing_else(tmp_path):
     state = fresh()
     for step in (1, 9, 10, 100):
         state.step = step
-        checkpoint.save(tmp_path, state, {}, {})
+        checkpoint.save_checkpoint(tmp_path, state, {}, {})
     (tmp_path / "step_of_mine").mkdir()
     damaged = checkpoint.directory_of(tmp_path, 200)
     damaged.mkdir()

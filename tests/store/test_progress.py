@@ -87,17 +87,17 @@ def test_progress_of_other_settings_is_not_used(tmp_path):
         return sft.SFTState.start(small_trunk(), SFTConfig())
 
     said = []
-    state, place = fresh(), progress.place_of(tmp_path / "sft-abc")
+    state, place = fresh(), progress.progress_directory(tmp_path / "sft-abc")
     assert place == tmp_path / ".going-sft-abc"
-    assert progress.load(place, "key", state, said.append) == 0
+    assert progress.load_progress(place, "key", state, said.append) == 0
     state.step, state.tokens = 3, 17
     state.model.norm.weight.data.fill_(2.0)
-    progress.save(place, "key", state)
+    progress.save_progress(place, "key", state)
     same = fresh()
-    assert progress.load(place, "key", same, said.append) == 3
+    assert progress.load_progress(place, "key", same, said.append) == 3
     assert (same.step, same.tokens, same.model.norm.weight[0]) == (3, 17, 2)
     other = fresh()
-    assert progress.load(place, "another key", other, said.append) == 0
+    assert progress.load_progress(place, "another key", other, said.append) == 0
     assert (other.step, other.model.norm.weight[0]) == (0, 1)
     assert not place.exists()  # or it would be taken for newer than what is saved next
     assert said == []
@@ -108,8 +108,8 @@ def test_damaged_progress_is_passed_over_and_gone(tmp_path):
     for step in (9, 2):
         state = sft.SFTState.start(small_trunk(), SFTConfig())
         state.step = step
-        progress.save(place, "key", state)
+        progress.save_progress(place, "key", state)
     (place / "step_00000009" / "state.json").write_text("{}")
-    assert progress.load(place, "key", state, said.append) == 2
+    assert progress.load_progress(place, "key", state, said.append) == 2
     assert [path.name for path in place.iterdir()] == ["step_00000002"]
     assert "passed over" in said[0]["message"]
