@@ -31,9 +31,9 @@ def command(
 
     from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up
-    from minirlhf.stages.base import prepare_base, prepare_start, read_shown
+    from minirlhf.stages.base import prepare_base, prepare_start, read_sft_data
 
-    read_shown(config)  # faults of the file are found before anything is trained
+    read_sft_data(config)  # faults of the file are found before anything is trained
     on = set_up(config.run)
     with progress(ui, as_json) as emit:
         start = prepare_start(config, prepare_base(config, on, emit), on, emit)

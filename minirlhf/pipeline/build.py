@@ -14,7 +14,7 @@ from minirlhf.components.registry import Registry
 from minirlhf.config.schema import AdvantageConfig, Config, RewardConfig, RunConfig
 from minirlhf.errors import InputError
 from minirlhf.rewards.call import RewardModels, Scale
-from minirlhf.stages.preferences import reward_model_place
+from minirlhf.stages.preferences import reward_model_directory
 from minirlhf.tensors import Whitening
 
 TRAINED_REWARD_NAMES = ("trained", f"{PROJECT}:trained")  # the reward whose model the run itself may train
@@ -82,7 +82,7 @@ def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:
     waiting = [label for label, r in rewards.items() if r.use in TRAINED_REWARD_NAMES and not r.options.get("path")]
     if config.corpus.preferences is None or not waiting:
         return rewards, []
-    path = str(reward_model_place(config))
+    path = str(reward_model_directory(config))
     for label in waiting:
         options = {**rewards[label].options, "path": path}
         rewards[label] = rewards[label].model_copy(update={"options": options})

@@ -22,7 +22,7 @@ from minirlhf.rewards.call import RewardModels, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch
-from minirlhf.stages.evaluate import Evaluation, best_of_n, bootstrap_interval, evaluate, residual_spread
+from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_interval, evaluate, residual_spread
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.streams import generator
 from minirlhf.tensors import Moments
@@ -39,7 +39,7 @@ def evaluate_run(
     config, problem, tokenizer, device = run.config, problem_of(run.config), models.tokenizer, models.device
     if problem is not None:
         heldout = [heldout[i % len(heldout)] for i in range(config.evaluation.prompts)]
-    sizes = {"max_new_tokens": config.sampler.max_new_tokens, "seed": config.run.seed}
+    sampling = Sampling(tokenizer, config.sampler.max_new_tokens, config.run.seed)
     chosen = heldout[: config.evaluation.prompts]
 
     def scores_of(rollout: Rollout) -> Scores:
@@ -51,23 +51,19 @@ def evaluate_run(
         shaped = shape_scores(scores_of(rollout), rollout, zeros, Moments(0.0, 0.0, 0), config.ppo, config.truncation)
         return shaped.scores, shaped.rollout.mask.any(dim=1)
 
-    result = evaluate(
-        models.policy, models.reference, batch(chosen, tokenizer, device), scores_of, tokenizer,
-        resamples=config.evaluation.bootstrap, **sizes,
-    )  # fmt: skip
+    prompts, resamples = batch(chosen, tokenizer, device), config.evaluation.bootstrap
+    result = evaluate(models.policy, models.reference, prompts, scores_of, sampling, resamples)
     result.summary["kl_coef"] = beta
     few = chosen[: config.evaluation.residual_prompts]
     if few and not config.ppo.score_normalize:  # the moments that would normalise them are not kept with the run
         repeated = batch(few, tokenizer, device, config.evaluation.residual_responses)
         for name, model in {"reference": models.reference.policy, "policy": models.policy}.items():
-            spread = residual_spread(
-                model, models.reference, repeated, shaped_scores_of, tokenizer, beta=beta, **sizes
-            )  # fmt: skip
+            spread = residual_spread(model, models.reference, repeated, shaped_scores_of, sampling, beta)
             result.summary[name]["residual_std"] = spread
     if few and config.evaluation.best_of and problem is None:  # a problem's best response is known without sampling
         samples = config.evaluation.best_of
         repeated = batch(few, tokenizer, device, samples)
-        result.summary["best_of_n"] = best_of_n(models.reference, repeated, samples, scores_of, tokenizer, **sizes)
+        result.summary["best_of_n"] = best_of_n(models.reference, repeated, samples, scores_of, sampling)
     if config.corpus.text == TRUE_SCORE_CORPUS and problem is None:
         add_true_scores(result, config)
     if problem is not None:

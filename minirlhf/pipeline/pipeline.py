@@ -28,7 +28,7 @@ from minirlhf.report.of_run import write_report
 from minirlhf.rewards.call import RewardModels
 from minirlhf.rl.doubts import doubts
 from minirlhf.stages.base import Base, prepare_base, prepare_start
-from minirlhf.stages.data import Prompts, fit
+from minirlhf.stages.data import Prompts, fit_to_context
 from minirlhf.stages.evaluate import Evaluation
 from minirlhf.stages.preferences import prepare_reward_model
 from minirlhf.store.files import write_text
@@ -93,7 +93,9 @@ def train_rewards(run: RunContext, sources: Sources, base: Base) -> RewardModels
 
 def fit_prompts_of(run: RunContext, sources: Sources, tokenizer: Tokenizer) -> Prompts:
     """The prompts that leave room for a whole response; a warning for all that was done to get them."""
-    prompts = fit(sources.candidates, tokenizer, run.config.model.max_positions - run.config.sampler.max_new_tokens)
+    prompts = fit_to_context(
+        sources.candidates, tokenizer, run.config.model.max_positions - run.config.sampler.max_new_tokens
+    )
     for note in prompts.notes:
         run.warn(note)
     return prompts

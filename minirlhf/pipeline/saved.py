@@ -13,8 +13,8 @@ from minirlhf.config.schema import Config
 from minirlhf.errors import InputError, UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.pipeline.sources import read_run_prompts
-from minirlhf.stages.base import base_place, reference_of, sampler_of
-from minirlhf.stages.data import Prompts, fit
+from minirlhf.stages.base import base_directory, reference_of, sampler_of
+from minirlhf.stages.data import Prompts, fit_to_context
 from minirlhf.store.files import verify
 from minirlhf.store.weights import load_policy, load_transformer
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
@@ -67,7 +67,7 @@ def side_of(models: RunModels, config: Config, side: str) -> Policy:
 
 def base_before_sft(models: RunModels, config: Config) -> Policy:
     """The base that SFT began with; it is not part of the run (InputError if it is no longer under run.bases)."""
-    directory = base_place(config)
+    directory = base_directory(config)
     if directory.is_dir():
         verify(directory)
         if Tokenizer.load(directory).hash == models.tokenizer.hash:  # else it has been made anew from another text
@@ -78,7 +78,9 @@ def base_before_sft(models: RunModels, config: Config) -> Policy:
 
 def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     """Training and held-out prompts of the run's own config, read again."""
-    return fit(read_run_prompts(config), tokenizer, config.model.max_positions - config.sampler.max_new_tokens)
+    return fit_to_context(
+        read_run_prompts(config), tokenizer, config.model.max_positions - config.sampler.max_new_tokens
+    )
 
 
 def prompts_to_use(config: Config, tokenizer: Tokenizer, file: str | None) -> list[Prompt]:

@@ -12,7 +12,7 @@ from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config, RewardConfig
 from minirlhf.pipeline.build import Components, build_components, build_rewards, filled_rewards
 from minirlhf.rewards.call import RewardModels
-from minirlhf.stages.base import base_place, problem_of, read_shown
+from minirlhf.stages.base import base_directory, problem_of, read_sft_data
 from minirlhf.stages.data import Candidates, lab_candidates, load_documents, read_candidates
 from minirlhf.stages.preferences import read_pairs
 from minirlhf.text.files import is_packaged
@@ -36,7 +36,7 @@ class Sources:
 def check_sources(config: Config, registry: Registry, device: torch.device) -> Sources:
     """Read every file of the corpus and build every component that needs no model of this run (UserError)."""
     candidates = read_run_prompts(config)
-    read_shown(config)
+    read_sft_data(config)
     sections, waiting = filled_rewards(config)
     if waiting:
         read_pairs(config)
@@ -56,5 +56,5 @@ def read_run_prompts(config: Config) -> Candidates:
     problem, corpus = problem_of(config), config.corpus
     if problem is not None:
         return lab_candidates(problem)
-    needed = not (corpus.prompts or is_packaged(corpus.text)) or not base_place(config).exists()
+    needed = not (corpus.prompts or is_packaged(corpus.text)) or not base_directory(config).exists()
     return read_candidates(corpus, load_documents(corpus) if needed else None, INPUTS["reward"])

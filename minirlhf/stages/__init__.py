@@ -1,1 +1,1 @@
-"""How each model is made and measured: pretraining, SFT, reward model, evaluation."""
+"""Stages: making and measuring each model (pretraining, SFT, reward model, evaluation)."""

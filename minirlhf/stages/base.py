@@ -1,13 +1,12 @@
-"""What a run starts from: a base, pretrained once, and fine-tuned where there are demonstrations; then reused.
+"""Base: the model that a run starts from, pretrained once and reused; fine-tuned if there are demonstrations.
 
 For a problem of the exact lab it is fitted to the problem's reference instead of pretrained.
 
     BASES/HASH/      config.json  model.safetensors  tokenizer.json  tokenizer_config.json  base.json  MANIFEST.json
     BASES/sft-HASH/  the same
 
-HASH is over everything that decides the weights. A directory is made under a lock, so that two runs which start
-together pretrain once; one that fails its manifest is made again. What was killed or stopped while it was made goes on
-where its progress is (store/progress.py).
+HASH is over everything that decides the weights. Not here: finding or making an artifact under a lock (artifacts.py),
+the progress of an unfinished one (store/progress.py), and the training loops (pretrain.py, sft.py).
 """
 
 import copy
@@ -26,12 +25,12 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.stages import sft
-from minirlhf.stages.artifacts import FACTS, kept
+from minirlhf.stages.artifacts import FACTS, find_or_make
 from minirlhf.stages.data import load_documents
 from minirlhf.stages.pretrain import PretrainState, heldout_loss, train, windows
 from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, read_json, write_json
-from minirlhf.store.layout import kept_name
+from minirlhf.store.layout import artifact_name
 from minirlhf.store.weights import load_transformer, save_transformer
 from minirlhf.streams import generator
 from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations
@@ -43,7 +42,7 @@ FORMAT = 2  # raise when the same settings would give other weights
 
 @dataclass(frozen=True)
 class Base:
-    """What a run starts from, on disk: directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds)."""
+    """Model that a run starts from: its directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds)."""
 
     directory: Path
     trunk: Transformer
@@ -52,12 +51,12 @@ class Base:
 
 
 def problem_of(config: Config) -> Problem | None:
-    """The problem of the exact lab that this run is about, if it is about one."""
+    """Problem of the exact lab that the config chooses, or None."""
     return None if config.exact.problem is None else problems()[config.exact.problem]
 
 
 def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
-    """What the policy's distribution is in this run: its temperature, and what may not be chosen."""
+    """Sampler of a run: the temperature, and the ids that may not be chosen."""
     problem, temperature = problem_of(config), config.sampler.temperature
     if problem is not None:
         return lab.sampler_of(problem, tokenizer, temperature)
@@ -65,13 +64,13 @@ def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
 
 
 def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
-    """What KL is measured against: the policy as it is now, or the table of a problem."""
+    """Reference that KL is measured against: the policy as it is now, or the table of a problem."""
     problem = problem_of(config)
     return Reference(policy) if problem is None else lab.TableReference(policy, problem, tokenizer)
 
 
 def base_key(config: Config) -> dict[str, Any]:
-    """Everything that decides the weights of the base."""
+    """Key of the base: everything that decides its weights."""
     corpus, problem = config.corpus, problem_of(config)
     if problem is not None:
         return {
@@ -96,17 +95,17 @@ def base_key(config: Config) -> dict[str, Any]:
 
 
 def start_key(config: Config) -> dict[str, Any]:
-    """Everything that decides the weights that a run starts from."""
+    """Key of the model that a run starts from, SFT included: everything that decides its weights."""
     key = base_key(config)
     source = config.corpus.demonstrations
     if source is None:
         return key
-    shown = corpus_hash(source, which="demonstrations")
-    return {"base": key, "demonstrations": shown, "sft": config.sft.model_dump()}
+    data = corpus_hash(source, which="demonstrations")
+    return {"base": key, "demonstrations": data, "sft": config.sft.model_dump()}
 
 
 def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) -> Base:
-    """What SFT makes of the base, found or made; the base itself where there are no demonstrations."""
+    """Find or make the SFT model of this configuration; the base itself if there are no demonstrations."""
     if config.corpus.demonstrations is None:
         return base
     key = start_key(config)
@@ -114,7 +113,7 @@ def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) 
     def fine_tune(directory: Path) -> None:
         build_sft(directory, key, config, base, device, emit)
 
-    directory = kept(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
+    directory = find_or_make(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
     return load_base(directory, device)
 
 
@@ -126,22 +125,22 @@ def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
     def make(directory: Path) -> None:
         build(directory, key, config, device, emit)
 
-    return load_base(kept(Path(config.run.bases), "", key, make, emit, "base"), device)
+    return load_base(find_or_make(Path(config.run.bases), "", key, make, emit, "base"), device)
 
 
-def base_place(config: Config) -> Path:
-    """Where the base of this configuration is, or will be."""
-    return Path(config.run.bases) / kept_name("", base_key(config))
+def base_directory(config: Config) -> Path:
+    """Directory of the base of this configuration, made or not."""
+    return Path(config.run.bases) / artifact_name("", base_key(config))
 
 
 def load_base(directory: Path, device: torch.device) -> Base:
-    """Read what `prepare_base` or `prepare_start` has made."""
+    """Load a base or an SFT model from its directory."""
     trunk = load_transformer(directory).to(device)
     return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
 
 
-def read_shown(config: Config) -> tuple[list[Demonstration], list[str]] | None:
-    """Demonstrations, and notes on what was left out; None where the config has none."""
+def read_sft_data(config: Config) -> tuple[list[Demonstration], list[str]] | None:
+    """Demonstrations of the config, and notes on rows that were left out; None if it names no file."""
     source = config.corpus.demonstrations
     if source is None:
         return None
@@ -154,25 +153,25 @@ def build_sft(
     directory: Path, key: dict[str, Any], config: Config, base: Base, device: torch.device, emit: Emit
 ) -> None:
     """Fine-tune a copy of the base; the directory appears when it is complete."""
-    started, settings, shown = perf_counter(), config.sft, read_shown(config)
-    assert shown is not None, "there is nothing to build without"
-    fitting, more = sft.encode(shown[0], base.tokenizer, config.model.max_positions)
+    started, settings, data = perf_counter(), config.sft, read_sft_data(config)
+    assert data is not None, "the caller has seen that there are demonstrations"
+    fitting, more = sft.encode_demonstrations(data[0], base.tokenizer, config.model.max_positions)
     check_enough(fitting, str(config.corpus.demonstrations))
     examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
-    for note in [*shown[1], *more]:
+    for note in [*data[1], *more]:
         emit({"event": "warning", "message": note})
-    model, steps = copy.deepcopy(base.trunk), sft.steps_of(examples, settings)
+    model, steps = copy.deepcopy(base.trunk), sft.sft_steps(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
     emit({"event": "stage", "stage": "sft", "reused": False, **counts})
 
-    before, state = sft.heldout_loss(model, held, settings.batch_size), sft.SFTState.start(model, settings)
+    before, state = sft.demonstration_loss(model, held, settings.batch_size), sft.SFTState.start(model, settings)
 
     def told(step: int, metrics: dict[str, float]) -> None:
         emit({"event": "sft", "step": step, "steps": steps, **metrics})
 
     going = progress.progress_directory(directory)
-    progress.drive(going, kept_name("sft-", key), state, sft.train(state, examples, settings), steps, told, emit)
-    after = sft.heldout_loss(model, held, settings.batch_size)
+    progress.drive(going, artifact_name("sft-", key), state, sft.train(state, examples, settings), steps, told, emit)
+    after = sft.demonstration_loss(model, held, settings.batch_size)
     facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
     facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}
     with complete_directory(directory) as temporary:
@@ -200,7 +199,7 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
             emit({"event": "pretrain", "step": step, "steps": total, **metrics})
 
     going = progress.progress_directory(directory)
-    progress.drive(going, kept_name("", key), state, train(state, data, config.pretrain), total, told, emit)
+    progress.drive(going, artifact_name("", key), state, train(state, data, config.pretrain), total, told, emit)
     seconds = perf_counter() - started
     facts = {
         "heldout_loss": heldout_loss(model, heldout, config.pretrain.batch_size),
@@ -231,7 +230,7 @@ def fit_base(directory: Path, key: dict[str, Any], config: Config, device: torch
 
 
 def transformer_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
-    """The model section under Hugging Face's names; the vocabulary is the tokenizer's own size."""
+    """Model section under Hugging Face's names; the vocabulary size is the tokenizer's."""
     model = config.model
     return TransformerConfig(
         vocab_size=tokenizer.vocab_size,

@@ -1,7 +1,7 @@
-"""What a run reads: documents to pretrain on, prompts to train on, prompts held out for evaluation.
+"""Data of a run: documents to pretrain on, prompts to train on, prompts held out for evaluation.
 
-Which file serves for what, and what happens when one is missing, is decided here and said in `notes`, which the run
-prints: nothing is dropped, split or repeated in silence.
+It is decided here which file serves for what, and what happens when one is missing; `notes` say so, and the run prints
+them: nothing is dropped, split or repeated silently. Not here: reading the formats (text/corpus.py).
 """
 
 from collections.abc import Collection
@@ -40,7 +40,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Training and held-out prompts that fit the context, and what was done to get them."""
+    """Training and held-out prompts that fit the context, and notes on how they were chosen."""
 
     train: list[Prompt]
     heldout: list[Prompt]
@@ -54,7 +54,7 @@ def load_documents(corpus: CorpusConfig) -> Documents:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Prompts as they were read, before a tokenizer says which fit; heldout None = to be split off."""
+    """Prompts as they were read, before a tokenizer says which fit; heldout None: to be split off."""
 
     train: list[Prompt]
     heldout: list[Prompt] | None
@@ -66,10 +66,9 @@ class Candidates:
 
 
 def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved: Collection[str]) -> Candidates:
-    """The prompts of the config; else those that come with a packaged corpus; else openings of held-out documents.
+    """Read the prompts of the config; else those of a packaged corpus; else openings of held-out documents.
 
-    documents may be None where no opening is needed. `reserved` = names that no column may have, because a reward's own
-    inputs are called so.
+    documents: may be None if no opening is needed. reserved: names of a reward's own inputs, which no column may have.
     """
     source = corpus.prompts or (corpus.text if is_packaged(corpus.text) else None)
     if source is None:
@@ -87,15 +86,15 @@ def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved:
 
 
 def lab_candidates(problem: Problem) -> Candidates:
-    """The prompts of a problem: there are no others to hold out."""
+    """Prompts of a problem, for training and evaluation: it has no others."""
     prompts = [Prompt(text, columns) for text, columns in prompts_of(problem)]
     return Candidates(prompts, prompts, [])
 
 
-def fit(candidates: Candidates, tokenizer: Tokenizer, longest: int) -> Prompts:
-    """Prompts of at most `longest` tokens, BOS included; without a held-out file a fifth is held out by hash.
+def fit_to_context(candidates: Candidates, tokenizer: Tokenizer, longest: int) -> Prompts:
+    """Keep prompts of at most `longest` tokens, BOS included; without a held-out file hold out a fifth by hash.
 
-    What does not fit leaves before the split, so that "under ten" counts prompts that can be used.
+    Prompts that do not fit leave before the split, so that the refusal of fewer than ten counts usable ones.
     """
     train, dropped = fit_prompts(candidates.train, tokenizer, longest - 1)
     if candidates.heldout is None:
@@ -107,7 +106,7 @@ def fit(candidates: Candidates, tokenizer: Tokenizer, longest: int) -> Prompts:
 
 @dataclass(frozen=True)
 class PromptStream:
-    """Training prompts in batches: every pass in a fresh order, a batch goes on into the next pass where one ends."""
+    """Batches of training prompts: each pass in a new order; a batch may begin in one pass and end in the next."""
 
     prompts: list[Prompt]
     tokenizer: Tokenizer
@@ -117,7 +116,7 @@ class PromptStream:
     device: torch.device
 
     def __call__(self, step: int) -> PromptBatch:
-        """The prompts of an iteration: they depend on (seed, step) alone."""
+        """Prompts of an iteration; they depend on (seed, step) alone."""
         first, count = step * self.size, len(self.prompts)
         orders = {epoch: self._order(epoch) for epoch in range(first // count, (first + self.size - 1) // count + 1)}
         picked = [orders[at // count][at % count] for at in range(first, first + self.size)]
@@ -129,7 +128,7 @@ class PromptStream:
 
 
 def batch(prompts: list[Prompt], tokenizer: Tokenizer, device: torch.device, responses: int = 1) -> PromptBatch:
-    """Encode prompts with their columns."""
+    """Encode prompts, `responses` rows each, with their columns."""
     texts: list[str] = [prompt.text for prompt in prompts]
     columns: list[dict[str, Any]] = [dict(prompt.columns) for prompt in prompts]
     return PromptBatch.build(texts, columns, tokenizer, responses=responses, device=device)

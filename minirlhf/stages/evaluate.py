@@ -1,12 +1,13 @@
-"""Before against after: the reference and the policy on the same held-out prompts with the same random numbers.
+"""Evaluation: reference against policy on the same held-out prompts, with the same random numbers; best-of-n beside it.
 
-`evaluate` returns the content of evaluation.json and the completions side by side. KL is always exact (summed over
-the vocabulary and then over the tokens of the policy's own responses, nats per sequence, at the training
-temperature), whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts.
+`evaluate` returns the content of evaluation.json and the completions side by side. KL is always exact (summed over the
+vocabulary, then over the tokens of the policy's own responses; nats per sequence, at the training temperature),
+whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts. Not here: which prompts and
+rewards a run is evaluated with (pipeline/evaluation.py).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,8 +29,23 @@ ROWS = 64  # responses generated and scored at a time
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Settings of sampling in an evaluation; seed fixes every random number."""
+
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    seed: int
+
+    def rollouts(self, model: Policy, prompts: PromptBatch, stream: str) -> Iterator[Rollout]:
+        """Yield responses to the prompts, ROWS at a time, each part from its own random numbers of this stream."""
+        for index, part in enumerate(prompts.parts(ROWS)):
+            random = generator(self.seed, stream, index)
+            yield generate(model, part, self.tokenizer, max_new_tokens=self.max_new_tokens, generator=random)
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """summary = what evaluation.json holds (without the times); rows = prompt, both completions, both scores."""
+    """summary: content of evaluation.json without the times; rows: prompt, both completions, both scores."""
 
     summary: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -39,52 +55,43 @@ def evaluate(
     policy: Policy,
     reference: Reference,
     prompts: PromptBatch,
-    reward_models: Callable[[Rollout], Scores],
-    tokenizer: Tokenizer,
-    *,
-    max_new_tokens: int,
+    rewards: Callable[[Rollout], Scores],
+    sampling: Sampling,
     resamples: int,
-    seed: int,
 ) -> Evaluation:
-    """Sample one response a prompt from both sides, score them, measure; seed fixes every random number."""
-    sides = {"reference": reference.policy, "policy": policy}
-    rollouts = {
-        name: [
-            generate(model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "eval", index))
-            for index, part in enumerate(prompts.parts(ROWS))
-        ]
-        for name, model in sides.items()
-    }
-    scores = {name: torch.cat([score_or_nan(reward_models(r)) for r in rolls]) for name, rolls in rollouts.items()}
+    """Sample one response a prompt from both sides, score and measure them. resamples: of the bootstrap interval."""
+    sides, tokenizer = {"reference": reference.policy, "policy": policy}, sampling.tokenizer
+    rollouts = {name: list(sampling.rollouts(model, prompts, "eval")) for name, model in sides.items()}
+    scores = {name: torch.cat([score_or_nan(rewards(r)) for r in rolls]) for name, rolls in rollouts.items()}
     kl = torch.cat([sequence_kl(policy, reference, rollout) for rollout in rollouts["policy"]])
     ids = {name: [ids for r in rolls for ids in r.completion_id_lists] for name, rolls in rollouts.items()}
     texts = {name: [text for r in rolls for text in r.completions] for name, rolls in rollouts.items()}
     ended = {name: torch.cat([r.terminated for r in rolls]) for name, rolls in rollouts.items()}
-    bigrams = {name: pairs(rows, tokenizer.eos_id) for name, rows in ids.items()}
+    bigrams = {name: bigrams_of(rows, tokenizer.eos_id) for name, rows in ids.items()}
     equal = min(len(b) for b in bigrams.values())
     both = ~(scores["policy"].isnan() | scores["reference"].isnan())
     gain = (scores["policy"] - scores["reference"])[both]
     summary: dict[str, Any] = {"prompts": len(kl)}
     for name in sides:
         summary[name] = {
-            **describe(scores[name][~scores[name].isnan()]),
+            **score_statistics(scores[name][~scores[name].isnan()]),
             "length_mean": sum(len(i) for i in ids[name]) / len(ids[name]),
             "eos_rate": ended[name].double().mean().item(),
             "distinct_2": distinct_share(bigrams[name][:equal]),
             "distinct_share": distinct_share(texts[name]),
         }
-    low, high = bootstrap_interval(gain, resamples, generator(seed, "bootstrap", 0))
+    low, high = bootstrap_interval(gain, resamples, generator(sampling.seed, "bootstrap", 0))
     summary |= {
-        "score_gain": mean(gain),
+        "score_gain": mean_or_zero(gain),
         "score_gain_ci95": [low, high],
-        "win_rate": mean((gain > 0).double() + 0.5 * (gain == 0).double()),
+        "win_rate": mean_or_zero((gain > 0).double() + 0.5 * (gain == 0).double()),
         "kl_nats_per_sequence": kl.mean().item(),
     }
     rows = [
         {"prompt": prompt, "reference": before, "policy": after, "reference_score": old, "policy_score": new}
         for prompt, before, after, old, new in zip(
             prompts.texts, texts["reference"], texts["policy"],
-            numbers(scores["reference"]), numbers(scores["policy"]), strict=True,
+            json_scores(scores["reference"]), json_scores(scores["policy"]), strict=True,
         )
     ]  # fmt: skip
     return Evaluation(summary, rows)
@@ -111,21 +118,15 @@ def residual_spread(
     reference: Reference,
     prompts: PromptBatch,
     shaped_scores: Callable[[Rollout], tuple[Tensor, Tensor]],
-    tokenizer: Tokenizer,
-    *,
-    max_new_tokens: int,
+    sampling: Sampling,
     beta: float,
-    seed: int,
 ) -> float | None:
     """`residual_std` of a model's own responses: std within a prompt of r - beta log(model/ref), score units.
 
-    0 at the optimum. prompts holds each prompt several times; shaped_scores gives scores (B,) and which rows count.
+    0 at the optimum. prompts: each prompt several times. shaped_scores: scores (B,), and True for rows that count (B,).
     """
     residuals, groups, counts = [], [], []
-    for index, part in enumerate(prompts.parts(ROWS)):
-        rollout = generate(
-            model, part, tokenizer, max_new_tokens=max_new_tokens, generator=generator(seed, "residual", index)
-        )
+    for rollout in sampling.rollouts(model, prompts, "residual"):
         scores, rows = shaped_scores(rollout)
         log_ratio = model.forward_pass(rollout).logprobs - reference.forward_pass(rollout).logprobs
         residuals.append(scores - beta * torch.where(rollout.mask, log_ratio, 0.0).sum(dim=1))
@@ -138,20 +139,16 @@ def best_of_n(
     reference: Reference,
     prompts: PromptBatch,
     samples: int,
-    reward_models: Callable[[Rollout], Scores],
-    tokenizer: Tokenizer,
-    *,
-    max_new_tokens: int,
-    seed: int,
+    rewards: Callable[[Rollout], Scores],
+    sampling: Sampling,
 ) -> list[dict[str, float]]:
-    """What choosing buys without any training: `n`, `kl` (at most, nats) and `score` of the best of n responses of the
-    reference, for n = 1, 2, 4, ... up to `samples`; prompts holds each prompt so many times. None without scores."""
-    found = []
-    for index, part in enumerate(prompts.parts(ROWS)):
-        random = generator(seed, "best_of_n", index)
-        rollout = generate(reference.policy, part, tokenizer, max_new_tokens=max_new_tokens, generator=random)
-        found.append(score_or_nan(reward_models(rollout)))
-    scores = torch.cat(found).view(-1, samples)
+    """Best of n responses of the reference, without any training: n, kl (upper bound, nats per sequence) and score.
+
+    For n = 1, 2, 4, ... up to `samples`; prompts holds each prompt `samples` times. Empty if no prompt has all scores.
+    The score is the expectation over all choices of n of the samples, so no sample is wasted.
+    """
+    rollouts = sampling.rollouts(reference.policy, prompts, "best_of_n")
+    scores = torch.cat([score_or_nan(rewards(rollout)) for rollout in rollouts]).view(-1, samples)
     scores = scores[~scores.isnan().any(dim=1)].sort(dim=1).values
     sizes = [2**i for i in range(samples.bit_length())] if len(scores) else []
     return [
@@ -160,7 +157,7 @@ def best_of_n(
 
 
 def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1) / n: what best-of-n spends at most, nats per sequence."""
+    """log n - (n - 1) / n: upper bound of KL(best-of-n, reference), nats per sequence."""
     return math.log(n) - (n - 1) / n
 
 
@@ -177,23 +174,24 @@ def score_or_nan(scored: Scores) -> Tensor:
     return torch.where(scored.valid, scored.total, float("nan")).double().cpu()
 
 
-def numbers(scores: Tensor) -> list[float | None]:
-    """Scores as JSON has them: null where nobody scored."""
+def json_scores(scores: Tensor) -> list[float | None]:
+    """Scores for JSON: None where no reward applied."""
     return [None if score != score else score for score in scores.tolist()]
 
 
-def describe(scores: Tensor) -> dict[str, float]:
+def score_statistics(scores: Tensor) -> dict[str, float]:
     """Mean, unbiased standard deviation and 90th percentile (linear interpolation) of some scores."""
     if not len(scores):
         return {"score_mean": 0.0, "score_std": 0.0, "score_p90": 0.0}
     return {
-        "score_mean": mean(scores),
+        "score_mean": mean_or_zero(scores),
         "score_std": scores.std().item() if len(scores) > 1 else 0.0,
         "score_p90": scores.quantile(0.9).item(),
     }
 
 
-def mean(x: Tensor) -> float:
+def mean_or_zero(x: Tensor) -> float:
+    """Mean of x (n,); 0 for an empty one."""
     return x.mean().item() if len(x) else 0.0
 
 
@@ -206,12 +204,12 @@ def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator
     return means.quantile(0.025).item(), means.quantile(0.975).item()
 
 
-def pairs(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
-    """The bigrams of token ids inside each response, EOS left out, in the order of the responses."""
+def bigrams_of(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
+    """Bigrams of token ids inside each response, without EOS, in the order of the responses."""
     texts = [[i for i in row if i != eos] for row in rows]
     return [pair for ids in texts for pair in pairwise(ids)]
 
 
 def distinct_share(items: Sequence[object]) -> float:
-    """Distinct items over items; compare sides at equal numbers only, because it falls with the number."""
+    """Share of distinct items; it falls with the number of items, so compare only equal numbers."""
     return len(set(items)) / len(items) if items else 0.0

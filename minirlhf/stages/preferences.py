@@ -1,11 +1,12 @@
-"""From a file of comparisons to a reward model on disk: start, training, normalisation, report.
+"""Reward model from a file of comparisons: start, training, normalisation, report, all saved in one directory.
 
 OUT/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json     Hugging Face's layout
       score.json           mean and standard deviation of the start's own scores, the tokenizer's hash
       reward_model.json    the report, the settings
       config.toml  MANIFEST.json
 
-Of an ensemble the first two lines are in OUT/0, OUT/1, ...
+An ensemble has the files of the first two lines in OUT/0, OUT/1, ... Not here: the training loop and the report
+(reward_model.py), and reading files of comparisons (text/comparisons.py).
 """
 
 import copy
@@ -26,22 +27,22 @@ from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.signals import Terminated
-from minirlhf.stages.artifacts import FACTS, kept
-from minirlhf.stages.base import Base, prepare_base, prepare_start, read_shown, sampler_of, start_key
+from minirlhf.stages.artifacts import FACTS, find_or_make
+from minirlhf.stages.base import Base, prepare_base, prepare_start, read_sft_data, sampler_of, start_key
 from minirlhf.stages.reward_model import (
     Pair,
     RewardModelState,
     accuracy,
-    encode,
+    encode_pairs,
     margins,
     normalise,
     report,
-    steps_of,
+    reward_model_steps,
     train,
 )
 from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, write_json, write_text
-from minirlhf.store.layout import kept_name
+from minirlhf.store.layout import artifact_name
 from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_scorer
 from minirlhf.streams import generator
@@ -54,18 +55,18 @@ FEW = 50  # prompts below which the comparisons of the report also decide when t
 
 
 def train_reward_model(config: Config, out: Path | None, device: torch.device, emit: Emit) -> Path:
-    """Read `corpus.preferences`, train, report; returns the directory. Faults of the file are found before training."""
+    """Read `corpus.preferences`, train, report; return the directory. Faults of the file are found before training."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = (out or Path("runs") / f"reward-model-{config.run.preset}-{stamp}").absolute()
     if directory.exists():
         raise UsageError("the directory exists", str(directory), "choose another --out, or remove it")
     pairs = read_pairs(config)
-    read_shown(config)
+    read_sft_data(config)
     start = prepare_start(config, prepare_base(config, device, emit), device, emit)
     going = progress.progress_directory(directory)
     try:
         with locked(going / ".lock"):
-            build(config, directory, start, pairs, device, emit)
+            build_reward_model(config, directory, start, pairs, device, emit)
             progress.discard_progress(going)
     except (KeyboardInterrupt, Terminated) as told:
         how = f"the same command with --out {shlex.quote(str(directory))} goes on"
@@ -74,7 +75,7 @@ def train_reward_model(config: Config, out: Path | None, device: torch.device, e
 
 
 def reward_model_key(config: Config) -> dict[str, Any]:
-    """Everything that decides the weights of the reward model of a config."""
+    """Key of the reward model of a config: everything that decides its weights."""
     source = config.corpus.preferences
     assert source is not None, "a reward waits for it"
     files = ("comparisons", "heldout_comparisons") if is_packaged(source) else ("comparisons",)
@@ -86,31 +87,31 @@ def reward_model_key(config: Config) -> dict[str, Any]:
     }
 
 
-def reward_model_place(config: Config) -> Path:
-    """Where the reward model of this configuration's comparisons is, or will be: beside the bases."""
-    return Path(config.run.bases) / kept_name(PREFIX, reward_model_key(config))
+def reward_model_directory(config: Config) -> Path:
+    """Directory of the reward model of this configuration, made or not: beside the bases."""
+    return Path(config.run.bases) / artifact_name(PREFIX, reward_model_key(config))
 
 
 def prepare_reward_model(config: Config, start: Base, device: torch.device, emit: Emit) -> Path:
     """Find the reward model of this configuration's comparisons, or train it."""
 
     def make(directory: Path) -> None:
-        build(config, directory, start, read_pairs(config), device, emit)
+        build_reward_model(config, directory, start, read_pairs(config), device, emit)
 
-    return kept(Path(config.run.bases), PREFIX, reward_model_key(config), make, emit, "reward_model")
+    return find_or_make(Path(config.run.bases), PREFIX, reward_model_key(config), make, emit, "reward_model")
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Comparisons to use, those to report on where the source has a file of them, and what was left out."""
+class Comparisons:
+    """Comparisons to learn from, those for the report (None: to be held out), and notes on rows that were left out."""
 
-    found: list[Comparison]
+    train: list[Comparison]
     heldout: list[Comparison] | None
     notes: list[str]
 
 
-def read_pairs(config: Config) -> Pairs:
-    """The comparisons of `corpus.preferences`, or so many of them; a packaged corpus has others for the report."""
+def read_pairs(config: Config) -> Comparisons:
+    """Read `corpus.preferences`, or `reward_model.pairs` of them; a packaged corpus has another file for the report."""
     source, errors, settings = config.corpus.preferences, config.corpus.errors, config.reward_model
     if source is None:
         raise UsageError("there is nothing to learn from", "corpus.preferences", "give a file of comparisons")
@@ -126,12 +127,14 @@ def read_pairs(config: Config) -> Pairs:
     if settings.pairs is not None:
         order = torch.randperm(len(found), generator=generator(settings.seed, "reward-model/pairs", 0)).tolist()
         found = [found[i] for i in sorted(order[: settings.pairs])]
-    return Pairs(found, heldout, notes)
+    return Comparisons(found, heldout, notes)
 
 
 def divide(pairs: list[Pair], heldout: list[Pair] | None, config: Config) -> tuple[list[Pair], list[Pair], list[Pair]]:
-    """(training, watched to decide when to stop, held out for the report). The report is of comparisons that decided
-    nothing, unless there are too few prompts (FEW) to hold out twice."""
+    """Split into (training, watched to decide when to stop, held out for the report).
+
+    The report is on comparisons that decided nothing, unless there are too few prompts (FEW) to hold out twice.
+    """
     settings = config.reward_model
     if heldout is None:
         check_enough(pairs, str(config.corpus.preferences))
@@ -142,10 +145,12 @@ def divide(pairs: list[Pair], heldout: list[Pair] | None, config: Config) -> tup
     return (*hold_out(pairs, settings.heldout_share, watched), heldout)
 
 
-def build(config: Config, directory: Path, start: Base, read: Pairs, device: torch.device, emit: Emit) -> None:
+def build_reward_model(
+    config: Config, directory: Path, start: Base, read: Comparisons, device: torch.device, emit: Emit
+) -> None:
     """Train on copies of the start and save; the directory appears when it is complete."""
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
-    encoded = [encode(part, start.tokenizer, longest) for part in (read.found, read.heldout) if part is not None]
+    encoded = [encode_pairs(part, start.tokenizer, longest) for part in (read.train, read.heldout) if part is not None]
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
     for note in [*read.notes, *(note for part in encoded for note in part[1])]:
         emit({"event": "warning", "message": note})
@@ -156,7 +161,7 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
     members, best_steps = [], []
     for index in range(count):
         going = progress.progress_directory(directory) / str(index)
-        model, best_step = build_member(config, index, start, pairs, watched, device, going, emit)
+        model, best_step = build_member(config, index, start, pairs, watched, going, emit)
         normalise(model, responses)
         members.append(model)
         best_steps.append(best_step)
@@ -173,9 +178,9 @@ def build(config: Config, directory: Path, start: Base, read: Pairs, device: tor
         facts["report"]["members"] = [accuracy(margins(model, heldout)) for model in members]
     with complete_directory(directory) as temporary:
         for index, model in enumerate(members):
-            place = temporary if count == 1 else temporary / str(index)
-            place.mkdir(exist_ok=True)
-            save_scorer(place, model, start.tokenizer)
+            folder = temporary if count == 1 else temporary / str(index)
+            folder.mkdir(exist_ok=True)
+            save_scorer(folder, model, start.tokenizer)
         write_json(temporary / FILE, facts)
         write_text(temporary / "config.toml", dump_toml(config))
     emit({"event": "reward_model_finished", "directory": str(directory), **facts})
@@ -187,29 +192,30 @@ def build_member(
     start: Base,
     pairs: list[Pair],
     watched: list[Pair],
-    device: torch.device,
     going: Path,
     emit: Emit,
 ) -> tuple[Scorer, int]:
-    """A reward model with its own first head and its own order of the comparisons, and its best step; its progress is
-    kept in `going`."""
+    """Train one reward model with its own first head and order of comparisons; return it and its best step.
+
+    going: directory of its progress.
+    """
     settings = config.reward_model.model_copy(update={"seed": config.reward_model.seed + 1000 * index})
     random = generator(settings.seed, "reward-model/head", 0)
-    model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(device)
+    model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(next(start.trunk.parameters()).device)
     state = RewardModelState.start(model, settings)
 
-    steps, total = train(state, pairs, watched, settings), steps_of(pairs, settings)
+    steps, total = train(state, pairs, watched, settings), reward_model_steps(pairs, settings)
 
     def told(step: int, metrics: dict[str, float]) -> None:
         emit({"event": "reward_model", "member": index, "step": step, "steps": total, **metrics})
 
-    progress.drive(going, kept_name(PREFIX, reward_model_key(config)), state, steps, total, told, emit)
+    progress.drive(going, artifact_name(PREFIX, reward_model_key(config)), state, steps, total, told, emit)
     return model, state.best_step
 
 
 @torch.no_grad()
 def own_responses(config: Config, base: Base, comparisons: list[Pair], device: torch.device) -> list[list[int]]:
-    """Ids of the base's own responses to prompts of the comparisons, as PPO will score them: prompt and response."""
+    """Ids, prompt and response, of the base's own responses to prompts of the comparisons, as PPO will score them."""
     sampler, new = sampler_of(config, base.tokenizer), config.sampler.max_new_tokens
     room = config.model.max_positions - new - 1
     texts = [c.prompt for c in comparisons if len(base.tokenizer.encode(c.prompt)) <= room] or [""]

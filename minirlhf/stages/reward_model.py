@@ -1,9 +1,10 @@
-"""Training a reward model from comparisons (N17), and what is to be known before one trusts it.
+"""Reward model: training from comparisons (N17), and the report that says how far to trust it.
 
 Bradley-Terry: P(chosen is better) = sigmoid(score(chosen) - score(rejected) - margin); the loss is minus the log of it,
 smoothed labels and label probabilities mixed in. Training starts from a base, stops early on held-out accuracy and
 keeps the best weights; then scores are normalised to mean 0 and standard deviation 1 over the base's own responses.
-The report: accuracy with its interval, calibration, margins, how much the score goes with length.
+The report: accuracy with its interval, calibration, margins, correlation of score and length. Not here: reading files
+and saving models (preferences.py).
 """
 
 import copy
@@ -27,12 +28,12 @@ from minirlhf.text.comparisons import Comparison
 from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 BINS = 10  # of the reliability table
-GAPS = (0.0, 0.5, 1.0, 2.0)  # where the rows of `by_gap` begin, score units
+GAPS = (0.0, 0.5, 1.0, 2.0)  # lower ends of the rows of `by_gap`, score units
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A comparison as ids: [BOS] prompt completion EOS, twice."""
+    """Comparison as ids: [BOS] prompt completion EOS, for the chosen and the rejected completion."""
 
     chosen: list[int]
     rejected: list[int]
@@ -42,7 +43,7 @@ class Pair:
     prompt: str = field(default="", compare=False)
 
 
-def encode(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
+def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
     """Pairs of at most `longest` tokens a side, and notes on what was left out (InputError if nothing is left)."""
     pairs, dropped = [], []
     for c in comparisons:
@@ -87,27 +88,27 @@ class RewardModelState:
         return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
 
 
-def steps_of(pairs: Sequence[Pair], config: RewardModelConfig) -> int:
-    """Optimiser steps of a training on these comparisons that nothing ends early."""
+def reward_model_steps(pairs: Sequence[Pair], config: RewardModelConfig) -> int:
+    """Optimiser steps of a training on these comparisons, if nothing ends it early."""
     return config.epochs * math.ceil(len(pairs) / config.batch_size)
 
 
 def train(
     state: RewardModelState, pairs: Sequence[Pair], heldout: Sequence[Pair], config: RewardModelConfig
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps until `epochs` are done or the held-out accuracy has not risen for `patience` looks.
+    """Train until `epochs` are done or the held-out accuracy has not risen for `patience` looks.
 
-    Yields (step, {loss, accuracy, heldout_accuracy where it was measured}). Afterwards the model has its best weights.
+    Yields (step, {loss, accuracy, heldout_accuracy if it was measured}). Afterwards the model has its best weights.
     """
     per_epoch = math.ceil(len(pairs) / config.batch_size)
-    total = steps_of(pairs, config)
+    total = reward_model_steps(pairs, config)
     every = max(1, min(per_epoch, total // 10))
     while state.step < total and state.worse < config.patience:
         order = torch.randperm(
             len(pairs), generator=generator(config.seed, "reward-model", state.step // per_epoch)
         ).tolist()
         at = state.step % per_epoch * config.batch_size
-        metrics = update(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
+        metrics = update_scorer(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
         if state.step % every == 0 or state.step == total:
             metrics["heldout_accuracy"] = accuracy(margins(state.model, heldout))
             if metrics["heldout_accuracy"] > state.best:
@@ -119,8 +120,10 @@ def train(
     state.model.load_state_dict(state.best_weights or state.model.state_dict())
 
 
-def update(state: RewardModelState, batch: Sequence[Pair], config: RewardModelConfig, total: int) -> dict[str, float]:
-    """One optimiser step on a batch of pairs."""
+def update_scorer(
+    state: RewardModelState, batch: Sequence[Pair], config: RewardModelConfig, total: int
+) -> dict[str, float]:
+    """Make one optimiser step on a batch of pairs; return its loss (nats a pair) and accuracy."""
     model = state.model.train()
     device = model.score.weight.device
     for group in state.optimizer.param_groups:
@@ -155,7 +158,7 @@ def accuracy(margins: Tensor) -> float:
 
 
 def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """What to know about a reward model, from held-out pairs.
+    """Report on a reward model, from held-out pairs.
 
     Who is preferred is decided by the normalised scores, which a run is given; what is stated are the log odds of the
     scores as they are. (Of one model both say the same.)
@@ -196,7 +199,7 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def against_truth(found: Tensor, gaps: Sequence[float | None]) -> dict[str, Any]:
-    """What a report says of margins (n,) where all gaps are known; nothing where they are not."""
+    """Part of the report that compares margins (n,) with true gaps; empty if a gap is not known."""
     known = [gap for gap in gaps if gap is not None]
     if len(known) < len(gaps):
         return {}

@@ -1,10 +1,10 @@
-"""Supervised fine-tuning: a base learns to continue prompts as demonstrations do (step 1 of 2203.02155).
+"""Supervised fine-tuning: a base learns to continue prompts as demonstrations do (arXiv 2203.02155, step 1).
 
 The loss is the cross-entropy of the completion's tokens alone, its EOS included: a prompt is given, not to be learned.
 Demonstrations are packed end to end, each seeing itself only, so that no padding is computed. Every completion token of
 a batch weighs the same. AdamW with warm-up and a cosine schedule.
 
-Not here: reading files (text/comparisons.py), what is kept on disk (base.py).
+Not here: reading files (text/comparisons.py), and what is saved (base.py).
 """
 
 import math
@@ -26,14 +26,14 @@ from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 @dataclass(frozen=True)
 class Example:
-    """A demonstration as ids, [BOS] prompt completion EOS; the completion begins at `start`."""
+    """Demonstration as ids, [BOS] prompt completion EOS; the completion begins at index `start`."""
 
     ids: list[int]
     start: int
     prompt: str = field(default="", compare=False)
 
 
-def encode(
+def encode_demonstrations(
     demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, longest: int
 ) -> tuple[list[Example], list[str]]:
     """Examples of at most `longest` tokens, and notes on what was left out (InputError if nothing is left)."""
@@ -64,14 +64,14 @@ class SFTState:
         return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
 
 
-def steps_of(examples: Sequence[Example], config: SFTConfig) -> int:
+def sft_steps(examples: Sequence[Example], config: SFTConfig) -> int:
     """Optimiser steps of a training on these examples."""
     return config.epochs * math.ceil(len(examples) / config.batch_size)
 
 
 def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps until `sft.epochs` are done, each pass in a fresh order; yields (step, {loss in nats a token})."""
-    per_epoch, total = math.ceil(len(examples) / config.batch_size), steps_of(examples, config)
+    """Train until `sft.epochs` are done, each pass in a fresh order; yield (step, {loss in nats a token})."""
+    per_epoch, total = math.ceil(len(examples) / config.batch_size), sft_steps(examples, config)
     state.model.train()
     while state.step < total:
         epoch, at = divmod(state.step, per_epoch)
@@ -93,6 +93,6 @@ def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> It
         yield state.step, {"loss": read}
 
 
-def heldout_loss(model: Transformer, examples: Sequence[Example], size: int) -> float:
+def demonstration_loss(model: Transformer, examples: Sequence[Example], size: int) -> float:
     """Mean cross-entropy in nats a completion token."""
     return pretrain.heldout_loss(model, [e.ids for e in examples], size, [e.start for e in examples])

@@ -1,4 +1,4 @@
-"""Names inside run directories and artifact caches."""
+"""Names: directories of cached artifacts, and the signs by which a run directory is known."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ from minirlhf.errors import UsageError
 from minirlhf.store.files import MANIFEST
 
 
-def kept_name(prefix: str, key: dict[str, Any]) -> str:
-    """What a thing of this key is called under `run.bases`."""
+def artifact_name(prefix: str, key: dict[str, Any]) -> str:
+    """Directory name of a cached artifact: prefix + first 16 hex digits of its key's SHA-256."""
     return prefix + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_run(directory: Path) -> None:
-    """It is the directory of a run (UsageError)."""
+    """Refuse a directory that is not that of a run (UsageError)."""
     if not (directory / "config.toml").is_file():
         raise UsageError("there is no run in it", str(directory), "give a directory that `minirlhf run` has made")
     if (directory / MANIFEST).exists():

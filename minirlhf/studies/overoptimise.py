@@ -33,7 +33,7 @@ from minirlhf.rewards.call import call_rewards
 from minirlhf.stages.data import batch
 from minirlhf.stages.evaluate import ROWS, best_of_n_kl, chances_of_best
 from minirlhf.stages.preferences import FILE as REPORT
-from minirlhf.stages.preferences import read_pairs, reward_model_place
+from minirlhf.stages.preferences import read_pairs, reward_model_directory
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.store.files import read_json, write_json
 from minirlhf.streams import generator
@@ -215,7 +215,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 def accuracy_of(cell: Cell) -> float:
     """Held-out accuracy of the reward model of a finished run."""
-    return float(read_json(reward_model_place(cell.config) / REPORT)["report"]["accuracy"])
+    return float(read_json(reward_model_directory(cell.config) / REPORT)["report"]["accuracy"])
 
 
 def reference_responses(run_directory: Path, config: Config, samples: int) -> list[Rollout]:

@@ -234,6 +234,7 @@ def test_no_stderr_at_all(arguments, tmp_path):
     closed = shell(f"{PYTHON} {command} --out {tmp_path}/b 2>&-")
     assert closed.returncode == 0
     assert "score gain" in closed.stdout
+    assert "iteration" not in closed.stdout  # progress, which belongs to stderr
 
 
 @pytest.mark.crash

@@ -8,7 +8,7 @@ import torch
 from minirlhf.components.component import INPUTS
 from minirlhf.config.schema import CorpusConfig
 from minirlhf.errors import InputError
-from minirlhf.stages.data import Documents, PromptStream, batch, fit, load_documents, read_candidates
+from minirlhf.stages.data import Documents, PromptStream, batch, fit_to_context, load_documents, read_candidates
 from minirlhf.text.corpus import Document, Prompt
 from tests.helpers import BOS, PAD, Letters
 
@@ -73,7 +73,9 @@ def test_a_column_called_as_an_input_is_refused_with_its_line(tmp_path):
 def test_a_fifth_is_held_out_after_the_long_ones_left(tmp_path):
     texts = [a + b for a in LETTERS[:2] for b in LETTERS] + ["abcdefgh"]  # 20 of two letters, one of eight
     path = rows(tmp_path / "p.jsonl", *({"question": text} for text in texts))
-    prompts = fit(candidates(CorpusConfig(prompts=path)), Letters(), longest=5)  # BOS included: four letters fit
+    prompts = fit_to_context(
+        candidates(CorpusConfig(prompts=path)), Letters(), longest=5
+    )  # BOS included: four letters fit
     assert len(prompts.heldout) == 4  # a fifth of the twenty that fit
     assert sorted(p.text for p in prompts.train + prompts.heldout) == sorted(texts[:-1])
     (note,) = prompts.notes
@@ -83,12 +85,12 @@ def test_a_fifth_is_held_out_after_the_long_ones_left(tmp_path):
 @pytest.mark.parametrize(("longest", "kept"), [(3, 1), (4, 2), (5, 3)])
 def test_the_bos_counts(tmp_path, longest, kept):
     path = rows(tmp_path / "p.jsonl", *({"prompt": "a" * n} for n in (2, 3, 4)))
-    assert len(fit(candidates(CorpusConfig(prompts=path)), Letters(), longest).train) == kept
+    assert len(fit_to_context(candidates(CorpusConfig(prompts=path)), Letters(), longest).train) == kept
 
 
 def test_under_ten_prompts_all_serve_for_both_and_the_note_says_so(tmp_path):
     path = rows(tmp_path / "p.jsonl", *({"prompt": letter} for letter in LETTERS[:9]))
-    prompts = fit(candidates(CorpusConfig(prompts=path)), Letters(), 5)
+    prompts = fit_to_context(candidates(CorpusConfig(prompts=path)), Letters(), 5)
     assert prompts.train == prompts.heldout
     assert prompts.notes == ["only 9 distinct prompts: evaluation uses the training prompts, none is held out"]
 
@@ -96,7 +98,7 @@ def test_under_ten_prompts_all_serve_for_both_and_the_note_says_so(tmp_path):
 def test_a_heldout_file_is_cut_to_the_context_too(tmp_path):
     train = rows(tmp_path / "p.jsonl", *({"prompt": letter} for letter in LETTERS))
     heldout = rows(tmp_path / "h.jsonl", {"prompt": "ab"}, {"prompt": "abcdef"})
-    prompts = fit(candidates(CorpusConfig(prompts=train, heldout_prompts=heldout)), Letters(), 4)
+    prompts = fit_to_context(candidates(CorpusConfig(prompts=train, heldout_prompts=heldout)), Letters(), 4)
     assert len(prompts.train) == 10
     assert [p.text for p in prompts.heldout] == ["ab"]
     assert [note[:22] for note in prompts.notes] == ["1 of 2 prompts exceed "]
@@ -105,7 +107,7 @@ def test_a_heldout_file_is_cut_to_the_context_too(tmp_path):
 def test_when_no_prompt_fits_it_is_an_error(tmp_path):
     path = rows(tmp_path / "p.jsonl", {"prompt": "abcdef"})
     with pytest.raises(InputError, match="no prompt fits: the shortest of 1 has 6 tokens, 3 fit"):
-        fit(candidates(CorpusConfig(prompts=path)), Letters(), 4)
+        fit_to_context(candidates(CorpusConfig(prompts=path)), Letters(), 4)
 
 
 # ---- batches ----------------------------------------------------------------------------------------------

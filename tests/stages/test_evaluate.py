@@ -13,7 +13,15 @@ from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
 from minirlhf.rewards.shape import Scores
 from minirlhf.stages import evaluate as module
-from minirlhf.stages.evaluate import best_of_n, bootstrap_interval, distinct_share, evaluate, pairs, sequence_kl
+from minirlhf.stages.evaluate import (
+    Sampling,
+    best_of_n,
+    bigrams_of,
+    bootstrap_interval,
+    distinct_share,
+    evaluate,
+    sequence_kl,
+)
 from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy, small_trunk
 
 TEXTS = ("ab", "c", "dab", "fgh", "j", "jj", "ca")
@@ -29,9 +37,7 @@ def share_of_c(rollout: Rollout) -> Scores:
 
 
 def evaluated(policy, reference, reward=share_of_c, seed=0, texts=TEXTS, tokens=6):
-    return evaluate(
-        policy, reference, prompts(texts), reward, Letters(), max_new_tokens=tokens, resamples=200, seed=seed
-    )
+    return evaluate(policy, reference, prompts(texts), reward, Sampling(Letters(), tokens, seed), 200)
 
 
 # ---- pairing -----------------------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ def summary_of(monkeypatch, scores: dict[str, float | None]):
         junk = torch.tensor([99.0 if x is None else x for x in given])
         return Scores(junk, valid, torch.zeros(rollout.mask.shape))
 
-    return evaluate(policy, reference, prompts(TEXTS[:4]), reward, Letters(), max_new_tokens=6, resamples=100, seed=0)
+    return evaluate(policy, reference, prompts(TEXTS[:4]), reward, Sampling(Letters(), 6, 0), 100)
 
 
 SCORES = {"abc": 1.0, "abcab": 2.0, "dd": 4.0, "f": 5.0} | {"aaaa": 3.0, "ab": 2.0, "": 0.5, "abab": 6.0}
@@ -238,7 +244,7 @@ def test_distinct_2_is_taken_at_equal_numbers_of_bigrams(monkeypatch):
 
 
 def test_bigrams_stay_inside_a_response_and_leave_eos_out():
-    assert pairs([[3, 4, EOS], [5], [], [6, 6, 6]], EOS) == [(3, 4), (6, 6), (6, 6)]
+    assert bigrams_of([[3, 4, EOS], [5], [], [6, 6, 6]], EOS) == [(3, 4), (6, 6), (6, 6)]
     assert distinct_share([]) == 0.0
     assert distinct_share(["a", "a", "b", "a"]) == 0.5
 
@@ -303,7 +309,7 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
 
     monkeypatch.setattr(module, "ROWS", 5)
     several = PromptBatch.build(TEXTS[:3], [{}] * 3, Letters(), responses=4)
-    found = best_of_n(Reference(small_policy(0)), several, 4, reward, Letters(), max_new_tokens=3, seed=0)
+    found = best_of_n(Reference(small_policy(0)), several, 4, reward, Sampling(Letters(), 3, 0))
     for point, n in zip(found, (1, 2, 4), strict=True):
         every = [max(c) for row in scores[:2].tolist() for c in combinations(row, n)]
         assert point["score"] == pytest.approx(sum(every) / len(every))
@@ -317,4 +323,4 @@ def test_of_responses_that_nobody_scores_there_is_no_best():
         )
 
     several = PromptBatch.build(TEXTS[:2], [{}] * 2, Letters(), responses=2)
-    assert best_of_n(Reference(small_policy(0)), several, 2, nobody, Letters(), max_new_tokens=3, seed=0) == []
+    assert best_of_n(Reference(small_policy(0)), several, 2, nobody, Sampling(Letters(), 3, 0)) == []

@@ -16,7 +16,7 @@ from minirlhf.stages.reward_model import (
     RewardModelState,
     accuracy,
     bradley_terry,
-    encode,
+    encode_pairs,
     margins,
     normalise,
     report,
@@ -66,11 +66,11 @@ def test_a_text_is_bos_prompt_completion_eos_encoded_apart():
 
 def test_what_does_not_fit_is_left_out_and_said():
     rows = [Comparison("ab", "c", "d", 0.5, 0.9), Comparison("ab", "c" * 9, "d", where="f:7")]
-    pairs, notes = encode(rows, Letters(), 6)
+    pairs, notes = encode_pairs(rows, Letters(), 6)
     assert pairs == [Pair([BOS, 3, 4, 5, EOS], [BOS, 3, 4, 6, EOS], 0.5, 0.9)]
     assert notes == ["f:7: 13 tokens, 6 fit: the row is left out"]
     with pytest.raises(InputError, match="no comparison fits: f:7"):
-        encode(rows[1:], Letters(), 6)
+        encode_pairs(rows[1:], Letters(), 6)
 
 
 def test_whole_prompts_are_held_out():

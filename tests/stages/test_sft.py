@@ -9,24 +9,24 @@ import torch.nn.functional as F
 from minirlhf.config.schema import SFTConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.stages.pretrain import token_losses
-from minirlhf.stages.sft import Example, SFTState, encode, heldout_loss, steps_of, train
+from minirlhf.stages.sft import Example, SFTState, demonstration_loss, encode_demonstrations, sft_steps, train
 from minirlhf.text.comparisons import Demonstration
 from tests.helpers import BOS, EOS, Letters, flat, seeded, small_trunk
 
 
 def test_an_example_is_bos_prompt_completion_eos_and_knows_where_the_completion_begins():
-    shown, notes = encode([Demonstration("ab", "cd"), Demonstration("", "a")], Letters(), 6)
+    shown, notes = encode_demonstrations([Demonstration("ab", "cd"), Demonstration("", "a")], Letters(), 6)
     assert shown == [Example([BOS, 3, 4, 5, 6, EOS], 3), Example([BOS, 3, EOS], 1)]
     assert notes == []
 
 
 def test_what_does_not_fit_is_left_out_and_said():
     rows = [Demonstration("ab", "c"), Demonstration("ab", "c" * 9, "f:7")]
-    shown, notes = encode(rows, Letters(), 6)
+    shown, notes = encode_demonstrations(rows, Letters(), 6)
     assert len(shown) == 1
     assert notes == ["f:7: 13 tokens, 6 fit: the row is left out"]
     with pytest.raises(InputError, match="no demonstration fits: f:7"):
-        encode(rows[1:], Letters(), 6)
+        encode_demonstrations(rows[1:], Letters(), 6)
 
 
 def ragged(count=7, seed=0):
@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_the_completions_alone_and_so_is_its_gradient(double
     single = torch.autograd.grad(sum(apart), list(model.parameters()))
     for one, two in zip(together, single, strict=True):
         torch.testing.assert_close(one, two)
-    assert heldout_loss(model, examples, 3) == pytest.approx(nats.item() / count)
+    assert demonstration_loss(model, examples, 3) == pytest.approx(nats.item() / count)
 
 
 def config(**options):
@@ -65,18 +65,18 @@ def config(**options):
 
 def lessons(count=60):
     """After a comes b and the end, after c comes d and the end."""
-    return encode([Demonstration("ac"[i % 2], "bd"[i % 2]) for i in range(count)], Letters(), 12)[0]
+    return encode_demonstrations([Demonstration("ac"[i % 2], "bd"[i % 2]) for i in range(count)], Letters(), 12)[0]
 
 
 def test_a_rule_is_learned():
     model = small_trunk(scale=0.1)
     rows, settings = lessons(), config(epochs=6, lr=1e-2)
-    before = heldout_loss(model, rows, 4)
+    before = demonstration_loss(model, rows, 4)
     state = SFTState.start(model, settings)
     steps = list(train(state, rows, settings))
-    assert [step for step, _ in steps] == list(range(1, steps_of(rows, settings) + 1))
+    assert [step for step, _ in steps] == list(range(1, sft_steps(rows, settings) + 1))
     assert before > 1
-    assert heldout_loss(model, rows, 4) < 0.1
+    assert demonstration_loss(model, rows, 4) < 0.1
     assert state.tokens == 6 * 60 * 2
 
 
