@@ -1,10 +1,10 @@
-"""What `run`, `pretrain`, `sft` and `reward-model` tell while they work, as a JSON Schema of a line of --json.
+"""Events of `run`, `pretrain`, `sft` and `reward-model`, as a JSON Schema of a line of --json.
 
     EVENTS           name -> schema of that event
     events_schema()  any of them, told apart by `event`
 
-Here is only what an event looks like. Who emits one builds it as a dict where it happens; the tests hold every event of
-their runs against this.
+Not here: who emits an event; each is built as a dict where it happens, and the tests hold every event of their runs
+against these schemas.
 """
 
 from collections.abc import Callable
@@ -21,24 +21,24 @@ ANYTHING: Schema = {"type": "object"}  # what a config or a key holds
 
 
 def several(items: Schema) -> Schema:
-    """A list of these."""
+    """Schema of a list."""
     return {"type": "array", "items": items}
 
 
 def fields(about: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """An object with these fields and no other."""
+    """Schema of an object with these fields and no other."""
     properties = {**required, **(optional or {})}
     schema = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
     return {"description": about, **schema}
 
 
 def event(name: str, about: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """An object whose `event` is this name, and with these fields."""
+    """Schema of an object whose `event` is this name, with these fields."""
     return fields(about, {"event": {"const": name}, **required}, optional)
 
 
 def stage(name: str, about: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    """The event `stage` with this `stage`."""
+    """Schema of the event `stage` with this `stage`."""
     return event("stage", about, {"stage": {"const": name}, **required}, optional)
 
 
@@ -167,7 +167,7 @@ EVENTS: dict[str, Schema] = {
 
 
 def events_schema() -> Schema:
-    """JSON Schema (2020-12) of one line of --json; an event that this page does not know is none."""
+    """JSON Schema (2020-12) of one line of --json; an unknown event is refused."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "description": "An event, told apart by `event`.",

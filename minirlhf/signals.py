@@ -1,9 +1,9 @@
-"""Being told to stop, and stopping what takes too long.
+"""Signals that stop a run, and time limits.
 
-Within `deferred` the first SIGINT (Ctrl-C), SIGTERM or SIGHUP is only remembered: whoever drives the steps looks at
+Within `deferred` the first SIGINT (Ctrl-C), SIGTERM or SIGHUP is only recorded: the driver of the steps checks
 `Stop.asked` between two of them, saves, and leaves. The second one acts at once. Everywhere else a signal acts at once:
-SIGINT as KeyboardInterrupt, which is Python's way, the others as Terminated. Handlers that were there before are put
-back; a signal that the parent process had ignored (nohup) stays ignored.
+SIGINT as KeyboardInterrupt, which is Python's way, the others as Terminated. Earlier handlers are restored; a signal
+that the parent process had ignored (nohup) stays ignored.
 """
 
 import faulthandler
@@ -23,24 +23,27 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP, as KeyboardInterrupt is SIGINT. The text says how to go on, if that is known."""
+    """SIGTERM or SIGHUP, as KeyboardInterrupt is SIGINT. The text says how to continue, if that is known."""
 
 
 class TimeUp(BaseException):
-    """A time limit is over. No Exception, and no OSError as TimeoutError is: what is to be ended would catch it."""
+    """End of a time limit.
+
+    It is no Exception, and no OSError as TimeoutError is: the code that it must end would catch those.
+    """
 
 
 def raise_for(number: int, text: str = "") -> NoReturn:
-    """The exception of a signal."""
+    """Raise the exception of a signal."""
     raise (KeyboardInterrupt if number == signal.SIGINT else Terminated)(text)
 
 
 @contextmanager
 def time_limit(seconds: float | None, said: str) -> Iterator[None]:
-    """TimeUp(said) in whatever runs longer within; None: no limit. Only in the main thread.
+    """Context that raises TimeUp(said) after some seconds; None: no limit. Only in the main thread.
 
-    What never returns to Python (it waits in C) cannot be interrupted: after GRACE seconds more the process writes to
-    stderr where all its threads are, and ends.
+    Code that never returns to Python (it waits in C) cannot be interrupted: after GRACE seconds more the process writes
+    the stacks of all its threads to stderr, and ends.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -61,8 +64,11 @@ def time_limit(seconds: float | None, said: str) -> Iterator[None]:
 
 
 def act(number: int, frame: FrameType | None) -> None:
-    """The handler that acts at once; but not within an import, which would swallow the exception or be left half done:
-    there the signal comes again a little later."""
+    """Signal handler that acts at once, unless an import is running.
+
+    Within an import the exception would be swallowed, or leave a module half imported: there the signal is repeated a
+    little later.
+    """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             again = threading.Timer(0.05, os.kill, (os.getpid(), number))
@@ -82,13 +88,13 @@ announce: Callable[[], None] = _announce  # who draws on the whole terminal puts
 
 
 class Stop:
-    """Whether a signal has come."""
+    """Record of the first signal: True in `asked` once one has come."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler: the first signal is remembered, the second acts."""
+        """Handle a signal: the first is recorded, the second acts."""
         if self.asked is not None:
             act(number, frame)
             return
@@ -96,7 +102,7 @@ class Stop:
         announce()
 
     def leave(self, text: str = "") -> None:
-        """Raise what was asked for, if anything was."""
+        """Raise the recorded signal, if there is one."""
         if self.asked is not None:
             raise_for(self.asked, text)
 
@@ -106,10 +112,10 @@ _waiting: list[Stop] = []  # that of the outermost `deferred` that is going on
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """Signals wait for the end of a step, or at the latest of this; within another one they wait for that. In a thread
-    other than the main one nothing changes.
+    """Delay signals: the first is recorded, for the caller to check between steps, and raised at block exit.
 
-    Also for calls of libraries in which the exception of a signal would become another one.
+    A nested block shares the outer one's record. In a thread other than the main one nothing changes. It also protects
+    calls of libraries that would turn the exception of a signal into another one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Stop()
@@ -129,7 +135,7 @@ def deferred() -> Iterator[Stop]:
 
 @contextmanager
 def handled(handler: Handler, numbers: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[None]:
-    """Signals go to `handler`, and afterwards to whom they went before."""
+    """Context in which signals go to `handler`; the earlier handlers are restored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

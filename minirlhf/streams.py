@@ -1,7 +1,7 @@
-"""Randomness as named streams: one generator for each (seed, stream, step), never one long-lived state.
+"""Random numbers as named streams: one generator for each (seed, stream, step), never one long-lived state.
 
-A step's random numbers then depend on nothing but its number: a run can be resumed, a rollout replayed alone, and
-a plugin that draws from torch's global generator moves nothing.
+The random numbers of a step depend on nothing but its number: a run can be resumed, a rollout replayed alone, and a
+plugin that draws from torch's global generator changes nothing.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ import torch
 
 
 def generator(seed: int, stream: str, step: int) -> torch.Generator:
-    """A fresh CPU generator for `step` of `stream`; the same three values give the same numbers everywhere.
+    """Fresh CPU generator for `step` of `stream`; the same three values give the same numbers everywhere.
 
-    CPU on purpose: uniforms drawn there and copied give the same rollout on every device.
+    On the CPU on purpose: uniforms drawn there and copied give the same rollout on every device.
     """
     digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

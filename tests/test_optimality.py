@@ -53,7 +53,7 @@ def test_five_seeds_reach_098_on_average_and_095_each(problem, bases, tmp_path):
 
 def test_the_other_tokens_of_delayed_credit_stay_at_a_half(bases, tmp_path):
     problem = problems()["delayed"]
-    graph = exact.build(problem)
+    graph = exact.build_graph(problem)
     later = torch.tensor([len(prefix) > 0 for prefix in graph.prefixes])
     worst, shares = 0.0, []
     for seed in range(5):

@@ -19,7 +19,7 @@ FILTERS = ("top_k", "top_p", "min_p")
 
 
 def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tuple[str, str]]:
-    """(path, reason) of every component that does not exist and every option that it does not take."""
+    """Yield (path, reason) for every component that does not exist and every option that it does not take."""
     chosen = [(name, name, key, values.get(name, {})) for name, key in CHOOSERS.items()]
     rewards = values.get("rewards", {})
     if isinstance(rewards, dict):
@@ -47,7 +47,7 @@ def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tup
 
 
 def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
-    """(path, reason) of values that are fine alone and not together."""
+    """Yield (path, reason) for values that are fine alone but not together."""
     if c.exact.problem is not None and c.exact.problem not in problems():
         yield from exact_faults(c)  # whatever else there is may come from its missing values
         return
@@ -91,7 +91,7 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
 
 
 def exact_faults(c: Config) -> Iterator[tuple[str, str]]:
-    """(path, reason) of what does not fit the problem of the exact lab, where one is chosen."""
+    """Yield (path, reason) for values that do not fit the chosen problem of the exact lab."""
     name = c.exact.problem
     if name is None:
         return
@@ -110,7 +110,7 @@ def exact_faults(c: Config) -> Iterator[tuple[str, str]]:
 
 
 def pairing_faults(c: Config, registry: Registry) -> Iterator[tuple[str, str]]:
-    """(path, reason) of components that exist and cannot work with the other values."""
+    """Yield (path, reason) for components that exist but cannot work with the other values."""
     advantage = registry.find("advantage", c.advantage.function)
     if "group" in advantage.inputs and c.ppo.responses_per_prompt < 2:
         yield (
@@ -131,7 +131,7 @@ def pairing_faults(c: Config, registry: Registry) -> Iterator[tuple[str, str]]:
 
 
 def unusable(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(dotted path, reason) of what no key can use and what would break its readers, found without recursion."""
+    """Yield (dotted path, reason) for values that would break the readers of a config; found without recursion."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), layer)]
     while waiting:
         path, value = waiting.pop()
@@ -149,7 +149,7 @@ def unusable(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def known_keys(section: tuple[Any, ...]) -> list[str]:
-    """The keys that a section has, for did-you-mean."""
+    """Keys of a section, for did-you-mean."""
     model: Any = Config
     for part in section:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
@@ -163,6 +163,6 @@ def known_keys(section: tuple[Any, ...]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, printable."""
+    """Value for a message: short and printable."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

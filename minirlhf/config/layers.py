@@ -1,13 +1,12 @@
-"""The whole run as frozen, strict pydantic models, and how files and flags become one.
+"""Layers of a configuration: defaults, preset or file, options and `--set` become one Config.
 
-Layers, later ones win: the defaults below (the preset `reviews` is exactly them), then a preset's or a file's keys,
-then options such as `--kl`, then `--set key=value`. A layer that chooses another component drops the options that
-lower layers gave to the old one. A file that has [rewards] replaces the set of rewards, and so does `--reward`, which
-keeps the options that the file gave to equal labels.
+Later layers win: the defaults of schema.py (exactly the preset `reviews`), then the keys of a preset or file, then
+options such as `--kl`, then `--set key=value`. A layer that chooses another component drops the options that lower
+layers gave to the old one. A file that has [rewards] replaces the set of rewards, and so does `--reward`, which keeps
+the options that the file gave to equal labels.
 
-The sections kl, advantage, loss and rewards.LABEL choose a component: their own keys are fixed, every other key is an
-option of that component and is checked against its signature. All faults are found in one go (ConfigError), each with
-its dotted path, its value, where it came from and what may have been meant.
+All faults are found in one go (ConfigError), each with its dotted path, its value, its source and the nearest name. Not
+here: the models (schema.py), checks across fields (faults.py), TOML (toml.py).
 """
 
 import json
@@ -38,8 +37,9 @@ def load_config(
     plugins: Sequence[str] = (),
     registry_loader: Callable[[Sequence[str]], Registry] = plugin_registry.load_plugins,
 ) -> tuple[Config, Registry]:
-    """Defaults < preset or file < options (dotted key -> value) < sets ("key=value"), with the loaded plugins.
+    """Build the Config and load the plugins.
 
+    Order: defaults < preset or file < options (dotted key -> value) < sets ("key=value").
     Raises ConfigError with every fault, UsageError for a preset that does not exist, PluginError from a plugin.
     """
     draft = Draft()
@@ -68,7 +68,7 @@ def load_config(
 
 
 class Draft:
-    """Layers on their way to a Config: plain nested dicts, where each value came from, and the faults so far."""
+    """Layers on their way to a Config: nested dicts, the source of each value, and the faults so far."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class Draft:
         self.faults: list[str] = []
 
     def name(self, stem: str) -> None:
-        """What the run is called, unless a file says it."""
+        """Name the run after the preset or file, unless a layer names it."""
         run = self.values.setdefault("run", {})
         if isinstance(run, dict):
             run.setdefault("preset", re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:64] or "run")
@@ -88,7 +88,7 @@ class Draft:
         layer = absolute_paths(layer, folder)
         if isinstance(layer.get("rewards"), dict) and source.endswith(".toml") | source.startswith("preset "):
             self.values.pop("rewards", None)
-        for path, value in leaves(layer):
+        for path, value in leaf_values(layer):
             self._drop_options(path, value)
             place, *rest = self._descend(path[:-1])
             if rest:
@@ -98,7 +98,7 @@ class Draft:
             self.origin[".".join(path)] = source
 
     def choose_rewards(self, chosen: Sequence[str], folder: Path) -> None:
-        """`--reward LABEL[=WEIGHT]`: this set and no other; a label that was there keeps its options."""
+        """Apply `--reward LABEL[=WEIGHT]`: this set and no other; a label that existed keeps its options."""
         before = self.values.get("rewards")
         before = before if isinstance(before, dict) else {}
         self.values["rewards"] = {}
@@ -116,7 +116,7 @@ class Draft:
             self.origin |= {f"rewards.{label}{key}": "--reward" for key in ("", *(f".{name}" for name in given))}
 
     def settle(self, cwd: Path) -> None:
-        """What the defaults cannot know: the bases are kept under the current directory."""
+        """Fill in defaults that depend on other values: the folder of bases, and the settings of a problem."""
         run = self.values.get("run")
         if isinstance(run, dict):
             run.setdefault("bases", str(cwd / "runs" / "bases"))
@@ -158,13 +158,13 @@ class Draft:
         return config
 
     def _usable(self, layer: dict[str, Any], source: str) -> bool:
-        """False, with a fault, for a layer that holds what nothing here could work on."""
+        """True if a layer can be used; else False, with faults."""
         faults = [f"{path} ({source}): {reason}" for path, reason in unusable(layer)]
         self.faults += faults
         return not faults
 
     def _descend(self, path: Sequence[str]) -> Iterator[Any]:
-        """The dict at a path, made where missing; or (None, the dotted path that is no dict)."""
+        """Dict at a path, created if missing; or (None, dotted path that is no dict)."""
         place = self.values
         for depth, key in enumerate(path):
             place = place.setdefault(key, {})
@@ -173,7 +173,7 @@ class Draft:
         return iter((place,))
 
     def _drop_options(self, path: Sequence[str], value: Any) -> None:
-        """Another component chosen: the old one's options do not fit it."""
+        """Drop the options of a component that is replaced by another one."""
         section, key = tuple(path[:-1]), path[-1]
         if section[:1] == ("rewards",) and len(section) == 2 and key == "use":
             own, at = OWN_KEYS["rewards"], self.values.get("rewards", {})
@@ -187,7 +187,7 @@ class Draft:
                 del place[option]
 
     def _split(self) -> dict[str, Any]:
-        """The values with the options of components under `options`, and a reward's `use` filled in."""
+        """Values with the options of components under `options`, and with the `use` of each reward filled in."""
         out = dict(self.values)
         for name in CHOOSERS:
             if isinstance(out.get(name), dict):
@@ -202,7 +202,7 @@ class Draft:
         return out
 
     def _at(self, path: str, reason: str) -> str:
-        """PATH (where it came from): REASON; a path may be followed by ` = value`."""
+        """Fault as `PATH (source): REASON`; the path may be followed by ` = value`."""
         key = path.partition(" = ")[0]
         source = self.origin.get(key) or self.origin.get(key.rpartition(".")[0])
         return f"{path}{f' ({source})' if source else ''}: {reason}"
@@ -228,29 +228,29 @@ class Draft:
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """`a.b`, 1 -> {"a": {"b": 1}}."""
+    """Nested dict of a dotted key: `a.b`, 1 -> {"a": {"b": 1}}."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
 
-def leaves(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, value) of everything that is no table; an empty table is a leaf, so that it exists."""
+def leaf_values(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (path, value) of everything that is no table; an empty table counts as a value, so that it exists."""
     for key, value in layer.items():
         if isinstance(value, dict) and value:
-            yield from leaves(value, (*path, key))
+            yield from leaf_values(value, (*path, key))
         else:
             yield (*path, key), value
 
 
 def with_options(section: dict[str, Any], own: set[str]) -> dict[str, Any]:
-    """The section's own keys, and all others under `options`."""
+    """Own keys of a section, and all others under `options`."""
     kept = {k: v for k, v in section.items() if k in own}
     return {**kept, "options": {k: v for k, v in section.items() if k not in own}}
 
 
 def option_name(key: str) -> str:
-    """The flag that sets a key, for messages."""
+    """Flag that sets a key, for messages."""
     flags = {"kl.estimator": "--kl", "advantage.function": "--advantage", "loss.policy": "--loss"}
     return flags.get(key, f"--{key.rpartition('.')[2]}")
 

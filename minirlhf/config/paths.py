@@ -1,4 +1,7 @@
-"""Paths in a configuration file, made absolute: they are relative to the folder of that file."""
+"""Paths in a configuration file, made absolute: they are relative to the folder of that file.
+
+Not here: whether a path exists; its reader says so.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ PATHS = ("text", "prompts", "heldout_prompts", "demonstrations", "preferences") 
 
 
 def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The layer with every relative path made absolute; bare corpus names and module names stay."""
+    """Layer with every relative path made absolute; bare corpus names and module names stay."""
     out = dict(layer)
     if isinstance(out.get("corpus"), dict):
         out["corpus"] = {
@@ -30,7 +33,7 @@ def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def absolute_reward(label: str, reward: Any, folder: Path) -> Any:
-    """A reward given as FILE.py:FUNCTION, and the directory of a trained one."""
+    """Reward with the file of FILE.py:FUNCTION, or the directory of a trained model, made absolute."""
     if not isinstance(reward, dict):
         return reward
     out = dict(reward)
@@ -42,7 +45,7 @@ def absolute_reward(label: str, reward: Any, folder: Path) -> Any:
 
 
 def absolute_run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The section [run]: where the bases are, and observers given as FILE.py:CLASS."""
+    """Section [run] with the folder of bases, and observers given as FILE.py:CLASS, made absolute."""
     out = dict(run)
     if isinstance(out.get("bases"), str) and out["bases"]:
         out["bases"] = str(folder / out["bases"])
@@ -52,7 +55,7 @@ def absolute_run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def absolute_plugin(name: str, folder: Path) -> str:
-    """A plugin FILE made absolute; the name of a module as it is."""
+    """Plugin FILE made absolute; a module name as it is."""
     return str(folder / name) if name.endswith(".py") or "/" in name else name
 
 

@@ -5,7 +5,7 @@ option of that component. Not here: files, flags and presets (layers.py, toml.py
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,38 +73,45 @@ class ExactConfig(Section):
     )
 
 
-class PretrainConfig(Section):
+LearningRate = Annotated[float, Field(gt=0, le=1e30, description="largest learning rate")]
+Warmup = Annotated[int, Field(ge=0, description="steps of linear warm-up, at most half of all")]
+WeightDecay = Annotated[float, Field(ge=0, description="decoupled (AdamW)")]
+
+
+class TrainingSection(Section):
+    """Settings of every stage that is trained step by step with AdamW; a stage changes the defaults."""
+
+    batch_size: int = Field(32, ge=1, le=1 << 16, description="demonstrations or comparisons a step")
+    lr: LearningRate = 1e-3
+    warmup: Warmup = 10
+    weight_decay: WeightDecay = 0.0
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    seed: int = Field(0, ge=0, description="decides first weights, split and order")
+
+
+class PretrainConfig(TrainingSection):
     steps: int = Field(1700, ge=1, description="optimiser steps (never the clock)")
     batch_size: int = Field(16, ge=1, le=1 << 20, description="documents a step")
     sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
-    lr: float = Field(5e-3, gt=0, le=1e30, description="largest learning rate")
-    warmup: int = Field(200, ge=0, description="steps of linear warm-up, at most half of all")
+    lr: LearningRate = 5e-3
+    warmup: Warmup = 200
     final_lr: float = Field(0.05, ge=0, le=1, description="share of lr at the end of the cosine")
     weight_decay: float = Field(0.3, ge=0, description="of matrices, decoupled (AdamW)")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean square")
-    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     seed: int = Field(0, ge=0, description="decides initial weights and data order; runs of all seeds share a base")
 
 
-class SFTConfig(Section):
+class SFTConfig(TrainingSection):
     epochs: int = Field(2, ge=1, description="passes over the demonstrations")
-    batch_size: int = Field(32, ge=1, le=1 << 16, description="demonstrations a step")
-    lr: float = Field(1e-3, gt=0, le=1e30, description="largest learning rate")
-    warmup: int = Field(10, ge=0, description="steps of linear warm-up, at most half of all")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW)")
-    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     heldout_share: float = Field(0.05, gt=0, lt=1, description="prompts held out for the loss")
-    seed: int = Field(0, ge=0, description="decides split and order")
 
 
-class RewardModelConfig(Section):
+class RewardModelConfig(TrainingSection):
     epochs: int = Field(3, ge=1, description="passes over the comparisons")
-    batch_size: int = Field(32, ge=1, le=1 << 16, description="comparisons a step")
-    lr: float = Field(1.5e-3, gt=0, le=1e30, description="largest learning rate")
-    warmup: int = Field(20, ge=0, description="steps of linear warm-up, at most half of all")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled (AdamW)")
-    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    lr: LearningRate = 1.5e-3
+    warmup: Warmup = 20
+    weight_decay: WeightDecay = 0.01
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of labels taken to be wrong")
     centring: float = Field(0.001, ge=0, description="weight of (score chosen + score rejected)^2")
     patience: int = Field(5, ge=1, description="looks at the held-out accuracy without a rise before it stops")
@@ -116,7 +123,6 @@ class RewardModelConfig(Section):
         None, ge=2, description="use so many of the comparisons, drawn by the seed; left out: all"
     )
     ensemble: int = Field(1, ge=1, le=64, description="models trained, each with its own first head and order")
-    seed: int = Field(0, ge=0, description="decides the head's first weights, split, order and draw")
 
 
 class ComponentSection(Section):

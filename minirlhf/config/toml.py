@@ -1,4 +1,7 @@
-"""Configurations as TOML and as JSON Schema: reading files and presets, writing a config that can be run again."""
+"""Configurations as TOML and as JSON Schema: reading files and presets, writing a config that can be run again.
+
+Not here: joining layers (layers.py) and checking values (schema.py, faults.py).
+"""
 
 import tomllib
 from importlib import resources
@@ -14,7 +17,7 @@ MAX_BYTES = 1 << 20  # a config of more than 1 MiB is something else given by mi
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain values as a file has them: options among the keys of their section, keys without a value left out."""
+    """Config as a file has it: options among the keys of their section, keys without a value left out."""
     plain: dict[str, Any] = config.model_dump(mode="json")
     for section in [*(plain[name] for name in CHOOSERS), *plain["rewards"].values()]:
         section.update(section.pop("options"))
@@ -23,12 +26,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def dump_toml(config: Config) -> str:
-    """The config as TOML that loads back to an equal one."""
+    """Config as TOML that loads back to an equal one."""
     return tomli_w.dumps(to_dict(config))
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a file; the keys of a component section that are not its own are its component's options."""
+    """JSON Schema of a file; keys of a component section that are not its own are its component's options."""
     schema = Config.model_json_schema()
     for definition in schema["$defs"].values():
         if "options" in definition["properties"]:
@@ -52,7 +55,7 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """The TOML of a preset (UsageError with the nearest name for one that does not exist)."""
+    """TOML of a preset; UsageError with the nearest name if it does not exist."""
     if name not in preset_names():
         raise UsageError(
             f"unknown preset {name!r}{nearest(name, preset_names())}",
@@ -62,7 +65,7 @@ def preset_text(name: str) -> str:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A TOML file as nested dicts (ConfigError with file and line for one that is none)."""
+    """Read a TOML file as nested dicts; ConfigError with file and line if it is none."""
     try:
         if not path.is_file():
             raise ConfigError([f"{path}: no such file" if not path.exists() else f"{path}: not a regular file"])
@@ -80,7 +83,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def toml_value(text: str) -> Any:
-    """A TOML value if it parses, else the text itself."""
+    """Value of a text as TOML; the text itself if it is no TOML."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):

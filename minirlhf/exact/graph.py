@@ -1,12 +1,13 @@
-"""Everything that can be known about a problem: one graph of states, walked backwards or forwards.
+"""Graph of a problem's states, walked backwards or forwards: everything about the problem can be computed on it.
 
 A state is a prefix, or (`merged`) all prefixes that the problem cannot tell apart. As a tree of prefixes the graph
-holds any policy, a transformer's too, and each response is one path. Merged it is small however long the responses
-are, and still holds the reference and the optimum: soft Bellman on the tree and dynamic programming under an n-gram
-reference are the same lines.
+holds any policy, a transformer's too, and each response is one path. Merged, it stays small for long responses and
+still holds the reference and the optimum: soft Bellman on the tree and dynamic programming under an n-gram reference
+are the same lines.
 
 J(pi) = E[r] - beta KL(pi, ref), averaged over prompts. Its optimum pi*(y) is proportional to ref(y) exp(r(y) / beta),
-J* = beta log E_ref[exp(r / beta)], and J* - J(pi) = beta KL(pi, pi*). float64; differentiable in log_pi.
+J* = beta log E_ref[exp(r / beta)], and J* - J(pi) = beta KL(pi, pi*). float64; differentiable in log_pi. Not here: the
+problems (problems.py), and a transformer on them (lab.py).
 """
 
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ MOST_STATES = 20_000  # a tree beyond this is not enumerated
 
 @dataclass(frozen=True)
 class Graph:
-    """S states, those of one depth side by side, the prompts' starts first.
+    """S states, those of one depth side by side, the starts of the prompts first.
 
-    child (S,V): the state that a token leads to, -1 where the response is over; log_ref (S,V) nats; gain (S,V): what
-    a token adds to the reward (in a tree of prefixes all of it comes with the last token); prompt (S,); layers: the
-    states of each depth; prefixes: for each state one prefix that leads there.
+    child (S,V): the state that a token leads to, -1 if the response is over; log_ref (S,V) nats; gain (S,V): reward
+    that a token adds (in a tree of prefixes all of it comes with the last token); prompt (S,); layers: states of each
+    depth; prefixes: one prefix for each state that leads there.
     """
 
     problem: Problem
@@ -40,8 +41,8 @@ class Graph:
         return len(self.prefixes)
 
 
-def build(problem: Problem, *, merged: bool = False) -> Graph:
-    """The graph of a problem. Raises ValueError for a tree of more than MOST_STATES states."""
+def build_graph(problem: Problem, *, merged: bool = False) -> Graph:
+    """Build the graph of a problem. Raises ValueError for a tree of more than MOST_STATES states."""
     layer: list[tuple[int, Prefix]] = [(prompt, ()) for prompt in range(problem.prompts)]
     nodes, layers, child, gain = list(layer), [], [], []
     while layer:
@@ -81,7 +82,7 @@ def build(problem: Problem, *, merged: bool = False) -> Graph:
 
 
 def expected(graph: Graph, log_pi: Tensor, payoff: Tensor) -> Tensor:
-    """E of the payoffs (S,V) collected from each state to the end, following pi: (S,)."""
+    """Expected sum of the payoffs (S,V) from each state to the end, following pi: (S,). Backwards, layer by layer."""
     pi, values = log_pi.exp(), [payoff.new_zeros(1)]  # the last entry, index -1: the response is over
     for layer in reversed(graph.layers):
         offset = layer.stop  # `values` holds the states from `offset` on
@@ -92,7 +93,7 @@ def expected(graph: Graph, log_pi: Tensor, payoff: Tensor) -> Tensor:
 
 
 def shaped(graph: Graph, log_pi: Tensor, beta: float) -> Tensor:
-    """The payoff whose expectation is J: gain - beta (log pi - log ref), (S,V)."""
+    """Payoff whose expectation is J: gain - beta (log pi - log ref), (S,V), score units."""
     return graph.gain - beta * (log_pi - graph.log_ref)
 
 
@@ -109,7 +110,7 @@ def divergence(graph: Graph, log_pi: Tensor) -> Tensor:
 def optimum(graph: Graph, beta: float) -> tuple[Tensor, Tensor]:
     """(log pi* (S,V), V* (S,)) by soft Bellman: V*(s) = beta log sum_v ref(v) exp((gain(s,v) + V*(s')) / beta).
 
-    Without a KL to pay for (beta = 0) the best tokens are taken, those of equal worth alike.
+    With beta = 0 there is no KL to pay for: the best tokens are taken, tokens of equal worth alike.
     """
     values = [graph.gain.new_zeros(1)]
     log_pi: list[Tensor] = []
@@ -128,7 +129,7 @@ def optimum(graph: Graph, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def occupancy(graph: Graph, log_pi: Tensor) -> Tensor:
-    """How likely each state is to be visited, prompts alike: (S,)."""
+    """Probability of visiting each state, prompts weighing alike: (S,)."""
     reached = log_pi.new_zeros(len(graph))
     reached[graph.layers[0]] = 1 / graph.problem.prompts
     for layer in graph.layers[:-1]:
@@ -139,7 +140,7 @@ def occupancy(graph: Graph, log_pi: Tensor) -> Tensor:
 
 
 def achieved(graph: Graph, value: float, beta: float) -> float | None:
-    """F = (J - J_ref) / (J* - J_ref), the share of what can be achieved; None where nothing can (J* = J_ref)."""
+    """F = (J - J_ref) / (J* - J_ref): share of the possible gain that was achieved; None if J* = J_ref."""
     reference = float(objective(graph, graph.log_ref, beta))
     best = float(optimum(graph, beta)[1][graph.layers[0]].mean())
     return None if best - reference < 1e-9 else (value - reference) / (best - reference)
@@ -149,8 +150,8 @@ def achieved(graph: Graph, value: float, beta: float) -> float | None:
 class Responses:
     """All n responses of a tree of prefixes.
 
-    ids (n,T) tokens, junk 0 behind the end; mask (n,T); states (n,T) where each token was chosen; reward (n,);
-    prompt (n,); terminated (n,) = ended by EOS.
+    ids (n,T): tokens, 0 behind the end; mask (n,T); states (n,T): where each token was chosen; reward (n,); prompt
+    (n,); terminated (n,): ended by EOS.
     """
 
     ids: Tensor
@@ -165,12 +166,12 @@ class Responses:
         return torch.where(self.mask, table[self.states, self.ids], 0.0)
 
     def probability(self, log_pi: Tensor, prompts: int) -> Tensor:
-        """How likely each response is, prompts alike: (n,), summing to 1."""
+        """Probability of each response, prompts weighing alike: (n,), summing to 1."""
         return self.taken(log_pi).sum(dim=1).exp() / prompts
 
 
 def responses(graph: Graph) -> Responses:
-    """Every path of a tree of prefixes to its end."""
+    """Enumerate every path of a tree of prefixes to its end."""
     problem, rows = graph.problem, []
     for state, prefix in enumerate(graph.prefixes):
         for token in range(problem.vocabulary):

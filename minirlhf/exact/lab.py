@@ -1,8 +1,8 @@
-"""A transformer on a problem of the lab: its tokenizer and sampler, the table as its reference, the fit, and F.
+"""Exact lab: a transformer on a problem, with its tokenizer and sampler, the table as its reference, the fit, and F.
 
-The transformer is the real one and the loop is the real one. Only three things differ from a run on text: the base is
-fitted to the problem's reference instead of to a corpus, the reference that KL is measured against is the problem's
-table itself, and the policy may only choose the problem's tokens.
+Transformer and loop are the real ones. Only three things differ from a run on text: the base is fitted to the problem's
+reference instead of to a corpus, KL is measured against the problem's table, and the policy may choose the problem's
+tokens only. Not here: the problems (problems.py) and computations on their graphs (graph.py).
 """
 
 import hashlib
@@ -34,31 +34,31 @@ ESTIMATE_ROWS = 4096  # responses that J is estimated from, where it cannot be e
 ROWS = 512  # prefixes scored at a time
 
 
-def tokenizer_of() -> Tokenizer:
-    """The byte-level tokenizer without any merge: a letter is a token."""
+def problem_tokenizer() -> Tokenizer:
+    """Byte-level tokenizer without merges: each letter is a token."""
     return train_tokenizer([], MIN_VOCAB)
 
 
 def token_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-    """The tokenizer's ids of the problem's tokens 0 .. V-1, EOS last where responses end by it."""
+    """Ids of the problem's tokens 0 .. V-1, EOS last if responses can end by it."""
     return tokenizer.encode(problem.letters) + ([tokenizer.eos_id] if problem.ends else [])
 
 
-def sampler_of(problem: Problem, tokenizer: Tokenizer, temperature: float) -> Sampler:
-    """The policy may choose the problem's tokens and no others."""
+def problem_sampler(problem: Problem, tokenizer: Tokenizer, temperature: float) -> Sampler:
+    """Sampler that may choose the problem's tokens and no others."""
     allowed = set(token_ids(problem, tokenizer))
     banned = tuple(i for i in range(tokenizer.vocab_size) if i not in allowed)
     return Sampler(temperature, banned=banned, stop=tokenizer.eos_id)
 
 
 def fingerprint(problem: Problem) -> str:
-    """SHA-256 over what decides the fit: the table of the reference and which state follows which."""
-    graph = exact.build(problem, merged=True)
+    """SHA-256 over everything that decides the fit: the table of the reference, and which state follows which."""
+    graph = exact.build_graph(problem, merged=True)
     table = torch.cat([graph.log_ref, graph.child.double()], dim=1)
     return hashlib.sha256(table.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def prompts_of(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
+def problem_prompts(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
     """(text, columns) of each prompt."""
     return [
         (problem.prompt_text(p), dict(zip(COLUMNS, (problem.name, p), strict=True))) for p in range(problem.prompts)
@@ -66,18 +66,18 @@ def prompts_of(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
 
 
 def prompt_batch(problem: Problem, tokenizer: Tokenizer, which: Sequence[int], device: torch.device) -> PromptBatch:
-    """One row for each entry of `which`, the number of a prompt."""
-    prompts = prompts_of(problem)
+    """Batch with one row for each entry of `which`, the number of a prompt."""
+    prompts = problem_prompts(problem)
     chosen = [prompts[p] for p in which]
     return PromptBatch.build([text for text, _ in chosen], [c for _, c in chosen], tokenizer, device=device)
 
 
 class TableReference(Reference):
-    """The problem's reference as the loop wants one: its table scores, the fitted transformer samples."""
+    """Reference whose log-probs come from the problem's table; the fitted transformer samples."""
 
     def __init__(self, policy: Policy, problem: Problem, tokenizer: Tokenizer) -> None:
         super().__init__(policy)
-        self._graph = exact.build(problem, merged=True)
+        self._graph = exact.build_graph(problem, merged=True)
         self._states = {
             (int(p), problem.state(int(p), prefix), len(prefix)): s
             for s, (p, prefix) in enumerate(zip(self._graph.prompt, self._graph.prefixes, strict=True))
@@ -104,7 +104,7 @@ class TableReference(Reference):
         )
 
     def states(self, rollout: Rollout) -> Tensor:
-        """The merged state at each response token: (B,R); one past the last where padded."""
+        """Merged state at each response token: (B,R); one past the last where padded."""
         problem, padding = self._graph.problem, len(self._graph)
         token = {identifier: v for v, identifier in enumerate(self._ids)}
         out = torch.full(rollout.mask.shape, padding, dtype=torch.long)
@@ -116,8 +116,10 @@ class TableReference(Reference):
         return out
 
     def value(self, policy: Policy, rollout: Rollout, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(J, reward, KL in nats) of each response's path (B,), with the expectation over each next token in place
-        of the token taken: unbiased for those of the policy, with less variance."""
+        """(J, reward, KL in nats) of the path of each response, (B,) each; unbiased for the policy's own responses.
+
+        The expectation over each next token replaces the token taken, which lowers the variance.
+        """
         states, mask = self.states(rollout), rollout.response_mask.cpu()
         log_pi = policy.forward_pass(rollout).log_dist(slice(None))[..., self._ids].double().cpu()
         pi, known = log_pi.exp(), states.clamp(max=len(self._graph) - 1)
@@ -128,7 +130,7 @@ class TableReference(Reference):
 
 @torch.no_grad()
 def tabulate(policy: Policy, graph: Graph, tokenizer: Tokenizer) -> Tensor:
-    """The policy's distribution after each prefix of a tree: (S,V) log-probabilities, float64."""
+    """Distribution of the policy after each prefix of a tree: (S,V) log-probs, float64."""
     problem, device = graph.problem, policy.model.embed_tokens.weight.device
     ids = torch.tensor(token_ids(problem, tokenizer), device=device)
     tables = []
@@ -144,7 +146,7 @@ def tabulate(policy: Policy, graph: Graph, tokenizer: Tokenizer) -> Tensor:
 def _prefixes(
     problem: Problem, tokenizer: Tokenizer, prefixes: Sequence[Prefix], prompts: Sequence[int], device: torch.device
 ) -> Rollout:
-    """A rollout whose responses are these prefixes and one token more, so that each has a next distribution."""
+    """Rollout whose responses are these prefixes and one token more, so that each has a next distribution."""
     batch = prompt_batch(problem, tokenizer, prompts, device)
     ids = token_ids(problem, tokenizer)
     width = max(len(prefix) for prefix in prefixes) + 1
@@ -160,7 +162,7 @@ def _prefixes(
 
 
 def enumerable(problem: Problem) -> bool:
-    """Are there few enough prefixes for a transformer to be tabulated?"""
+    """True if there are few enough prefixes to tabulate a transformer."""
     longest: int = problem.vocabulary ** (problem.horizon - 1)
     return problem.prompts * longest <= MOST_STATES // 4
 
@@ -169,14 +171,14 @@ def enumerable(problem: Problem) -> bool:
 def optimality(
     policy: Policy, problem: Problem, tokenizer: Tokenizer, beta: float, *, seed: int = 0
 ) -> dict[str, float | None]:
-    """Where the policy stands: {"optimality": F, "objective": J, "best": J*, "reward", "kl" in nats per sequence}.
+    """Position of the policy: {"optimality": F, "objective": J, "best": J*, "reward", "kl" in nats per sequence}.
 
-    By enumeration where that can be done, else an estimate from ESTIMATE_ROWS of the policy's own responses.
+    By enumeration if the problem is small enough, else estimated from ESTIMATE_ROWS of the policy's own responses.
     """
-    merged = exact.build(problem, merged=True)
+    merged = exact.build_graph(problem, merged=True)
     best = float(exact.optimum(merged, beta)[1][merged.layers[0]].mean())
     if enumerable(problem):
-        tree = exact.build(problem)
+        tree = exact.build_graph(problem)
         log_pi = tabulate(policy, tree, tokenizer)
         value, kl = float(exact.objective(tree, log_pi, beta)), float(exact.divergence(tree, log_pi))
         reward = value + beta * kl
@@ -201,14 +203,16 @@ def _own(policy: Policy, problem: Problem, tokenizer: Tokenizer, seed: int) -> l
 # ---- the fit -----------------------------------------------------------------------------------------------
 
 
-def fit(trunk: Transformer, problem: Problem, tokenizer: Tokenizer, temperature: float, seed: int) -> dict[str, float]:
+def fit_to_problem(
+    trunk: Transformer, problem: Problem, tokenizer: Tokenizer, temperature: float, seed: int
+) -> dict[str, float]:
     """Train the transformer until it is the problem's reference: KL below FIT_KL nats per sequence.
 
-    Minimises KL(table, transformer) at all prefixes (or at those of some random responses, where there are too many)
-    by L-BFGS, from an output of 0, which is the uniform distribution. Returns {"kl": the KL reached, "steps"}. Raises
+    Minimises KL(table, transformer) at all prefixes (or at those of some random responses, if there are too many) by
+    L-BFGS, from an output of 0, which is the uniform distribution. Returns {"kl": KL reached, "steps"}. Raises
     DivergedError if FIT_STEPS do not suffice.
     """
-    policy = Policy(trunk, sampler_of(problem, tokenizer, temperature))
+    policy = Policy(trunk, problem_sampler(problem, tokenizer, temperature))
     torch.nn.init.zeros_(trunk.norm.weight)
     table = TableReference(policy, problem, tokenizer)
     rollout = _longest_prefixes(problem, tokenizer, trunk, generator(seed, "fit", 0))
@@ -238,13 +242,13 @@ def fit(trunk: Transformer, problem: Problem, tokenizer: Tokenizer, temperature:
 def _distance(policy: Policy, table: TableReference, problem: Problem, tokenizer: Tokenizer, seed: int) -> float:
     """KL(transformer, table) in nats per sequence."""
     if enumerable(problem):
-        tree = exact.build(problem)
+        tree = exact.build_graph(problem)
         return float(exact.divergence(tree, tabulate(policy, tree, tokenizer)))
     return float(table.value(policy, _own(policy, problem, tokenizer, seed)[0], 1.0)[2].mean())
 
 
 def _longest_prefixes(problem: Problem, tokenizer: Tokenizer, trunk: Transformer, random: torch.Generator) -> Rollout:
-    """Responses that hold all prefixes between them; where those are too many, FIT_ROWS of random tokens."""
+    """Responses that contain all prefixes between them; FIT_ROWS of random tokens if those are too many."""
     letters, length = problem.vocabulary - problem.ends, problem.horizon - 1
     if enumerable(problem):
         texts = list(itertools.product(range(letters), repeat=length))

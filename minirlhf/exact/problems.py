@@ -1,14 +1,12 @@
 """Problems whose optimum can be computed: a vocabulary, a horizon, a reference, a reward, and beta.
 
 A problem is two functions of a prefix (the tokens so far): the logits of the reference there, and the reward of the
-tokens so far. Only the reward of a whole response counts; that it is defined on a prefix as well is what lets it be
-spread over the tokens as increments. `state` says what the two functions need to know of a prefix: prefixes with one
-state are one state, which is what makes large problems computable (graph.py).
+tokens so far. Only the reward of a whole response counts; because it is defined on prefixes as well, it can be spread
+over the tokens as increments. `state` is the part of a prefix that the two functions need: prefixes with the same state
+are one state, which makes large problems computable (graph.py).
 
-Tokens are 0 .. V-1; with `ends` the last one is EOS and ends a response, and one of `horizon` tokens without it is
-cut there. As text a token is a letter, a for 0, and EOS is the end.
-
-The ladder, each with what it shows: LADDER.
+Tokens are 0 .. V-1. With `ends` the last one is EOS; a response of `horizon` tokens without it is cut there. As text,
+token 0 is the letter a, and so on; EOS is the end. LADDER lists the problems, each with what it shows.
 """
 
 import math
@@ -23,10 +21,11 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """vocabulary V (EOS included), horizon T in tokens, beta in score units per nat; prompts = how many there are.
+    """Vocabulary V (EOS included), horizon T in tokens, beta in score units per nat, and three functions.
 
-    reference(prompt, prefix) -> V logits; reward(prompt, prefix) -> score units; state(prompt, prefix) -> what of a
-    prefix decides both from there on.
+    prompts: number of prompts.
+    reference(prompt, prefix) -> V logits; reward(prompt, prefix) -> score units; state(prompt, prefix) -> the part of a
+    prefix that decides both from there on.
     """
 
     name: str
@@ -41,31 +40,31 @@ class Problem:
     ends: bool = False
 
     def over(self, prefix: Prefix) -> bool:
-        """Is this a whole response?"""
+        """True if a prefix is a whole response."""
         return len(prefix) == self.horizon or (self.ends and bool(prefix) and prefix[-1] == self.vocabulary - 1)
 
     @property
     def letters(self) -> str:
-        """The text of the tokens but EOS, in their order."""
+        """Text of the tokens, without EOS."""
         return "".join(chr(ord("a") + token) for token in range(self.vocabulary - self.ends))
 
     def prompt_text(self, prompt: int) -> str:
-        """Nothing where there is only one; else a capital letter."""
+        """Text of a prompt: empty if there is only one, else a capital letter."""
         return "" if self.prompts == 1 else chr(ord("A") + prompt)
 
     def response(self, text: str) -> Prefix:
-        """The tokens of a completion; one shorter than the horizon ended by EOS. ValueError for another letter."""
+        """Tokens of a completion; one shorter than the horizon ended by EOS. ValueError for another letter."""
         tokens = tuple(self.letters.index(letter) for letter in text)
         return (*tokens, self.vocabulary - 1) if self.ends and len(tokens) < self.horizon else tokens
 
 
 def bigram(table: Sequence[Sequence[float]], start: Sequence[float]) -> Callable[[int, Prefix], Sequence[float]]:
-    """A reference that sees the token before: logits table[previous], and `start` at the beginning."""
+    """Reference that sees the previous token: logits table[previous], and `start` at the beginning."""
     return lambda prompt, prefix: table[prefix[-1]] if prefix else start
 
 
 def uniform(vocabulary: int) -> Callable[[int, Prefix], Sequence[float]]:
-    """A reference to which all tokens are alike."""
+    """Reference to which all tokens are alike."""
     return lambda prompt, prefix: [0.0] * vocabulary
 
 
@@ -75,7 +74,7 @@ START = (0.2, 0.0, -0.3)
 
 
 def neighbours_equal(prefix: Prefix) -> bool:
-    """Is some token the same as the one before it?"""
+    """True if some token equals the one before it."""
     return any(a == b for a, b in pairwise(prefix))
 
 
@@ -94,12 +93,12 @@ def patterns(count: float, same_ends: float, repeat: float, token: int) -> Calla
 
 
 def ends_and_repeats(prompt: int, prefix: Prefix) -> Hashable:
-    """What `patterns` and a bigram reference need: first token, last token, whether two neighbours were equal."""
+    """State for `patterns` and a bigram reference: first token, last token, True if two neighbours were equal."""
     return (prefix[:1], prefix[-1:], neighbours_equal(prefix))
 
 
 def sibling(seed: int) -> Problem:
-    """A problem of the form of `nonadditive` with random logits, weights and counted token."""
+    """Problem of the form of `nonadditive` with random logits, weights and counted token."""
     draw = random.Random(f"sibling/{seed}")
     table = [[draw.gauss(0, 0.5) for _ in range(3)] for _ in range(4)]
     weights = (draw.uniform(0.5, 1.0), draw.choice([-1, 1]) * draw.uniform(0.5, 1.0), -draw.uniform(0.5, 1.0))
@@ -115,7 +114,7 @@ def sibling(seed: int) -> Problem:
 
 
 def _variable_reward(prompt: int, prefix: Prefix) -> float:
-    """1 for each b that an a stands before, and 1 if it ended by itself with at least one of them."""
+    """1 for each b with an a before it, and 1 more if the response ended by itself with at least one of them."""
     pairs = sum(a == 0 and b == 1 for a, b in pairwise(prefix))
     return pairs + float(bool(prefix) and prefix[-1] == 2 and pairs > 0)
 
@@ -204,14 +203,14 @@ LADDER: tuple[Problem, ...] = (
 
 @cache
 def problems() -> dict[str, Problem]:
-    """The ladder by name."""
+    """Ladder of problems by name."""
     return {problem.name: problem for problem in LADDER}
 
 
 def independent_optimum(problem: Problem, beta: float) -> tuple[float, float, float]:
-    """(J*, reward, KL in nats) at the optimum where tokens have nothing to do with each other: the closed form.
+    """(J*, reward, KL in nats) at the optimum of a problem with one state, whose tokens are independent: closed form.
 
-    J* = T beta log sum_v ref(v) exp(r(v)/beta), r(v) what one token v adds. For problems of one state.
+    J* = T beta log sum_v ref(v) exp(r(v)/beta), with r(v) the reward that one token v adds.
     """
     logits = problem.reference(0, ())
     total = math.log(sum(math.exp(x) for x in logits))

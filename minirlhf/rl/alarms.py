@@ -1,7 +1,7 @@
-"""What often goes wrong in a run, noticed while it goes wrong: each alarm once, with one sentence of advice.
+"""Alarms: frequent problems of a run, noticed while it goes on; each once, with one sentence of advice.
 
-They look at the metrics of an iteration against those of the first one and change nothing. None is a proof; each is a
-reason to look at samples.jsonl.
+They compare the metrics of an iteration with those of the first one and change nothing. None is a proof; each is a
+reason to look at samples.jsonl. Not here: advice about a configuration before it runs (doubts.py).
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ SETTLED = 10  # iterations after which V should be of some use
 
 @dataclass
 class Alarms:
-    """The alarms of one run; `learns_values`: whether V is trained."""
+    """Alarms of one run; learns_values: True if V is trained."""
 
     learns_values: bool
     first: Metrics = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
 
     def look(self, step: int, metrics: Metrics) -> list[str]:
-        """What is new to say after this iteration."""
+        """Check the metrics of an iteration; return the alarms that are new."""
         first = self.first or metrics
         found = [(name, text) for name, text in self._alarms(first, step, metrics) if name not in self.said]
         self.first = first

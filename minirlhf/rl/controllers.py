@@ -1,8 +1,8 @@
-"""Coefficients that the loop steers: of the KL to the reference, and of the penalty of N10.
+"""Controllers: coefficients that the loop steers, of the KL to the reference and of the penalty of N10.
 
 Units: the target of the first is in nats per *sequence* (KL summed over the tokens of a response, averaged over
 responses). A per-token target is a different number by the factor of the response length; targets copied from other
-projects are wrong by it when the unit is not said. The penalty's target is in nats per token.
+projects are wrong by it if the unit is not stated. The target of the penalty is in nats per token.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass
 class KLController:
-    """beta, and how it moves: beta <- beta (1 + clip(KL/target - 1, -0.2, 0.2) n/horizon), once a rollout.
+    """KL coefficient beta, steered once a rollout: beta <- beta (1 + clip(KL/target - 1, -0.2, 0.2) n/horizon).
 
-    KL in nats per sequence, n = responses in the rollout, horizon in responses; target None = beta is fixed.
-    Source: Ziegler et al., 1909.08593, section 2.2.
+    KL in nats per sequence; n: responses in the rollout; horizon in responses; target None: beta is fixed. Source:
+    Ziegler et al., 1909.08593, section 2.2.
     """
 
     beta: float
@@ -29,10 +29,10 @@ class KLController:
 
 @dataclass
 class Penalty:
-    """beta of N10, the weight of KL(pi, pi_old) in the loss `ppo_penalty`, and how it moves.
+    """Coefficient beta of KL(pi, pi_old) in the loss `ppo_penalty` (N10), steered after the epochs of a rollout.
 
-    After the epochs of a rollout: halved if the KL was below target / 1.5, doubled if it was above 1.5 target; nats
-    per token; target None = fixed. Source: Schulman et al., 1707.06347, section 4.
+    Halved if the KL was below target / 1.5, doubled if it was above 1.5 target; nats per token; target None: fixed.
+    Source: Schulman et al., 1707.06347, section 4.
     """
 
     beta: float

@@ -10,12 +10,12 @@ from minirlhf.config.schema import Config
 
 
 def doubts(config: Config) -> list[str]:
-    """Choices that optimise something else than they seem to, each with the reason in a sentence."""
+    """Sentences about choices that optimise something else than they seem to, each with the reason."""
     return [*kl_doubts(config), *other_doubts(config)]
 
 
 def other_doubts(c: Config) -> Iterator[str]:
-    """What the advantage function, the loss and the rest change about the objective."""
+    """Yield doubts about advantage function, loss and other settings."""
     own = [(r.use, r.weight, r.normalize, r.clip) for r in c.rewards.values()]
     if c.exact.problem and own != [("problem", 1.0, False, None)]:
         yield f"the optimality of {c.exact.problem} is that of its own score, not what this run is rewarded for"
@@ -51,7 +51,7 @@ def other_doubts(c: Config) -> Iterator[str]:
 
 
 def kl_doubts(config: Config) -> list[str]:
-    """What this KL estimator in this place does not do."""
+    """Doubts about the KL estimator in its place (in the reward, in the loss, or in both)."""
     owner, _, estimator = config.kl.estimator.rpartition(":")
     place = config.kl.place
     if not config.kl.coef or owner not in ("", PROJECT):

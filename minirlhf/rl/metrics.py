@@ -1,7 +1,7 @@
-"""What is logged about an iteration, one formula a line. Names are TRL's where TRL's PPO has the metric.
+"""Metrics of an iteration, one formula a line. Names are TRL's where TRL's PPO has the metric.
 
-Every mean is over the mask (tokens) or over the rows that have one (responses). README.md lists each metric with its
-formula and unit, and a test holds the two together.
+Every mean is over the mask (tokens), or over the rows that have one (responses). docs/metrics.md lists each metric with
+formula and unit, and a test compares the two. Not here: metrics that policy losses and rewards log themselves.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,10 @@ Metrics = dict[str, float]
 
 
 def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, beta: float, eos: int) -> Metrics:
-    """About the responses, before the epochs: entropy (B,R), penalty = beta kl in the reward (B,R), beta of the KL."""
+    """Metrics of the responses of an iteration.
+
+    entropy (B,R); penalty (B,R): beta kl in the reward; beta: KL coefficient of this iteration; eos: id of EOS.
+    """
     e, mask = experience, experience.mask
     rows = mask.any(dim=1)
     count = rows.sum().clamp(min=1)
@@ -53,14 +56,14 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of x and y (n,); 0 where one of them does not vary."""
+    """Pearson's correlation of x and y (n,); 0 if one of them does not vary."""
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
     scale = float(x.norm() * y.norm())
     return float((x * y).sum()) / scale if scale > 1e-12 else 0.0
 
 
 def repeated_triples(rows: Sequence[Sequence[int]]) -> float:
-    """Share of the token triples of a response that were in it before, over all responses: 0 = nothing repeated."""
+    """Share of token triples that occurred earlier in their response, over all responses; 0: nothing repeated."""
     total, distinct = 0, 0
     for ids in rows:
         triples = list(zip(ids, ids[1:], ids[2:], strict=False))
@@ -69,7 +72,7 @@ def repeated_triples(rows: Sequence[Sequence[int]]) -> float:
 
 
 def flat_groups(scores: Tensor, group: Tensor, rows: Tensor) -> float:
-    """Share of the prompts with two responses or more whose scores are all the same."""
+    """Share of the prompts with two responses or more whose scores are all equal."""
     _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
     kept, empty = scores[rows], scores.new_zeros(len(sizes))
     highest = empty.scatter_reduce(0, index, kept, "amax", include_self=False)
@@ -79,11 +82,11 @@ def flat_groups(scores: Tensor, group: Tensor, rows: Tensor) -> float:
 
 
 def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None:
-    """Standard deviation within a prompt, pooled over the prompts with two responses or more; None without any.
+    """Standard deviation within a prompt, pooled over prompts with two responses or more; None without any.
 
-    residuals (B,) = r - beta log(pi/ref) of whole responses, group (B,) their prompts, rows (B,) = counts. Only at
-    the optimum is r - beta log(pi/ref) the same for all responses to a prompt, so 0 says that there is nothing left
-    to gain at this beta. Across prompts it differs by how hard they are. Unit: score.
+    Score units. residuals (B,) = r - beta log(pi/ref) of whole responses; group (B,): their prompts; rows (B,): True if
+    a row counts. Only at the optimum is r - beta log(pi/ref) the same for all responses to a prompt, so 0 says that
+    nothing is left to gain at this beta. Across prompts it differs by their difficulty, hence within a prompt.
     """
     _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
     x = residuals[rows].detach().double()
@@ -95,30 +98,30 @@ def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None
 
 
 class Averages:
-    """Sums over the micro-batches of one minibatch, kept on the device until they are read all at once."""
+    """Sums over the micro-batches of a minibatch, kept on the device until they are read all at once."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens  # of the whole minibatch, 0-d
         self.sums: dict[str, Tensor] = {}
 
     def add(self, shares: dict[str, Tensor]) -> None:
-        """0-d tensors that are already shares of the minibatch's value."""
+        """Add 0-d tensors that are shares of the minibatch's value already."""
         for name, value in shares.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def add_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        """(b,R) values a token, or 0-d ones of a micro-batch: averaged over the tokens of the minibatch."""
+        """Add (b,R) values a token, or 0-d values of a micro-batch, averaged over the tokens of the minibatch."""
         for name, value in values.items():
             spread = value.detach().double().expand(mask.shape)
             self.add({name: masked_sum(spread, mask) / self.tokens})
 
     def add_largest(self, name: str, value: Tensor, mask: Tensor) -> None:
-        """The largest of value (b,R) over the mask, over all micro-batches."""
+        """Keep the largest of value (b,R) over the mask and over all micro-batches."""
         largest = torch.where(mask, value.detach(), torch.zeros_like(value)).max()
         self.sums[name] = torch.maximum(self.sums.get(name, largest), largest)
 
     def read(self) -> Metrics:
-        """Everything as floats: one synchronisation."""
+        """Read everything as floats: one wait for the device."""
         return dict(zip(self.sums, torch.stack([x.double() for x in self.sums.values()]).tolist(), strict=True))
 
 
@@ -141,7 +144,7 @@ def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
 
 
 def update_metrics(updates: list[Metrics], beta: float, lr: float) -> Metrics:
-    """Means over the optimiser steps of an iteration (none when no row could be learned from)."""
+    """Means over the optimiser steps of an iteration; none if no row could be learned from."""
     names = updates[0].keys() if updates else ()
     means = {name: sum(u[name] for u in updates) / len(updates) for name in names if name != "log_ratio"}
     ratios = torch.tensor([u["val/ratio"] for u in updates], dtype=torch.float64)

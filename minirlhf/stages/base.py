@@ -59,7 +59,7 @@ def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
     """Sampler of a run: the temperature, and the ids that may not be chosen."""
     problem, temperature = problem_of(config), config.sampler.temperature
     if problem is not None:
-        return lab.sampler_of(problem, tokenizer, temperature)
+        return lab.problem_sampler(problem, tokenizer, temperature)
     return Sampler(temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
 
 
@@ -218,10 +218,10 @@ def fit_base(directory: Path, key: dict[str, Any], config: Config, device: torch
     """Fit the transformer to the reference of the config's problem; the directory appears when it is complete."""
     started, problem = perf_counter(), problem_of(config)
     assert problem is not None, "chosen by exact.problem"
-    tokenizer = lab.tokenizer_of()
+    tokenizer = lab.problem_tokenizer()
     model = Transformer(transformer_config(config, tokenizer))
     model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
-    facts = lab.fit(model, problem, tokenizer, config.sampler.temperature, config.pretrain.seed)
+    facts = lab.fit_to_problem(model, problem, tokenizer, config.sampler.temperature, config.pretrain.seed)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "seconds": perf_counter() - started}
     with complete_directory(directory) as temporary:
         save_transformer(temporary, model, tokenizer)

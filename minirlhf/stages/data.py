@@ -12,7 +12,7 @@ import torch
 
 from minirlhf.config.schema import CorpusConfig
 from minirlhf.errors import InputError
-from minirlhf.exact.lab import prompts_of
+from minirlhf.exact.lab import problem_prompts
 from minirlhf.exact.problems import Problem
 from minirlhf.models.generate import PromptBatch
 from minirlhf.streams import generator
@@ -87,7 +87,7 @@ def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved:
 
 def lab_candidates(problem: Problem) -> Candidates:
     """Prompts of a problem, for training and evaluation: it has no others."""
-    prompts = [Prompt(text, columns) for text, columns in prompts_of(problem)]
+    prompts = [Prompt(text, columns) for text, columns in problem_prompts(problem)]
     return Candidates(prompts, prompts, [])
 
 

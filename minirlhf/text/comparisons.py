@@ -1,7 +1,7 @@
-"""Readers of rows with sides: comparisons (prompt, chosen, rejected) and demonstrations (prompt, completion).
+"""Readers of rows with two sides: comparisons (prompt, chosen, rejected) and demonstrations (prompt, completion).
 
-A side may be a string, or a list of {"role", "content"}: the contents follow each other line by line. The files are
-those of files.py but for `.txt`.
+A side is a string, or a list of {"role", "content"} whose contents are joined line by line. The files are those of
+files.py, except `.txt`. Not here: documents and prompts (corpus.py), and ids (tokenizer.py).
 """
 
 import math
@@ -19,11 +19,10 @@ PROMPT_FIELDS = ("prompt", "query", "question")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which of two completions of a prompt somebody prefers; `where` is FILE:LINE.
+    """Judgement on two completions of a prompt; `where` is FILE:LINE.
 
-    margin: how much better at least, in score units (0 = not said); probability that `chosen` is the better one, where
-    a file says so (1 = it is); gap = how much better `chosen` really is, where somebody knows: for reports, never for
-    training.
+    margin: least difference in score units (0: not given). probability: that `chosen` is the better one (1: certain).
+    gap: true difference, if it is known; it is used in reports, never in training.
     """
 
     prompt: str
@@ -37,7 +36,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """How a prompt should be continued; `where` is FILE:LINE."""
+    """Prompt and the completion that should follow it; `where` is FILE:LINE."""
 
     prompt: str
     completion: str
@@ -50,13 +49,12 @@ Row = TypeVar("Row", Comparison, Demonstration)
 def read_comparisons(
     source: str, errors: str = "strict", *, which: str = "comparisons"
 ) -> tuple[list[Comparison], list[str]]:
-    """(comparisons, notes on rows that were left out) of JSON rows with `chosen` and `rejected`.
+    """Read JSON rows with `chosen` and `rejected`; return (comparisons, notes on rows that were left out).
 
-    The prompt is `prompt` (or `query`, `question`), or what both sides begin with where there is none (up to a white
-    space, if there is one). Each may be a string, or a list of {"role", "content"}: the contents follow each other
-    line by line. `margin`, `probability` and `gap` are optional. A row whose sides are equal, or one of them empty,
-    teaches nothing: it is left out, and the note says where. `which`: the file of a packaged corpus. Errors:
-    InputError with FILE:LINE.
+    The prompt is `prompt` (or `query`, `question`); without one it is the longest common prefix of both sides, cut at a
+    word boundary. `margin`, `probability` and `gap` are optional. A row whose sides are equal, or one of them empty,
+    teaches nothing: it is left out, and the note says where. which: file of a packaged corpus. Errors: InputError with
+    FILE:LINE.
     """
     found, notes = _useful(source, which, errors, comparison_of, '"prompt", "chosen" and "rejected"')
     if not found:
@@ -67,12 +65,12 @@ def read_comparisons(
 def read_demonstrations(
     source: str, errors: str = "strict", *, which: str = "demonstrations"
 ) -> tuple[list[Demonstration], list[str]]:
-    """(demonstrations, notes on rows that were left out) of rows with `prompt` and `completion`.
+    """Read rows with `prompt` and `completion`; return (demonstrations, notes on rows that were left out).
 
-    The prompt is `prompt` (or `query`, `question`), or nothing where there is none. Each may be a string or a list of
-    messages; a row of `messages` alone is a conversation whose last message, the assistant's, is the completion; of a
-    comparison the chosen side is. An empty completion teaches nothing: the row is left out, and the note says where.
-    `which`: the file of a packaged corpus. Errors: InputError with FILE:LINE.
+    The prompt is `prompt` (or `query`, `question`), or empty. A row of `messages` alone is a conversation; its last
+    message, by the assistant, is the completion. A comparison serves with its chosen side. A row with an empty
+    completion is left out, and the note says where. which: file of a packaged corpus. Errors: InputError with
+    FILE:LINE.
     """
     found, notes = _useful(source, which, errors, demonstration_of, '"prompt" and "completion"')
     if not found:
@@ -81,13 +79,13 @@ def read_demonstrations(
 
 
 def check_enough(rows: Sequence[Any], source: str) -> None:
-    """InputError for what cannot be divided."""
+    """Raise InputError if there are fewer rows than can be divided."""
     if len(rows) < 2:
         raise InputError("one row cannot be learned from and held out", source, "give two at least")
 
 
 class HasPrompt(Protocol):
-    """What `hold_out` divides."""
+    """Row that `hold_out` can divide."""
 
     @property
     def prompt(self) -> str: ...
@@ -97,7 +95,7 @@ P = TypeVar("P", bound=HasPrompt)
 
 
 def hold_out(rows: Sequence[P], share: float, random: torch.Generator) -> tuple[list[P], list[P]]:
-    """(training, held out) of two rows or more: whole prompts are held out, at least one; of a single prompt, rows."""
+    """Split two rows or more into (training, held out): whole prompts, at least one; rows, if all have one prompt."""
     prompts = sorted({row.prompt for row in rows})
     by_prompt = len(prompts) > 1
     count = len(prompts) if by_prompt else len(rows)
@@ -112,7 +110,7 @@ def hold_out(rows: Sequence[P], share: float, random: torch.Generator) -> tuple[
 def _useful(
     source: str, which: str, errors: str, read: Callable[[Any, str, str], tuple[Row, str]], fields: str
 ) -> tuple[list[Row], list[str]]:
-    """What `read` makes of the rows that teach something, and notes on the others."""
+    """Parse each row; return (parsed rows, one FILE:LINE note per skipped row)."""
     found, dropped = list[Row](), list[str]()
     for path in corpus_files(source, which=which):
         if path.suffix.lower() == ".txt":
@@ -128,14 +126,14 @@ def _useful(
 
 
 def has_sides(row: Any) -> bool:
-    """Is this row a comparison or a demonstration? One with a `text` is a document, whatever else it has."""
+    """True if a row is a comparison or a demonstration; a row with a `text` is a document, whatever else it has."""
     if not isinstance(row, dict) or "text" in row:
         return False
     return {"chosen", "rejected"} <= row.keys() or not {"completion", "messages"}.isdisjoint(row)
 
 
 def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, str]:
-    """A row as a demonstration, and why it teaches nothing ("" = it does)."""
+    """(demonstration, reason why the row teaches nothing; "" if it does)."""
     if isinstance(row, dict) and {"chosen", "rejected"} <= row.keys():
         liked, fault = comparison_of(row, where, errors)
         return Demonstration(liked.prompt, liked.chosen, where), fault
@@ -155,7 +153,7 @@ def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, 
 
 
 def _conversation(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A row of `messages` as prompt and completion."""
+    """Split a row of `messages` into prompt and completion."""
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
         raise InputError(
@@ -169,7 +167,7 @@ def _conversation(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _prompt_field(row: dict[str, Any], where: str) -> str | None:
-    """Which name the prompt has in a row; None where there is none."""
+    """Name of the prompt's field in a row, or None."""
     given = [name for name in PROMPT_FIELDS if name in row]
     if len(given) > 1:
         raise InputError(f"row has {names_of(given)}, which mean the same", where, "keep one of them")
@@ -177,7 +175,7 @@ def _prompt_field(row: dict[str, Any], where: str) -> str | None:
 
 
 def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
-    """A row as a comparison, and why it teaches nothing ("" = it does)."""
+    """(comparison, reason why the row teaches nothing; "" if it does)."""
     if not isinstance(row, dict):
         raise InputError(f"row is {kind_of(row)}, not an object", where, 'write {"prompt", "chosen", "rejected"}')
     for name in ("chosen", "rejected"):
@@ -207,7 +205,7 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
 
 
 def _side(value: Any, name: str, where: str, errors: str) -> str:
-    """A string, or the contents of a list of messages, as text; it may be empty."""
+    """Text of a side: a string, or the contents of a list of messages; it may be empty."""
     if isinstance(value, list):
         for message in value:
             if not isinstance(message, dict) or not isinstance(message.get("content"), str):
@@ -219,7 +217,7 @@ def _side(value: Any, name: str, where: str, errors: str) -> str:
 
 
 def _shared(chosen: str, rejected: str) -> str:
-    """What both begin with, back to the last white space: what is left begins with a whole word."""
+    """Longest common prefix of chosen and rejected, cut at a word boundary; it serves as the prompt."""
     short = min(len(chosen), len(rejected))
     length = next((i for i in range(short) if chosen[i] != rejected[i]), short)
     cut = max((i for i in range(length, 0, -1) if chosen[i - 1].isspace()), default=0)

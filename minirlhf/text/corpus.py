@@ -1,6 +1,7 @@
-"""Documents and prompts: their readers, their splits, openings that serve as prompts.
+"""Documents and prompts: their readers, their splits, and openings that serve as prompts.
 
-The result is a list of documents or prompts, or one `InputError` that names file and line, whatever a file holds.
+The result is a list of documents or prompts, or one InputError that names file and line, whatever a file holds. Not
+here: file formats (files.py), and rows with two sides (comparisons.py).
 """
 
 import hashlib
@@ -31,7 +32,7 @@ _SPACELESS = re.compile(
 
 @dataclass(frozen=True)
 class Document:
-    """One text to learn from; `columns` are the other fields of its row."""
+    """Text to learn from; columns: the other fields of its row."""
 
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +40,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to continue; `columns` are the other fields of its row, for rewards; `where` is FILE:LINE."""
+    """Text to continue; columns: the other fields of its row, for rewards; where: FILE:LINE."""
 
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Prompt:
 
 
 def _field(row: Any, accepted: tuple[str, ...], where: str) -> str:
-    """Which of the accepted fields the row has: exactly one."""
+    """Name of the accepted field that a row has; InputError unless it has exactly one."""
     if not isinstance(row, dict):
         raise InputError(f"row is {kind_of(row)}, not an object", where, f'write {{"{accepted[0]}": "..."}}')
     present = [name for name in accepted if name in row]
@@ -72,7 +73,7 @@ def _field(row: Any, accepted: tuple[str, ...], where: str) -> str:
 def _read(
     source: str, which: str, accepted: tuple[str, ...], errors: str, reserved: Collection[str]
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(text, columns, FILE:LINE) of every row of a source."""
+    """Yield (text, columns, FILE:LINE) of every row of a source."""
     for path in corpus_files(source, which=which):
         if path.suffix.lower() == ".txt":
             for number, part in text_documents(read_text(path, errors)):
@@ -94,10 +95,10 @@ def _read(
 
 
 def read_documents(source: str, errors: str = "strict") -> list[Document]:
-    """The documents of a source: lines or paragraphs of `.txt`, the field `text` of other rows; of a comparison its
-    prompt with what was chosen, of a demonstration both of its parts.
+    """Read the documents of a source: lines or paragraphs of `.txt`, the field `text` of other rows.
 
-    `errors`: "strict", or "replace" (U+FFFD for what is not UTF-8). Errors: InputError with FILE:LINE.
+    A comparison serves with its prompt and chosen side, a demonstration with both parts. errors: "strict", or "replace"
+    (U+FFFD for bytes that are not UTF-8). Errors: InputError with FILE:LINE.
     """
     return [Document(text, columns) for text, columns, _ in _read(source, "text", ("text",), errors, ())]
 
@@ -105,11 +106,10 @@ def read_documents(source: str, errors: str = "strict") -> list[Document]:
 def read_prompts(
     source: str, errors: str = "strict", *, which: str = "prompts", reserved: Collection[str] = ()
 ) -> list[Prompt]:
-    """The prompts of a source: lines or paragraphs of `.txt`, `prompt` (or `query`, `question`) of JSON rows.
+    """Read the prompts of a source: lines or paragraphs of `.txt`, `prompt` (or `query`, `question`) of JSON rows.
 
-    `which`: the file of a packaged corpus, "prompts" or "heldout_prompts". `reserved`: names that no further
-    field may have, because a reward's own inputs are called so. Duplicates stay (`fit_prompts` reports them).
-    Errors: InputError with FILE:LINE.
+    which: file of a packaged corpus, "prompts" or "heldout_prompts". reserved: names of a reward's own inputs, which no
+    other field may have. Duplicates stay (`fit_prompts` reports them). Errors: InputError with FILE:LINE.
     """
     rows = _read(source, which, PROMPT_FIELDS, errors, reserved)
     return [Prompt(text, columns, where) for text, columns, where in rows]
@@ -119,16 +119,16 @@ def read_prompts(
 
 
 def _by_hash(texts: Iterable[str]) -> list[str]:
-    """Unique texts in the order of their SHA-256: a shuffle that depends on nothing but the texts."""
+    """Distinct texts in the order of their SHA-256: a shuffle that depends on nothing but the texts."""
     return sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
 def split_documents(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """(training, held out) by hash of the text: `share` of the distinct texts.
+    """Split documents into (training, held out) by the hash of the text: `share` of the distinct texts.
 
-    Of a small corpus it is more: a fifth or 64 texts, whichever is less. Neither side is empty, equal texts
-    stay together, and the order of the documents plays no part. A corpus of one text is cut in two, the last
-    tenth held out. Errors: InputError if that leaves nothing on a side.
+    A small corpus holds out more: a fifth or 64 texts, whichever is less. Neither side is empty, equal texts stay
+    together, and the order of the documents has no effect. A corpus of one text is cut in two, the last tenth held out.
+    Errors: InputError if a side stays empty.
     """
     ranked = _by_hash(document.text for document in documents)
     if not ranked:
@@ -155,7 +155,7 @@ def _cut(document: Document) -> tuple[list[Document], list[Document]]:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt], str | None]:
-    """(training, held out, note): a fifth of the distinct prompts by hash; under ten, all serve as both."""
+    """Split into (training, held out, note): a fifth of the distinct prompts by hash; below ten, all serve as both."""
     ranked = _by_hash(prompt.text for prompt in prompts)
     if len(ranked) < FEW_PROMPTS:
         note = f"only {len(ranked)} distinct prompts: evaluation uses the training prompts, none is held out"
@@ -169,17 +169,17 @@ def split_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]
 
 
 def openings(documents: Sequence[Document], words: int) -> list[Prompt]:
-    """The distinct openings of the documents that go on after them, in order: prompts where there are none.
+    """Distinct openings of the documents that continue after them, in order; they serve as prompts if there are none.
 
-    An opening is the first `words` words, or as many characters where most letters are of a script without
-    spaces (Chinese, Japanese, Thai, ...). It has no columns: several documents may share it.
+    An opening is the first `words` words, or as many characters if most letters are of a script without spaces
+    (Chinese, Japanese, Thai, ...). It has no columns, because several documents may share it.
     """
     found = dict.fromkeys(_opening(document.text.strip(), words) for document in documents)
     return [Prompt(text) for text in found if text]
 
 
 def _opening(text: str, words: int) -> str:
-    """The opening of one text, "" if the text is no longer than that."""
+    """Opening of one text; "" if the text is no longer than that."""
     head = text[:200]
     if 2 * len(_SPACELESS.findall(head)) > sum(character.isalpha() for character in head):
         end = words
@@ -191,7 +191,7 @@ def _opening(text: str, words: int) -> str:
 
 
 def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: int) -> tuple[list[Prompt], str | None]:
-    """(prompts of at most `max_tokens` tokens, BOS not counted; a note on what was dropped or repeats).
+    """Keep prompts of at most `max_tokens` tokens, BOS not counted; return (prompts, note on dropped or repeated ones).
 
     Errors: InputError if none is left.
     """

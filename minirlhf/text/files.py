@@ -1,9 +1,9 @@
-"""Files to rows: where a source is, bytes to text, JSON Lines, arrays and Parquet to rows, fields to strings.
+"""Files and their rows: sources to files, bytes to text, JSON Lines, arrays and Parquet to rows, fields to strings.
 
-A source is a file (`.txt`, `.jsonl`, `.json`, `.parquet`), a folder of them, or the bare name of a packaged corpus.
-Whatever a file holds, there are rows with FILE:LINE, or one `InputError` that names file and line.
+A source is a file (`.txt`, `.jsonl`, `.json`, `.parquet`), a folder of them, or the bare name of a packaged corpus. The
+result is rows with FILE:LINE, or one InputError that names file and line, whatever a file holds.
 
-Not here: downloads, and files that are compressed or not UTF-8. What a row means is corpus.py's and comparisons.py's.
+Not here: downloads, files that are compressed or not UTF-8, and the meaning of a row (corpus.py, comparisons.py).
 """
 
 import hashlib
@@ -49,14 +49,14 @@ def packaged_names() -> list[str]:
 
 
 def is_packaged(source: str) -> bool:
-    """Is this a bare name (no slash, no suffix), which means a packaged corpus, rather than a path?"""
+    """True for a bare name (no slash, no suffix), which means a packaged corpus; else it is a path."""
     return source != "" and "." not in source and os.path.basename(source) == source
 
 
 def packaged(name: str) -> Path:
-    """The folder of the packaged corpus `name`: package data first, else `corpora/` beside the package.
+    """Folder of the packaged corpus `name`: package data first, else `corpora/` beside the package.
 
-    Errors: InputError that lists the names there are.
+    Errors: InputError that lists the names that exist.
     """
     if name in packaged_names():
         return next(root / name for root in PACKAGED_ROOTS if any((root / name).glob("*.jsonl")))
@@ -67,10 +67,10 @@ def packaged(name: str) -> Path:
 
 
 def corpus_files(source: str, *, which: str = "text") -> list[Path]:
-    """The files of a source: itself, a folder's usable files by name, or `which`.jsonl of a packaged corpus.
+    """Files of a source: itself, a folder's usable files by name, or `which`.jsonl of a packaged corpus.
 
-    A folder is read one level deep; hidden files and other kinds (a README, a licence) are left out.
-    Errors: InputError for a path that does not exist, a folder without usable files, an unusable suffix.
+    A folder is read one level deep; hidden files and other kinds (a README, a licence) are left out. Errors: InputError
+    for a path that does not exist, a folder without usable files, an unusable suffix.
     """
     if not source:
         raise InputError("the name of a corpus is empty", todo="give a file, a folder or a packaged name")
@@ -97,7 +97,7 @@ def corpus_files(source: str, *, which: str = "text") -> list[Path]:
 
 
 def corpus_hash(source: str, *, which: str = "text") -> str:
-    """SHA-256 (hex) of names and bytes of a source's files: equal content has one hash, wherever it lies."""
+    """SHA-256 (hex) of names and bytes of a source's files: equal content has the same hash, wherever it lies."""
     digest = hashlib.sha256()
     for path in corpus_files(source, which=which):
         data = read_bytes(path)
@@ -118,10 +118,10 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes.
+    """Read a regular file of at most `limit` bytes.
 
-    Errors: InputError for whatever is not one. A FIFO or a device is refused before it is opened, for that
-    would wait for a writer.
+    Errors: InputError for anything else. A FIFO or a device is refused before it is opened, because opening it would
+    wait for a writer.
     """
     info = _stat(path)
     if not stat.S_ISREG(info.st_mode):
@@ -141,7 +141,7 @@ def _line(text: str | bytes, position: int) -> int:
 
 
 def read_text(path: Path, errors: str) -> str:
-    """A file as text: UTF-8, no byte order mark, every line end (CRLF, lone CR) as LF."""
+    """Read a file as UTF-8 text, without a byte order mark, with every line end (CRLF, lone CR) as LF."""
     data = read_bytes(path)
     for signature, kind in _SIGNATURES.items():
         if data.startswith(signature):
@@ -163,7 +163,7 @@ def read_text(path: Path, errors: str) -> str:
 
 
 def text_documents(text: str) -> Iterator[tuple[int, str]]:
-    """(line number, text): a line is a document; where blank lines separate, a paragraph is."""
+    """Yield (line number, text): each line is a document; if blank lines separate, each paragraph."""
     paragraphs = re.search(r"\n[^\S\n]*\n", text.strip()) is not None
     block, start = list[str](), 0
     # Not splitlines(): for it a line ends at U+2028 or a form feed, too, which may stand inside a sentence.
@@ -209,7 +209,7 @@ _DECODER = json.JSONDecoder(
 
 
 def parse_json(text: str, where: str) -> Any:
-    """One JSON value, strictly: no NaN or infinity, no field given twice, no nesting too deep for Python.
+    """Parse one JSON value strictly: no NaN or infinity, no field given twice, no nesting too deep for Python.
 
     Errors: InputError with `where`.
     """
@@ -226,7 +226,7 @@ def _reason(exc: ValueError) -> str:
 
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of JSON Lines or of one array: the first character tells, whatever the suffix."""
+    """Yield (line number, value) of JSON Lines or of one array; the first character tells which, not the suffix."""
     if text.lstrip().startswith("["):
         yield from _array_rows(text, path)
         return
@@ -271,7 +271,7 @@ def _array_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def rows_of(path: Path, errors: str) -> Iterator[tuple[str, Any]]:
-    """(FILE:LINE, row) of JSON Lines, of a JSON array, or of Parquet (FILE:ROW); at least one, or InputError."""
+    """Yield (FILE:LINE, row) of JSON Lines, a JSON array, or Parquet (FILE:ROW); InputError if there is none."""
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(read_text(path, errors), path)
     empty = True
     for number, row in rows:
@@ -282,7 +282,7 @@ def rows_of(path: Path, errors: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(row number, fields that have a value): a column that is null in a row is one that the row lacks."""
+    """Yield (row number, fields that have a value); a null column counts as missing in that row."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -302,19 +302,19 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def names_of(names: Iterable[str]) -> str:
-    """The first of some names, for messages."""
+    """First few of some names, for messages."""
     listed = [repr(name[:40]) for name in names]
     return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "") or "none"
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value, for messages."""
+    """JSON's word for a value, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def clean(value: Any, name: str, where: str, errors: str) -> str:
-    """A field as text with LF line ends, not empty (InputError for anything else)."""
+    """Field as text with LF line ends, not empty; InputError for anything else."""
     if not isinstance(value, str):
         raise InputError(f"{name!r} is {kind_of(value)}, not a string", where)
     text = value.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,11 +1,11 @@
-"""A byte-level BPE tokenizer, trained per corpus by the `tokenizers` library.
+"""Tokenizer: byte-level BPE, trained per corpus by the `tokenizers` library.
 
-Merges are Sennrich et al. 2016's; the byte names and the word pattern are GPT-2's (Radford et al. 2019). The
-first three ids are <pad>, <bos>, <eos>. Text never becomes one of them, even where it spells them out: only
-the program puts them into a sequence. Every other token is a string of bytes, so any text can be encoded and
-every sequence of ids decoded.
+Merges are those of Sennrich et al. (2016); the names of bytes and the word pattern are GPT-2's (Radford et al., 2019).
+The first three ids are <pad>, <bos>, <eos>. Text never becomes one of them, even if it spells them out: only the
+program puts them into a sequence. Every other token is a string of bytes, so any text can be encoded and every sequence
+of ids decoded.
 
-Not here: chat templates, tokenizers of another kind (other special tokens, normalisers or word patterns).
+Not here: chat templates, and tokenizers of another kind (other special tokens, normalisers or word patterns).
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _WORD_PIECE: Final = re.compile(r"\s?\S{1,512}|\s{1,512}")
 
 
 def _byte_symbols() -> dict[str, int]:
-    """GPT-2's names of the 256 bytes: a printable one is its own, the others are U+0100 and on, in order."""
+    """GPT-2's names of the 256 bytes: a printable byte is its own name, the others are U+0100 and up, in order."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
@@ -47,7 +47,7 @@ _BYTES: Final = _byte_symbols()
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Converter of text to ids and back.
 
     pad_id, bos_id, eos_id: distinct ids; vocab_size: ids are 0 .. vocab_size - 1; hash: SHA-256 (hex) of
     tokenizer.json. Made by `train_tokenizer` or `Tokenizer.load`.
@@ -64,7 +64,7 @@ class Tokenizer:
         self.hash = hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, no special token among them. Errors: InputError for half a surrogate pair."""
+        """Ids of a text, without special tokens. Errors: InputError for half a surrogate pair."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -76,11 +76,11 @@ class Tokenizer:
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids: special tokens dropped, bytes that are not UTF-8 (half a character) as U+FFFD."""
+        """Text of ids: special tokens dropped, bytes that are not UTF-8 (half a character) as U+FFFD."""
         return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of a token, maybe half a character; b"" for a special token. Errors: IndexError."""
+        """Bytes of a token, maybe half a character; b"" for a special token. Errors: IndexError."""
         if token < 0:
             raise IndexError(f"token id {token}")
         return self._bytes[token]
@@ -122,15 +122,15 @@ class Tokenizer:
 
 
 def text_ids(tokenizer: Tokenizer, prompt: str, completion: str, ended: bool) -> list[int]:
-    """[BOS] prompt completion, and EOS if the completion ended: the one way from text to ids, encoded apart."""
+    """Ids of [BOS] prompt completion, and EOS if the completion ended; prompt and completion are encoded apart."""
     prompt_ids, completion_ids = tokenizer.encode_batch([prompt, completion])
     return [tokenizer.bos_id, *prompt_ids, *completion_ids, *([tokenizer.eos_id] if ended else [])]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over the texts: <pad>, <bos>, <eos>, 256 bytes, merges of pairs seen at least twice.
+    """Train byte-level BPE on the texts: <pad>, <bos>, <eos>, 256 bytes, merges of pairs seen at least twice.
 
-    Deterministic. A small corpus gives fewer tokens than `vocab_size`. Errors: InputError if it is below 259.
+    Deterministic. A small corpus gives fewer tokens than `vocab_size`. Errors: InputError if that is below 259.
     """
     if vocab_size < MIN_VOCAB:
         what = f"vocabulary of {vocab_size} is too small"
@@ -158,7 +158,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _bos_first(bos_id: int) -> processors.TemplateProcessing:
-    """For transformers: begin a text with <bos>, as every sequence here does (`encode` leaves it out)."""
+    """Setting for transformers: begin a text with <bos>, as every sequence here does (`encode` leaves it out)."""
     return processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", bos_id)])
 
 
@@ -175,7 +175,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
 
 
 class _Fault(Exception):
-    """What is wrong with a tokenizer.json."""
+    """Fault of a tokenizer.json."""
 
 
 def _section(data: Any, name: str, kind: str) -> dict[str, Any]:

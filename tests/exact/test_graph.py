@@ -49,7 +49,7 @@ def some_policy(graph):
 
 @pytest.mark.parametrize("problem", SMALL, ids=NAMES)
 def test_objective_divergence_and_values_are_those_of_every_response_written_out(problem):
-    graph = exact.build(problem)
+    graph = exact.build_graph(problem)
     log_pi, policy = some_policy(graph)
     objective, divergence = 0.0, 0.0
     for prompt in range(problem.prompts):
@@ -65,7 +65,7 @@ def test_objective_divergence_and_values_are_those_of_every_response_written_out
 @pytest.mark.parametrize("problem", SMALL, ids=NAMES)
 def test_the_optimum_is_the_reference_tilted_by_the_reward(problem):
     """pi*(y) is proportional to ref(y) exp(r(y)/beta), J* = beta log sum of it; tree and merged graph agree."""
-    graph, merged, beta = exact.build(problem), exact.build(problem, merged=True), problem.beta
+    graph, merged, beta = exact.build_graph(problem), exact.build_graph(problem, merged=True), problem.beta
     log_best, values = exact.optimum(graph, beta)
     best = 0.0
     for prompt in range(problem.prompts):
@@ -90,7 +90,7 @@ def test_the_optimum_is_the_reference_tilted_by_the_reward(problem):
 
 @pytest.mark.parametrize("problem", SMALL, ids=NAMES)
 def test_the_gap_is_beta_times_the_kl_to_the_optimum(problem):
-    graph, beta = exact.build(problem), problem.beta
+    graph, beta = exact.build_graph(problem), problem.beta
     log_pi, _ = some_policy(graph)
     log_best, values = exact.optimum(graph, beta)
     to_best = exact.expected(graph, log_pi, log_pi - log_best)[graph.layers[0]].mean()
@@ -100,7 +100,7 @@ def test_the_gap_is_beta_times_the_kl_to_the_optimum(problem):
 
 @pytest.mark.parametrize("problem", SMALL, ids=NAMES)
 def test_the_residual_is_one_number_only_at_the_optimum(problem):
-    graph, beta = exact.build(problem), problem.beta
+    graph, beta = exact.build_graph(problem), problem.beta
     found = exact.responses(graph)
 
     def residual(log_pi):
@@ -116,16 +116,16 @@ def test_without_a_kl_the_optimum_is_the_best_score():
     """nonadditive at beta 0: 222 scores 3 + 0.7 - 0.5 = 3.2, 202 and 212 score 2.7: one response is best."""
     problem = problems()["nonadditive"]
     for merged in (False, True):
-        graph = exact.build(problem, merged=merged)
+        graph = exact.build_graph(problem, merged=merged)
         log_best, values = exact.optimum(graph, 0.0)
         assert float(values[0]) == pytest.approx(3.2)
         assert log_best[0].exp().tolist() == [0, 0, 1]
-    flat = exact.build(problems()["constant"])
+    flat = exact.build_graph(problems()["constant"])
     assert exact.optimum(flat, 0.0)[0][0].exp().tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    graph = exact.build(problems()["variable"])
+    graph = exact.build_graph(problems()["variable"])
     theta = some_policy(graph)[0].clone().requires_grad_()
     exact.objective(graph, theta.log_softmax(dim=-1), 0.5).backward()
     for at in [(0, 0), (3, 1), (14, 2)]:
@@ -139,7 +139,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 def test_the_values_of_states_are_what_follows_them_and_visits_add_up():
     problem = problems()["variable"]
-    graph = exact.build(problem)
+    graph = exact.build_graph(problem)
     log_pi, policy = some_policy(graph)
     values = exact.expected(graph, log_pi, exact.shaped(graph, log_pi, 0.5))
     visits = exact.occupancy(graph, log_pi)
@@ -159,7 +159,7 @@ def test_the_values_of_states_are_what_follows_them_and_visits_add_up():
 def test_dynamic_programming_gives_the_closed_form_of_independent_tokens(beta):
     """16 tokens, one worth 1: J* = 20 beta log((15 + e^(1/beta)) / 16); p = e^(1/beta) / (15 + e^(1/beta))."""
     problem = problems()["independent"]
-    graph = exact.build(problem, merged=True)
+    graph = exact.build_graph(problem, merged=True)
     log_best, values = exact.optimum(graph, beta)
     p = math.exp(1 / beta) / (15 + math.exp(1 / beta))
     kl = 20 * (p * math.log(16 * p) + (1 - p) * math.log(16 * (1 - p) / 15))
@@ -168,13 +168,13 @@ def test_dynamic_programming_gives_the_closed_form_of_independent_tokens(beta):
     assert float(exact.divergence(graph, log_best)) == pytest.approx(kl, abs=1e-9)
     assert independent_optimum(problem, beta) == pytest.approx((best, 20 * p, kl), abs=1e-9)
     with pytest.raises(ValueError, match="too many"):
-        exact.build(problem)
+        exact.build_graph(problem)
 
 
 def test_more_reference_samples_come_nearer_to_the_optimum_from_below():
     """beta log-mean-exp over N samples of the reference: E of it rises in N towards J*."""
     problem = problems()["nonadditive"]
-    graph = exact.build(problem)
+    graph = exact.build_graph(problem)
     chance = exact.responses(graph).probability(graph.log_ref, 1)
     picks = chance.multinomial(64 * 4000, replacement=True, generator=seeded()).view(4000, 64)
     tilted = (exact.responses(graph).reward / problem.beta)[picks]
@@ -186,21 +186,21 @@ def test_more_reference_samples_come_nearer_to_the_optimum_from_below():
 
 
 def test_the_share_that_was_achieved():
-    graph = exact.build(problems()["nonadditive"])
+    graph = exact.build_graph(problems()["nonadditive"])
     beta = 0.5
     best = float(exact.optimum(graph, beta)[1][0])
     start = float(exact.objective(graph, graph.log_ref, beta))
     assert exact.achieved(graph, start, beta) == 0
     assert exact.achieved(graph, best, beta) == pytest.approx(1)
     assert exact.achieved(graph, start + 0.25 * (best - start), beta) == pytest.approx(0.25)
-    flat = exact.build(problems()["constant"])
+    flat = exact.build_graph(problems()["constant"])
     assert exact.achieved(flat, 1.0, beta) is None
     assert float(exact.optimum(flat, beta)[1][0]) == pytest.approx(1)
 
 
 def test_context_is_needed_a_policy_of_the_token_before_reaches_088():
     """The best policy that sees only the previous token, by ascent on the exact J from three starts."""
-    graph, beta = exact.build(problems()["nonadditive"]), 0.5
+    graph, beta = exact.build_graph(problems()["nonadditive"]), 0.5
     previous = torch.tensor([prefix[-1] + 1 if prefix else 0 for prefix in graph.prefixes])
     best = -math.inf
     for seed in range(3):

@@ -14,7 +14,7 @@ from minirlhf.models.policy import Policy
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from tests.helpers import seeded
 
-TOKENIZER = lab.tokenizer_of()
+TOKENIZER = lab.problem_tokenizer()
 SIZES = TransformerConfig(
     vocab_size=TOKENIZER.vocab_size,
     hidden_size=16,
@@ -31,7 +31,7 @@ def policy_of(problem: Problem, seed=0, temperature=1.0, scale=3.0) -> Policy:
     with torch.no_grad():
         for parameter in trunk.parameters():
             parameter.mul_(scale)  # 3: far from uniform
-    return Policy(trunk, lab.sampler_of(problem, TOKENIZER, temperature))
+    return Policy(trunk, lab.problem_sampler(problem, TOKENIZER, temperature))
 
 
 def sampled(policy, problem, rows=64):
@@ -60,7 +60,7 @@ def test_only_the_problems_tokens_are_sampled_and_text_says_which(name):
 def test_the_table_of_a_transformer_is_its_distribution_after_each_prefix(name, temperature):
     """Row by row, one forward pass over prompt + prefix without padding."""
     problem = problems()[name]
-    policy, graph = policy_of(problem, temperature=temperature), exact.build(problem)
+    policy, graph = policy_of(problem, temperature=temperature), exact.build_graph(problem)
     table = lab.tabulate(policy, graph, TOKENIZER)
     ids = lab.token_ids(problem, TOKENIZER)
     for state, prefix in enumerate(graph.prefixes):
@@ -99,16 +99,16 @@ def test_the_reference_of_a_run_is_the_table_itself(name):
 def test_the_fit_ends_within_a_hundred_thousandth_of_a_nat(name):
     problem = problems()[name]
     trunk = Transformer(SIZES).initialise(seeded())
-    facts = lab.fit(trunk, problem, TOKENIZER, 1.0, 0)
+    facts = lab.fit_to_problem(trunk, problem, TOKENIZER, 1.0, 0)
     assert facts["kl"] < lab.FIT_KL
     assert all(p.grad is None for p in trunk.parameters())
-    policy = Policy(trunk, lab.sampler_of(problem, TOKENIZER, 1.0))
+    policy = Policy(trunk, lab.problem_sampler(problem, TOKENIZER, 1.0))
     if name == "independent":
         for row in lab._own(policy, problem, TOKENIZER, 5)[:1]:
             logprobs = policy.forward_pass(row).logprobs
             assert torch.allclose(logprobs, torch.full_like(logprobs, -math.log(16)), atol=1e-3)
         return
-    graph = exact.build(problem)
+    graph = exact.build_graph(problem)
     table = lab.tabulate(policy, graph, TOKENIZER)
     assert float(exact.divergence(graph, table)) < lab.FIT_KL
     assert torch.allclose(table.exp(), graph.log_ref.exp(), atol=5e-3)
@@ -117,7 +117,7 @@ def test_the_fit_ends_within_a_hundred_thousandth_of_a_nat(name):
 def test_a_fit_that_does_not_get_there_says_so(monkeypatch):
     monkeypatch.setattr(lab, "FIT_STEPS", 1)
     with pytest.raises(DivergedError, match=r"ended at a KL of .*: additive; try a larger model"):
-        lab.fit(Transformer(SIZES).initialise(seeded()), problems()["additive"], TOKENIZER, 1.0, 0)
+        lab.fit_to_problem(Transformer(SIZES).initialise(seeded()), problems()["additive"], TOKENIZER, 1.0, 0)
 
 
 @pytest.mark.parametrize("name", ["variable", "prompts", "additive"])
@@ -137,7 +137,7 @@ def test_a_policy_that_is_the_optimum_has_a_share_of_one():
     """The problem whose reward is beta (log pi - log ref) + c of this very policy has it as its optimum."""
     names = problems()
     policy, shape = policy_of(names["nonadditive"]), names["nonadditive"]
-    graph = exact.build(shape)
+    graph = exact.build_graph(shape)
     table = dict(zip(graph.prefixes, lab.tabulate(policy, graph, TOKENIZER).tolist(), strict=True))
 
     def reward(prompt, prefix):

@@ -42,7 +42,7 @@ class Scene:
     def of(cls, name: str = "variable", distance: float = 0.4) -> "Scene":
         """Problem `name` with a policy `distance` nats per sequence from its reference, in a fixed random direction."""
         problem = problems()[name]
-        graph = exact.build(problem)
+        graph = exact.build_graph(problem)
         noise = torch.randn(graph.log_ref.shape, generator=generator(0, "audit", 0), dtype=torch.float64)
         return cls(graph, moved(graph, graph.log_ref, noise, distance), problem.beta)
 

@@ -48,7 +48,7 @@ def test_all_groups_of_three_are_all_ordered_draws_of_three():
 
 
 def test_moved_goes_as_far_as_it_says():
-    graph = exact.build(SCENE.graph.problem)
+    graph = exact.build_graph(SCENE.graph.problem)
     direction = torch.ones_like(graph.log_ref).cumsum(1)
     for distance in (0.001, 0.1, 0.5):
         table = moved(graph, graph.log_ref, direction, distance)
