@@ -40,7 +40,7 @@ def write_state(directory: Path, state: Any, facts: Mapping[str, Any]) -> None:
     """Write a state into a directory, with `facts` beside its numbers in state.json."""
     for name, tensors in tensors_of(state).items():
         save_tensors(tensors, directory / f"{name}.safetensors")
-    numbers = {name: packed(value) for name, value in plain_fields(state).items()}
+    numbers = {name: pack_value(value) for name, value in plain_fields(state).items()}
     write_json(directory / STATE, {"format": FORMAT, **numbers, **facts})
 
 
@@ -64,7 +64,7 @@ def restore_state(state: Any, directory: Path, saved: Mapping[str, Any], todo: s
             what = f"the {name} is {value.hash[:12]}, the checkpoint was made against {str(saved.get(name))[:12]}"
             raise CheckpointError(what, str(directory), f"resume with the run's own {name}")
         try:
-            numbers[name] = unpacked(value, saved[name])
+            numbers[name] = unpack_value(value, saved[name])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             what = f"{name} is not as it was saved ({type(fault).__name__}: {fault})"
             raise CheckpointError(what, str(directory / STATE), todo) from None
@@ -113,25 +113,25 @@ def modules_of(state: Any) -> list[nn.Module]:
     return [value for value in values if isinstance(value, nn.Module)]
 
 
-def packed(value: Any) -> Any:
+def pack_value(value: Any) -> Any:
     """A field without tensors as JSON: floats in hexadecimal, so that they come back to the bit."""
     if isinstance(value, LambdaLR):
         return value.last_epoch
     if isinstance(value, Frozen):
         return value.hash
     if is_dataclass(value):
-        return {field.name: packed(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: pack_value(getattr(value, field.name)) for field in fields(value)}
     return value.hex() if isinstance(value, float) else value
 
 
-def unpacked(like: Any, saved: Any) -> Any:
-    """Reverse of `packed` for a field that now holds `like`; ValueError, KeyError or TypeError if it does not fit."""
+def unpack_value(like: Any, saved: Any) -> Any:
+    """Reverse of `pack_value` for a field that holds `like`; ValueError, KeyError or TypeError if it does not fit."""
     if isinstance(like, LambdaLR):
         return checked_count(saved)
     if isinstance(like, Frozen):
         return like.hash
     if is_dataclass(like) and not isinstance(like, type):
-        return replace(like, **{f.name: unpacked(getattr(like, f.name), saved[f.name]) for f in fields(like)})
+        return replace(like, **{f.name: unpack_value(getattr(like, f.name), saved[f.name]) for f in fields(like)})
     if isinstance(like, float):
         number = float.fromhex(saved)
         if not math.isfinite(number):
