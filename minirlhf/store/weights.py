@@ -94,7 +94,13 @@ def load_scorer(directory: Path) -> Scorer:
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Load tensors into a module if they are exactly its own: names, shapes, dtypes, finite (CheckpointError)."""
+    """Load tensors into a module if they are exactly its own (CheckpointError)."""
+    check_fits(module, tensors, where)
+    module.load_state_dict(tensors)
+
+
+def check_fits(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Compare tensors with those of a module: names, shapes, dtypes; all finite (CheckpointError)."""
     own = module.state_dict()
     todo = "give a complete model of this configuration"
     if own.keys() != tensors.keys():
@@ -107,7 +113,6 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
             raise CheckpointError(f"{name} is {tensor.dtype}, expected {own[name].dtype}", str(where), todo)
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name} is not finite", str(where), todo)
-    module.load_state_dict(tensors)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
