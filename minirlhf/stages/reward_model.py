@@ -44,7 +44,7 @@ class Pair:
 
 
 def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
-    """Encode pairs of at most `longest` tokens a side; return them, and notes on dropped rows (InputError if all are)."""
+    """Encode pairs of at most `longest` tokens a side; return them, and notes on dropped rows (InputError if all)."""
     pairs, dropped = [], []
     for c in comparisons:
         chosen, rejected = (text_ids(tokenizer, c.prompt, side, True) for side in (c.chosen, c.rejected))
