@@ -1,10 +1,14 @@
 """Settings of the manual for Sphinx: MyST Markdown, the furo theme, and docstrings of the code as they are written.
 
 Build it with `sphinx-build -W -b html docs docs/_build`. The docstrings are plain text, not reStructuredText, so they
-are escaped before Sphinx reads them: an asterisk in a formula stays an asterisk.
+are escaped before Sphinx reads them: an asterisk in a formula stays an asterisk. Formulas become MathML, which browsers
+draw by themselves: the pages load nothing from elsewhere and need no network.
 """
 
 import re
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import minirlhf
 
@@ -13,7 +17,7 @@ copyright = "The minirlhf authors, Apache-2.0"
 author = "The minirlhf authors"
 release = version = minirlhf.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 
@@ -25,6 +29,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints = "signature"
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"minirlhf {release}"
 html_static_path = ["_static"]
@@ -59,6 +64,19 @@ def escape_docstring(app, what, name, obj, options, lines):
     lines[:] = [*escaped, ""]
 
 
+def inline_formula(translator, node):
+    """Write an inline formula as MathML."""
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_formula(translator, node):
+    """Write a displayed formula as MathML that scrolls where it is wider than the page."""
+    translator.body.append(f'<div class="math-block">{convert(node.astext(), display="block")}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app):
-    """Register the conversion of docstrings."""
+    """Register the conversion of docstrings and of formulas."""
     app.connect("autodoc-process-docstring", escape_docstring)
+    app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))

@@ -148,7 +148,7 @@ def divide(pairs: list[Pair], heldout: list[Pair] | None, config: Config) -> tup
 def build_reward_model(
     config: Config, directory: Path, start: Base, read: Comparisons, device: torch.device, emit: Emit
 ) -> None:
-    """Train on copies of the start and save; the directory appears when it is complete."""
+    """Train each member on a copy of the start, report and save; the directory appears when it is complete."""
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
     encoded = [encode_pairs(part, start.tokenizer, longest) for part in (read.train, read.heldout) if part is not None]
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)

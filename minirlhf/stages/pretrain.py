@@ -1,10 +1,10 @@
-"""The base model: next-token training on documents, a fixed number of steps (never the clock).
+"""Pretraining of the base: next-token training on documents, for a fixed number of steps (never the clock).
 
-Documents become windows [BOS] text [EOS]; a document longer than a window is cut and its pieces follow each other
-without BOS. A batch takes windows of similar length, which its attention likes; it is packed, so that no padding is
-computed. Loss: cross-entropy in nats a token. AdamW with warm-up and a cosine schedule.
+Documents become windows [BOS] text [EOS]; a document longer than a window is cut, and its later pieces have no BOS.
+A batch is packed, so that no padding is computed, and takes windows of similar length, which attention computes
+fastest. Loss: cross-entropy in nats per token. AdamW with warm-up and a cosine schedule.
 
-Not here: mixed precision.
+Not here: mixed precision, reading documents (data.py), and what is saved (base.py).
 """
 
 import math
@@ -40,7 +40,7 @@ class PretrainState:
 
     @classmethod
     def start(cls, model: Transformer, config: PretrainConfig) -> "PretrainState":
-        """Weight decay on matrices only: on norms it would pull the scale to 0 for no reason."""
+        """Start from a model: AdamW with weight decay on matrices only; on norms it would pull their scale to 0."""
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         others = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -49,12 +49,16 @@ class PretrainState:
 
 
 def rate(step: int, config: PretrainConfig) -> float:
-    """The share of lr at a step of pretraining."""
+    """Factor of `pretrain.lr` at a step, between 0 and 1."""
     return warm_cosine(step, config.steps, config.warmup, config.final_lr)
 
 
 def warm_cosine(step: int, steps: int, warmup: int, final: float) -> float:
-    """The share of a learning rate: linear warm-up (at most half of all steps), then half a cosine down to `final`."""
+    """Factor of a learning rate at a step: linear warm-up, then half a cosine down to `final`.
+
+    w = min(warmup, (steps + 1) // 2), p = (step - w) / (steps - w):
+    (step + 1) / w before w, then final + (1 - final) (1 + cos(pi p)) / 2.
+    """
     warmup = min(warmup, (steps + 1) // 2)
     if step < warmup:
         return (step + 1) / warmup
@@ -63,8 +67,10 @@ def warm_cosine(step: int, steps: int, warmup: int, final: float) -> float:
 
 
 def windows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[list[int]]:
-    """Token windows of at most `length`: [BOS] text [EOS], cut where longer; overlapping by one token, so that
-    every token but a BOS is predicted once."""
+    """Token windows [BOS] text [EOS], longer ones cut into pieces of at most `length` tokens.
+
+    Pieces overlap by one token, so that every token but a BOS is predicted exactly once.
+    """
     cut = []
     for ids in tokenizer.encode_batch(list(texts)):
         ids = [tokenizer.bos_id, *ids, tokenizer.eos_id]
@@ -73,7 +79,7 @@ def windows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[lis
 
 
 def batches(data: Sequence[list[int]], size: int, seed: int) -> Iterator[list[list[int]]]:
-    """Endless batches of `size` windows, each pass over the data in a fresh order."""
+    """Yield batches of at most `size` windows without end, each pass over the data in a fresh order."""
     epoch = 0
     while True:
         order: list[int] = torch.randperm(len(data), generator=generator(seed, "pretrain", epoch)).tolist()
@@ -89,8 +95,10 @@ def batches(data: Sequence[list[int]], size: int, seed: int) -> Iterator[list[li
 def token_losses(
     model: Transformer, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None
 ) -> tuple[Tensor, int]:
-    """Summed cross-entropy in nats and the number of tokens predicted: those of each row from `starts` on (from 1
-    where nothing is said), each from what stands before it in its row. Rows are packed: no padding is computed.
+    """Sum of the cross-entropies in nats, and the number of predicted tokens n.
+
+    Predicted are the tokens of each row from its index in `starts` on (default 1: all but the first), each from the
+    tokens before it in its row. Rows are packed end to end, N tokens in all, without padding.
     """
     device = model.embed_tokens.weight.device
     packing = Packing.of([len(row) - 1 for row in rows], device)
@@ -107,10 +115,10 @@ def token_losses(
 def train(
     state: PretrainState, data: Sequence[list[int]], config: PretrainConfig
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Steps until `pretrain.steps`; yields (step, {loss in nats a token, lr, tokens, tokens_per_s}) after each."""
+    """Train until `pretrain.steps`; yield (step, {loss in nats per token, lr, tokens, tokens_per_s}) after each."""
     stream = batches(data, config.batch_size, config.seed)
     for _ in range(state.step):
-        next(stream)  # a resumed run continues where the data was
+        next(stream)  # progress that was saved continues with the batch that would have come next
     state.model.train()
     while state.step < config.steps:
         started = perf_counter()
@@ -139,7 +147,7 @@ def train(
 def heldout_loss(
     model: Transformer, rows: Sequence[Sequence[int]], size: int, starts: Sequence[int] | None = None
 ) -> float:
-    """Mean cross-entropy in nats a token over held-out rows (those from `starts` on), `size` rows at a time."""
+    """Mean cross-entropy of held-out rows, nats per token (tokens from `starts` on), computed `size` rows at a time."""
     model.eval()
     total, count = 0.0, 0
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -44,7 +44,7 @@ class Pair:
 
 
 def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
-    """Pairs of at most `longest` tokens a side, and notes on what was left out (InputError if nothing is left)."""
+    """Encode pairs of at most `longest` tokens a side; return them, and notes on dropped rows (InputError if all)."""
     pairs, dropped = [], []
     for c in comparisons:
         chosen, rejected = (text_ids(tokenizer, c.prompt, side, True) for side in (c.chosen, c.rejected))
@@ -80,7 +80,7 @@ class RewardModelState:
     step: int = 0
     best: float = -1.0  # held-out accuracy
     best_step: int = 0
-    worse: int = 0  # looks since then
+    worse: int = 0  # evaluations on held-out pairs since then
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -96,7 +96,7 @@ def reward_model_steps(pairs: Sequence[Pair], config: RewardModelConfig) -> int:
 def train(
     state: RewardModelState, pairs: Sequence[Pair], heldout: Sequence[Pair], config: RewardModelConfig
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train until `epochs` are done or the held-out accuracy has not risen for `patience` looks.
+    """Train until `epochs` are done or the held-out accuracy has not risen for `patience` evaluations.
 
     Yields (step, {loss, accuracy, heldout_accuracy if it was measured}). Afterwards the model has its best weights.
     """
@@ -133,7 +133,7 @@ def update_scorer(
         torch.tensor([getattr(p, name) for p in batch], device=device) for name in ("margin", "probability")
     )
     loss = bradley_terry(chosen, rejected, margin, probability, config.label_smoothing).mean()
-    centre = (chosen + rejected).square().mean()  # scores have no zero of their own
+    centre = (chosen + rejected).square().mean()  # the loss sees differences alone, so nothing else keeps scores near 0
     (loss + config.centring * centre).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     values = torch.stack([loss.detach(), norm.to(loss.dtype), (chosen > rejected).to(loss.dtype).mean()]).tolist()
@@ -158,17 +158,16 @@ def accuracy(margins: Tensor) -> float:
 
 
 def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Report on a reward model, from held-out pairs.
+    """Report on a reward model, from n held-out pairs.
 
-    Who is preferred is decided by the normalised scores, which a run is given; what is stated are the log odds of the
-    scores as they are. (Of one model both say the same.)
+    Preferences come from the normalised scores, as PPO sees them; probabilities, sigmoid(|d|) of the preferred side,
+    from the difference d of the raw scores. (They differ for an ensemble only.)
 
-    accuracy with its 95 % interval (Wilson); loss; ece = mean distance of stated and observed probability, bins
-    weighted; reliability = for each bin of the stated probability of the side that the model prefers: how often, what
-    it said, how often it was right; margin_mean in score units; length_correlation = Pearson's, of a side's score with
-    its number of tokens; longer_wins = accuracy of preferring the longer side. Where the pairs know how much better a
-    side really is: ceiling = accuracy of a judge who knows it, against these labels; of_ceiling = (accuracy - 0.5) /
-    (ceiling - 0.5); by_gap = how often the model prefers the side that is really better, by how much better it is.
+    accuracy, accuracy_ci95 (Wilson); loss in nats per pair; ece = mean |stated - observed probability| over bins,
+    weighted by pairs; reliability: pairs, stated probability and share right of each bin; margin_mean = mean d, score
+    units; length_correlation = Pearson's, score against tokens of a side; longer_wins = accuracy of preferring the
+    longer side. If the pairs know their true gap: ceiling = accuracy of a judge who knows it, against these labels;
+    of_ceiling = (accuracy - 0.5) / (ceiling - 0.5); by_gap = accuracy against the truth, by size of the gap.
     """
     sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     raw, scores = (x.double().cpu() for x in model.eval().both(sides))
@@ -199,7 +198,7 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def against_truth(found: Tensor, gaps: Sequence[float | None]) -> dict[str, Any]:
-    """Part of the report that compares margins (n,) with true gaps; empty if a gap is not known."""
+    """Part of the report that compares margins `found` (n,) with true gaps; empty if a gap is not known."""
     known = [gap for gap in gaps if gap is not None]
     if len(known) < len(gaps):
         return {}
@@ -215,7 +214,7 @@ def against_truth(found: Tensor, gaps: Sequence[float | None]) -> dict[str, Any]
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n (Wilson's score interval)."""
+    """95 % interval of a share of n: Wilson's, which stays within 0 and 1 for small n."""
     z = 1.959964
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -224,7 +223,10 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def normalise(model: Scorer, rows: Sequence[Sequence[int]]) -> None:
-    """Make scores mean 0 and standard deviation 1 over these texts, the reference policy's own responses."""
+    """Set the model's mean and std, so that its scores have mean 0 and std 1 over these rows of ids.
+
+    The rows are the reference's own responses: a reward of 0 is then an average response before training.
+    """
     scores = model.eval().scores(rows, normalised=False).double()
     model.mean.copy_(scores.mean())
     spread = float(scores.std()) if len(rows) > 1 else 0.0

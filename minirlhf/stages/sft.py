@@ -36,7 +36,7 @@ class Example:
 def encode_demonstrations(
     demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, longest: int
 ) -> tuple[list[Example], list[str]]:
-    """Examples of at most `longest` tokens, and notes on what was left out (InputError if nothing is left)."""
+    """Encode examples of at most `longest` tokens; return them, and notes on dropped rows (InputError if all are)."""
     examples, dropped = list[Example](), list[str]()
     for d in demonstrations:
         ids = text_ids(tokenizer, d.prompt, d.completion, True)
@@ -94,5 +94,5 @@ def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> It
 
 
 def demonstration_loss(model: Transformer, examples: Sequence[Example], size: int) -> float:
-    """Mean cross-entropy in nats a completion token."""
+    """Mean cross-entropy of examples, nats per completion token, computed `size` examples at a time."""
     return pretrain.heldout_loss(model, [e.ids for e in examples], size, [e.start for e in examples])

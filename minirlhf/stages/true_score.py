@@ -1,11 +1,11 @@
-"""The hidden true score of the corpus `reviews`: what its comparisons were judged by, and what no run is rewarded for.
+"""Hidden true score of the corpus `reviews`: its comparisons were judged by it, and no run is rewarded for it.
 
     2 tanh(surplus of good words / 3) + 2 aspects named / 3, at most 2
     + 4 repetition + nearness of the length to 30 words
 
-It wants a review that is friendly, specific, varied and of the right length, all at once: a reward model that has
-learned one of these too well can be led away from the others, and the evaluation shows it. Read by evaluations and by
-the generator of the comparisons, never by a reward.
+It is high for a review that is friendly, specific, varied and of the right length, all at once. A policy that exploits
+a reward model which overrates one of these loses the others, and the evaluation shows it. Evaluations and the generator
+of the comparisons use it; it is deliberately not registered as a reward.
 """
 
 import re
@@ -15,13 +15,13 @@ from importlib import resources
 
 from minirlhf.builtin.rewards import length, repetition, sentiment
 
-TRUE_SCORE_CORPUS = "reviews"  # the packaged corpus that it is the score of
+TRUE_SCORE_CORPUS = "reviews"  # packaged corpus that the score is for
 WORDS = 30
 ASPECTS = 3
 
 
 def true_scores(completions: Sequence[str]) -> list[float]:
-    """A score for each completion: about -4 to 5."""
+    """True score of each completion, about -4 to 5."""
     texts = list(completions)
     named = [min(len(aspects(text)), ASPECTS) / ASPECTS for text in texts]
     parts = zip(sentiment(texts, scale=3.0), named, repetition(texts), length(texts, target=WORDS), strict=True)
@@ -29,7 +29,7 @@ def true_scores(completions: Sequence[str]) -> list[float]:
 
 
 def aspects(text: str) -> set[str]:
-    """The different aspects that a text names: the nouns of `aspect_words.txt`."""
+    """Distinct aspects that a text names: nouns of `aspect_words.txt`."""
     return set(re.findall(r"[a-z]+", text.lower())) & _nouns()
 
 

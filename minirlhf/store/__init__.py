@@ -1,1 +1,1 @@
-"""The run directory: files.py (whole or absent), checkpoint.py, model.py, metrics.py, lock.py."""
+"""Storage: complete files and directories, locks, JSON lines, weights, states, checkpoints and progress of stages."""

@@ -1,7 +1,7 @@
 """Files and directories that are complete or absent: temporary name, fsync, rename.
 
 A manifest holds the SHA-256 and the size of every file of a directory: safetensors finds a truncated file by itself,
-but not a flipped bit.
+but not a flipped bit. Not here: locks (lock.py), and files that grow line by line (jsonl.py).
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from minirlhf.errors import CheckpointError, InputError, UserError
 
 MANIFEST = "MANIFEST.json"
 LARGEST_MANIFEST = 1 << 24  # bytes
-LEFT = ".tmp-"  # what a directory is called while it is being filled
+LEFT = ".tmp-"  # first part of a directory's name while it is being filled
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new, never a part."""
+    """Write a text file in one rename: a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, keys in the order given; NaN is refused (it is not JSON)."""
+    """Write JSON, indented, keys in the order given; ValueError for NaN, which is not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -78,24 +78,24 @@ def complete_directory(path: Path) -> Iterator[Path]:
 
 
 def discard(path: Path) -> None:
-    """Remove a directory, if it is there: first its name, so that nobody finds half of it under it."""
-    if path.is_symlink() or path.is_file():  # of a link, the link goes and not what it leads to
+    """Remove a directory, if it exists. It is renamed first, so that no reader finds half of it under its name."""
+    if path.is_symlink() or path.is_file():  # a link is removed, and not its target
         path.unlink()
     elif path.exists():
         away = path.with_name(f"{LEFT}{path.name}-{os.getpid()}-old")
-        shutil.rmtree(away, ignore_errors=True)  # of a killed process of the same number
+        shutil.rmtree(away, ignore_errors=True)  # left by a killed process with the same pid
         path.rename(away)
         shutil.rmtree(away)
 
 
 def remove_left(root: Path, name: str = "*") -> None:
-    """Remove what killed processes left half filled: directories that were to be root/name, whose lock is held."""
+    """Remove directories root/name that killed processes left half filled. The caller holds the lock of root/name."""
     for path in root.glob(f"{LEFT}{name}-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def verify(path: Path) -> None:
-    """Hold a directory against its manifest: every file there, of its size and hash, and no other (CheckpointError)."""
+    """Compare a directory with its manifest: every file, its size and SHA-256, and no other file (CheckpointError)."""
     todo = "it cannot be used; remove it"
     try:
         manifest = (path / MANIFEST).lstat()
@@ -116,7 +116,7 @@ def verify(path: Path) -> None:
 
 
 def read_json(path: Path, refusal: type[UserError] = InputError) -> dict[str, Any]:
-    """The object of a JSON file (`refusal` if it is none)."""
+    """Read the object of a JSON file; raises `refusal` if the file holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:

@@ -1,4 +1,7 @@
-"""Metrics and samples as JSON lines: one object a line, flushed, so that a killed run loses at most one line."""
+"""JSON lines (metrics, samples, token log): one object a line, flushed, so that a killed run loses at most one line.
+
+Not here: what the rows hold (events.py, rl/metrics.py), and JSON files that are written at once (files.py).
+"""
 
 import contextlib
 import json
@@ -14,7 +17,7 @@ def json_line(row: dict[str, Any]) -> str:
     """One JSON object without newline; a NaN or infinity becomes null, which every JSON reader understands."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # there is one; looking for it first would take longer than writing
+    except ValueError:  # it holds a NaN or infinity; looking for one in every row would cost more than writing it
         return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
 
 
@@ -29,10 +32,10 @@ def _plain(value: Any) -> Any:
 
 
 def cut(path: Path, size: int, step: int) -> list[str]:
-    """Cut a file of JSON lines to the bytes that it had after `step`, for a run that goes on from there.
+    """Cut a file of JSON lines to its `size` in bytes after `step`, for a run that continues from there.
 
-    A file that somebody changed no longer ends there: of it the whole lines up to that step are kept, and that is said
-    (0 or 1 sentences).
+    If somebody changed the file, no line ends at that size: then its complete lines up to that step are kept. Returns
+    sentences for the user, none or one.
     """
     if not path.exists():
         return [f"{path} is gone: it begins anew"] if size else []
@@ -46,7 +49,7 @@ def cut(path: Path, size: int, step: int) -> list[str]:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a row; infinite for what is none."""
+    """Step of a row; infinite for a line that is no row."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
@@ -54,13 +57,15 @@ def _step_of(line: bytes) -> float:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that `JsonLines` wrote, none if there is no file; a torn line is left out, null is NaN."""
+    """Rows of a file that `JsonLines` wrote; none if there is no file. A torn line is left out; null becomes NaN."""
     return list(each_row(path))
 
 
 def each_row(path: Path) -> Iterator[dict[str, Any]]:
-    """The same one after another, for files that are long. A line ends with a newline and with nothing else: a text
-    may hold U+2028."""
+    """Yield the rows of `read_rows` one after another, for long files.
+
+    Lines end with a newline and with nothing else: a text may hold U+2028, at which str.splitlines would cut.
+    """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
@@ -72,7 +77,7 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class JsonLines:
-    """Append rows to a file; `with JsonLines(path) as rows: rows.write({...})`."""
+    """File of JSON lines to append to; `with JsonLines(path) as rows: rows.write({...})`."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -83,7 +88,7 @@ class JsonLines:
         self._file.flush()
 
     def sync(self) -> int:
-        """Have all of it on the disk; how many bytes that are."""
+        """Flush the file to the disk; return its size in bytes."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 

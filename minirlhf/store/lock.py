@@ -1,4 +1,7 @@
-"""One process at a time in a directory: flock, which the kernel frees when the process dies, however it dies."""
+"""Lock of a directory: flock, which the kernel releases when the process dies, however it dies.
+
+Not here: pid files, which a killed process would leave behind; the pid in the lock file is for the message alone.
+"""
 
 import fcntl
 import os
@@ -11,7 +14,7 @@ from minirlhf.errors import UsageError
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`; a lock that another process holds is waited for, or refused naming its pid."""
+    """Hold the lock file `path`. If another process holds it: wait, or raise UsageError with its pid."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.errors import CheckpointError, DivergedError
 from minirlhf.models.optimizer import MOMENTS
 from minirlhf.store.files import read_json, write_json
-from minirlhf.store.weights import read_tensors, restore, save_tensors
+from minirlhf.store.weights import check_fits, read_tensors, save_tensors
 
 STATE = "state.json"
 FORMAT = 2  # raise when older files can no longer be read
@@ -40,7 +40,7 @@ def write_state(directory: Path, state: Any, facts: Mapping[str, Any]) -> None:
     """Write a state into a directory, with `facts` beside its numbers in state.json."""
     for name, tensors in tensors_of(state).items():
         save_tensors(tensors, directory / f"{name}.safetensors")
-    numbers = {name: pack_value(value) for name, value in plain_fields(state).items()}
+    numbers = {name: plain_to_json(value) for name, value in plain_fields(state).items()}
     write_json(directory / STATE, {"format": FORMAT, **numbers, **facts})
 
 
@@ -56,7 +56,8 @@ def read_facts(directory: Path, todo: str) -> dict[str, Any]:
 def restore_state(state: Any, directory: Path, saved: Mapping[str, Any], todo: str) -> None:
     """Restore a state from the files of `write_state`; saved: its state.json.
 
-    Raises CheckpointError for anything that does not fit. All numbers are read before the first tensor is restored.
+    Raises CheckpointError for anything that does not fit, and then has changed nothing. The state has one optimiser;
+    its dictionaries of tensors are empty, or weights of its first module.
     """
     numbers = {}
     for name, value in plain_fields(state).items():
@@ -64,20 +65,29 @@ def restore_state(state: Any, directory: Path, saved: Mapping[str, Any], todo: s
             what = f"the {name} is {value.hash[:12]}, the checkpoint was made against {str(saved.get(name))[:12]}"
             raise CheckpointError(what, str(directory), f"resume with the run's own {name}")
         try:
-            numbers[name] = unpack_value(value, saved[name])
+            numbers[name] = plain_from_json(value, saved[name])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             what = f"{name} is not as it was saved ({type(fault).__name__}: {fault})"
             raise CheckpointError(what, str(directory / STATE), todo) from None
-    for name in tensors_of(state):
-        value, file = getattr(state, name), directory / f"{name}.safetensors"
-        tensors = read_tensors(file)
+    files = {name: directory / f"{name}.safetensors" for name in tensors_of(state)}
+    tensors = {name: read_tensors(file) for name, file in files.items()}
+    model = modules_of(state)[0]
+    for name, found in tensors.items():
+        value = getattr(state, name)
         if isinstance(value, nn.Module):
-            restore(value, tensors, file)
-        elif isinstance(value, Optimizer):
-            restore_optimizer(value, tensors, file)
+            check_fits(value, found, files[name])
+        elif isinstance(value, dict) and found:  # weights of the model, as they were at another step
+            check_fits(model, found, files[name])
+    # The optimiser checks itself, so it comes first: after it nothing is refused any more.
+    for name, found in sorted(tensors.items(), key=lambda item: not isinstance(getattr(state, item[0]), Optimizer)):
+        value = getattr(state, name)
+        if isinstance(value, Optimizer):
+            restore_optimizer(value, found, files[name])
+        elif isinstance(value, nn.Module):
+            value.load_state_dict(found)
         else:
-            device = next(p for m in modules_of(state) for p in m.parameters()).device
-            setattr(state, name, {key: tensor.to(device) for key, tensor in tensors.items()})
+            device = next(model.parameters()).device
+            setattr(state, name, {key: tensor.to(device) for key, tensor in found.items()})
     for name, number in numbers.items():
         value = getattr(state, name)
         if isinstance(value, LambdaLR):
@@ -113,25 +123,28 @@ def modules_of(state: Any) -> list[nn.Module]:
     return [value for value in values if isinstance(value, nn.Module)]
 
 
-def pack_value(value: Any) -> Any:
+def plain_to_json(value: Any) -> Any:
     """A field without tensors as JSON: floats in hexadecimal, so that they come back to the bit."""
     if isinstance(value, LambdaLR):
         return value.last_epoch
     if isinstance(value, Frozen):
         return value.hash
     if is_dataclass(value):
-        return {field.name: pack_value(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain_to_json(getattr(value, field.name)) for field in fields(value)}
     return value.hex() if isinstance(value, float) else value
 
 
-def unpack_value(like: Any, saved: Any) -> Any:
-    """Reverse of `pack_value` for a field that holds `like`; ValueError, KeyError or TypeError if it does not fit."""
+def plain_from_json(like: Any, saved: Any) -> Any:
+    """Reverse of `plain_to_json` for a field that now holds `like`.
+
+    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError if it does not fit.
+    """
     if isinstance(like, LambdaLR):
         return checked_count(saved)
     if isinstance(like, Frozen):
         return like.hash
     if is_dataclass(like) and not isinstance(like, type):
-        return replace(like, **{f.name: unpack_value(getattr(like, f.name), saved[f.name]) for f in fields(like)})
+        return replace(like, **{f.name: plain_from_json(getattr(like, f.name), saved[f.name]) for f in fields(like)})
     if isinstance(like, float):
         number = float.fromhex(saved)
         if not math.isfinite(number):

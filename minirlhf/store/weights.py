@@ -1,7 +1,8 @@
 """Models on disk in Hugging Face's Llama layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
 
 The value head (and the separate critic, if there is one) has a file of its own, so that transformers reads the rest
-without a warning about unexpected keys. No pickle, ever: safetensors and JSON hold no code.
+without a warning about unexpected keys. Not here: optimisers and other state (state.py), and pickle anywhere:
+safetensors and JSON hold no code.
 """
 
 import errno
@@ -24,7 +25,7 @@ from minirlhf.store.files import read_json, write_json
 from minirlhf.text.tokenizer import Tokenizer
 
 VALUE_HEAD = "value_head.safetensors"
-SCORE = "score.json"  # of a reward model: what its scores are normalised by, and the tokenizer it was trained with
+SCORE = "score.json"  # of a reward model: mean and std that normalise its scores, and its tokenizer's hash
 
 
 def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) -> None:
@@ -42,7 +43,7 @@ def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) 
 
 
 def load_transformer(directory: Path) -> Transformer:
-    """Read the trunk back; every tensor's name, shape and finiteness is checked (InputError)."""
+    """Read a trunk; InputError for a bad config.json, CheckpointError for tensors that do not fit it."""
     where = directory / "config.json"
     trunk = Transformer(TransformerConfig.from_hf(read_json(where), str(where)))
     tensors = read_tensors(directory / "model.safetensors")
@@ -51,7 +52,7 @@ def load_transformer(directory: Path) -> Transformer:
 
 
 def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
-    """Write the trunk as above and the value head beside it."""
+    """Write the trunk as `save_transformer` does, and the value head (and critic) beside it."""
     save_transformer(directory, policy.model, tokenizer)
     head = {k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items() if not k.startswith("model.")}
     save_tensors(head, directory / VALUE_HEAD)
@@ -94,7 +95,13 @@ def load_scorer(directory: Path) -> Scorer:
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Load tensors into a module if they are exactly its own: names, shapes, dtypes, finite (CheckpointError)."""
+    """Load tensors into a module if they are exactly its own (CheckpointError)."""
+    check_fits(module, tensors, where)
+    module.load_state_dict(tensors)
+
+
+def check_fits(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Compare tensors with those of a module: names, shapes, dtypes; all finite (CheckpointError)."""
     own = module.state_dict()
     todo = "give a complete model of this configuration"
     if own.keys() != tensors.keys():
@@ -107,11 +114,10 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
             raise CheckpointError(f"{name} is {tensor.dtype}, expected {own[name].dtype}", str(where), todo)
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name} is not finite", str(where), todo)
-    module.load_state_dict(tensors)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; OSError, and not the library's own error, if the disk does not take it."""
+    """Write a safetensors file; OSError, not the library's own error, if the disk fails."""
     try:
         with deferred():
             save_file(tensors, path, metadata={"format": "pt"})
@@ -122,7 +128,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file (CheckpointError if it is none)."""
+    """Read the tensors of a safetensors file (CheckpointError if it is none)."""
     try:
         with deferred():
             return load_file(path)

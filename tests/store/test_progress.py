@@ -4,10 +4,15 @@ import os
 import signal
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from minirlhf.config.schema import SFTConfig
+from minirlhf.config.schema import RewardModelConfig, SFTConfig
+from minirlhf.errors import CheckpointError
+from minirlhf.models.scorer import Scorer
 from minirlhf.stages import pretrain, reward_model, sft
 from minirlhf.store import progress
+from minirlhf.store.files import MANIFEST, complete_directory
 from tests.cli.calling import call, done
 from tests.cli.test_reward_model import rows
 from tests.cli.test_sft import demonstrations
@@ -113,3 +118,39 @@ def test_damaged_progress_is_passed_over_and_gone(tmp_path):
     assert progress.load_progress(place, "key", state, said.append) == 2
     assert [path.name for path in place.iterdir()] == ["step_00000002"]
     assert "passed over" in said[0]["message"]
+
+
+def forged(path, name, tensors):
+    """Change tensors of a file of saved progress; the manifest fits."""
+    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != MANIFEST}
+    with complete_directory(path) as temporary:
+        for file, content in files.items():
+            (temporary / file).write_bytes(content)
+        save_file(load_file(temporary / name) | tensors, temporary / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "said"),
+    [
+        ("best_weights", {"score.weight": torch.full((1, 16), torch.nan)}, "score.weight is not finite"),
+        ("best_weights", {"score.weight": torch.ones(3)}, "score.weight has shape (3,)"),
+        ("best_weights", {"other": torch.ones(3)}, "tensors differ by ['other']"),
+        ("model", {"score.weight": torch.full((1, 16), torch.inf)}, "score.weight is not finite"),
+        ("optimizer", {"0.step": torch.tensor(torch.nan)}, "0.step does not fit the optimizer"),
+    ],
+)
+def test_forged_progress_is_refused_and_nothing_of_it_is_taken(tmp_path, name, tensors, said):
+    def fresh():
+        return reward_model.RewardModelState.start(Scorer(small_trunk()), RewardModelConfig())
+
+    state, place = fresh(), tmp_path / ".going-x"
+    assert state.model.score.weight.shape == (1, 16)
+    state.step, state.best_weights = 3, {key: value.clone() for key, value in state.model.state_dict().items()}
+    state.model.model.norm.weight.data.fill_(2.0)
+    progress.save_progress(place, "key", state)
+    forged(place / "step_00000003", f"{name}.safetensors", tensors)
+    state = fresh()
+    with pytest.raises(CheckpointError) as error:
+        progress.load_progress(place, "key", state, print)
+    assert said in str(error.value)
+    assert (state.step, state.best_weights, state.model.model.norm.weight[0]) == (0, {}, 1)
