@@ -1,4 +1,4 @@
-"""minirlhf plugins list | show | check | new: components and their plugins, printed. Not here: the checks (authoring/)."""
+"""minirlhf plugins list | show | check | new: components and their plugins, printed. Not here: checks (authoring/)."""
 
 import inspect
 import json
