@@ -89,8 +89,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # OpenMP threads wait for each other by spinning. If another process takes a core, they spin for a whole scheduler
     # slice: a 2-thread step was 75 times slower beside one busy process. A short spin before sleeping costs little.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    if sys.stderr is None:  # closed by the caller (2>&-): progress goes nowhere, and not to stdout as print would do
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the whole process
+    # Closed by the caller (>&- or 2>&-): what would be printed there goes nowhere, and progress not to stdout instead.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the whole process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         with handled(act):
             group.main(args=arguments, prog_name="minirlhf", standalone_mode=False)

@@ -238,6 +238,15 @@ def test_no_stderr_at_all(arguments, tmp_path):
 
 
 @pytest.mark.crash
+def test_no_stdout_at_all(arguments, tmp_path):
+    command = " ".join(f"'{a}'" for a in arguments)
+    closed = shell(f"{PYTHON} {command} --out {tmp_path}/b >&-")
+    assert closed.returncode == 0
+    assert "Traceback" not in closed.stderr
+    assert (tmp_path / "b" / "evaluation.json").exists()
+
+
+@pytest.mark.crash
 def test_stopped_and_continued(arguments, whole, tmp_path):
     """SIGSTOP and SIGCONT, a laptop that sleeps: nothing happens."""
     run = tmp_path / "run"
