@@ -88,7 +88,7 @@ announce: Callable[[], None] = _announce  # who draws on the whole terminal puts
 
 
 class Stop:
-    """Record of the first signal: True in `asked` once one has come."""
+    """Record of the first signal: its number in `asked`, None as long as none has come."""
 
     def __init__(self) -> None:
         self.asked: int | None = None

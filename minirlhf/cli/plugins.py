@@ -1,4 +1,4 @@
-"""minirlhf plugins list | show | check | new: components and their plugins, printed. The checks are in testing.py."""
+"""minirlhf plugins list | show | check | new: components and their plugins, printed. Not here: checks (authoring/)."""
 
 import inspect
 import json

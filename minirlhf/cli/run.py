@@ -18,7 +18,7 @@ from minirlhf.cli.options import config_options, output_options, resolve_config
 def command(out: Path | None, resume: Path | None, ui: str, as_json: bool, **options: Any) -> None:
     """Pretrain a small language model (or reuse it), improve it by PPO, and evaluate before against after.
 
-    PRESET is reviews by default, and FILE.toml a configuration of your own; the README lists the others.
+    PRESET is reviews by default, and FILE.toml a configuration of your own; the page `running` of the manual lists all.
     """
     if resume is not None:
         options["preset"] = config_of(resume, out, options["preset"])

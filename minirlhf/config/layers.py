@@ -22,10 +22,27 @@ from minirlhf.components import registry as plugin_registry
 from minirlhf.components.registry import Registry
 from minirlhf.config.faults import FILTERS, component_faults, cross_faults, known_keys, pairing_faults, shown, unusable
 from minirlhf.config.paths import absolute_component, absolute_paths, absolute_plugin
-from minirlhf.config.schema import CHOOSERS, OWN_KEYS, Config
+from minirlhf.config.schema import (
+    CHOOSERS,
+    AdvantageConfig,
+    ComponentSection,
+    Config,
+    KLConfig,
+    LossConfig,
+    RewardConfig,
+)
 from minirlhf.config.toml import preset_text, read_file, toml_value
 from minirlhf.errors import ConfigError, nearest
 from minirlhf.exact.problems import problems
+
+COMPONENT_SECTIONS: dict[str, type[ComponentSection]] = {
+    "kl": KLConfig,
+    "advantage": AdvantageConfig,
+    "loss": LossConfig,
+    "rewards": RewardConfig,
+}
+# Keys of a component section that are the section's own; all others are options of its component.
+OWN_KEYS = {name: set(section.model_fields) - {"options"} for name, section in COMPONENT_SECTIONS.items()}
 
 
 def load_config(
@@ -90,11 +107,11 @@ class Draft:
             self.values.pop("rewards", None)
         for path, value in leaf_values(layer):
             self._drop_options(path, value)
-            place, *rest = self._descend(path[:-1])
-            if rest:
-                self.faults.append(f"{'.'.join(path)} = {shown(value)} ({source}): {rest[0]} is a value, not a section")
+            section, blocked = self._descend(path[:-1])
+            if blocked:
+                self.faults.append(f"{'.'.join(path)} = {shown(value)} ({source}): {blocked} is a value, not a section")
                 continue
-            place[path[-1]] = value
+            section[path[-1]] = value
             self.origin[".".join(path)] = source
 
     def choose_rewards(self, chosen: Sequence[str], folder: Path) -> None:
@@ -107,13 +124,12 @@ class Draft:
             label, use = use.rpartition(":")[2], absolute_component(use, folder)
             if label in self.values["rewards"]:
                 self.faults.append(f"--reward {text}: label {label!r} is given twice; name them in a file instead")
-            kept = before.get(label, {})
-            same = isinstance(kept, dict) and use in (label, kept.get("use", label))
-            reward = dict(kept) if same else {}
-            given = {} if use == label else {"use": use}
-            given |= {} if weight is None else {"weight": weight}
-            self.values["rewards"][label] = reward | given
-            self.origin |= {f"rewards.{label}{key}": "--reward" for key in ("", *(f".{name}" for name in given))}
+            old = before.get(label, {})
+            same = isinstance(old, dict) and use in (label, old.get("use", label))
+            from_flag = {} if use == label else {"use": use}
+            from_flag |= {} if weight is None else {"weight": weight}
+            self.values["rewards"][label] = (dict(old) if same else {}) | from_flag
+            self.origin |= {f"rewards.{label}{key}": "--reward" for key in ("", *(f".{name}" for name in from_flag))}
 
     def settle(self, cwd: Path) -> None:
         """Fill in defaults that depend on other values: the folder of bases, and the settings of a problem."""
@@ -127,21 +143,23 @@ class Draft:
             self.values.setdefault("rewards", {"problem": {}})
             sampling = {"temperature": 1.0, "max_new_tokens": problem.horizon}
             for section, values in {"kl": {"coef": problem.beta}, "sampler": sampling}.items():
-                given = self.values.setdefault(section, {})
-                if isinstance(given, dict):
-                    given |= {key: value for key, value in values.items() if key not in given}
+                present = self.values.setdefault(section, {})
+                if isinstance(present, dict):
+                    present |= {key: value for key, value in values.items() if key not in present}
 
     def add_plugins(self, names: Sequence[str], folder: Path) -> None:
-        there = self.values.get("plugins", [])
-        if names and isinstance(there, list) and self._usable({"plugins": list(names)}, "--plugin"):
-            self.values["plugins"] = [*there, *(absolute_plugin(name, folder) for name in names)]
+        """Append plugins given by `--plugin` to those of the file."""
+        present = self.values.get("plugins", [])
+        if names and isinstance(present, list) and self._usable({"plugins": list(names)}, "--plugin"):
+            self.values["plugins"] = [*present, *(absolute_plugin(name, folder) for name in names)]
 
     def plugin_names(self) -> list[str]:
+        """Plugins to load; what is no string is left for validation to refuse."""
         names = self.values.get("plugins", [])
         return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
     def finish(self, registry: Registry) -> Config:
-        """Validate everything at once."""
+        """Validate everything at once; ConfigError with every fault."""
         config = None
         try:
             config = Config.model_validate_json(json.dumps(self._split(), default=str))
@@ -163,28 +181,28 @@ class Draft:
         self.faults += faults
         return not faults
 
-    def _descend(self, path: Sequence[str]) -> Iterator[Any]:
-        """Dict at a path, created if missing; or (None, dotted path that is no dict)."""
-        place = self.values
+    def _descend(self, path: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """(dict at a path, ""), created if missing; or ({}, dotted path of the value that stands in the way)."""
+        section = self.values
         for depth, key in enumerate(path):
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                return iter((None, ".".join(path[: depth + 1])))
-        return iter((place,))
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                return {}, ".".join(path[: depth + 1])
+        return section, ""
 
     def _drop_options(self, path: Sequence[str], value: Any) -> None:
         """Drop the options of a component that is replaced by another one."""
         section, key = tuple(path[:-1]), path[-1]
         if section[:1] == ("rewards",) and len(section) == 2 and key == "use":
-            own, at = OWN_KEYS["rewards"], self.values.get("rewards", {})
-            place = at.get(section[1]) if isinstance(at, dict) else None
+            own, rewards = OWN_KEYS["rewards"], self.values.get("rewards", {})
+            old = rewards.get(section[1]) if isinstance(rewards, dict) else None
         elif len(section) == 1 and CHOOSERS.get(section[0]) == key:
-            own, place = OWN_KEYS[section[0]], self.values.get(section[0])
+            own, old = OWN_KEYS[section[0]], self.values.get(section[0])
         else:
             return
-        if isinstance(place, dict) and place.get(key) != value:
-            for option in [name for name in place if name not in own]:
-                del place[option]
+        if isinstance(old, dict) and old.get(key) != value:
+            for option in [name for name in old if name not in own]:
+                del old[option]
 
     def _split(self) -> dict[str, Any]:
         """Values with the options of components under `options`, and with the `use` of each reward filled in."""
@@ -208,7 +226,7 @@ class Draft:
         return f"{path}{f' ({source})' if source else ''}: {reason}"
 
     def _fault(self, fault: dict[str, Any]) -> str:
-        """One of pydantic's faults in our words."""
+        """Fault of pydantic as one of our messages."""
         path, value = ".".join(str(part) for part in fault["loc"]), fault.get("input")
         reason = str(fault["msg"])
         reason = reason[0].lower() + reason[1:]
@@ -245,8 +263,8 @@ def leaf_values(layer: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterato
 
 def with_options(section: dict[str, Any], own: set[str]) -> dict[str, Any]:
     """Own keys of a section, and all others under `options`."""
-    kept = {k: v for k, v in section.items() if k in own}
-    return {**kept, "options": {k: v for k, v in section.items() if k not in own}}
+    fixed = {k: v for k, v in section.items() if k in own}
+    return {**fixed, "options": {k: v for k, v in section.items() if k not in own}}
 
 
 def option_name(key: str) -> str:

@@ -79,7 +79,7 @@ WeightDecay = Annotated[float, Field(ge=0, description="decoupled (AdamW)")]
 
 
 class TrainingSection(Section):
-    """Settings of every stage that is trained step by step with AdamW; a stage changes the defaults."""
+    """Settings of every stage that is trained step by step with AdamW; a stage sets its own defaults."""
 
     batch_size: int = Field(32, ge=1, le=1 << 16, description="demonstrations or comparisons a step")
     lr: LearningRate = 1e-3
@@ -237,10 +237,3 @@ class Config(Section):
 
 
 CHOOSERS = {"kl": "estimator", "advantage": "function", "loss": "policy"}  # section -> the key that names a component
-SECTIONS: dict[str, type[ComponentSection]] = {
-    "kl": KLConfig,
-    "advantage": AdvantageConfig,
-    "loss": LossConfig,
-    "rewards": RewardConfig,
-}
-OWN_KEYS = {name: set(section.model_fields) - {"options"} for name, section in SECTIONS.items()}

@@ -26,7 +26,7 @@ class Graph:
 
     child (S,V): the state that a token leads to, -1 if the response is over; log_ref (S,V) nats; gain (S,V): reward
     that a token adds (in a tree of prefixes all of it comes with the last token); prompt (S,); layers: states of each
-    depth; prefixes: one prefix for each state that leads there.
+    depth; prefixes: for each state one prefix that leads to it.
     """
 
     problem: Problem
@@ -112,7 +112,10 @@ def optimum(graph: Graph, beta: float) -> tuple[Tensor, Tensor]:
 
     With beta = 0 there is no KL to pay for: the best tokens are taken, tokens of equal worth alike.
     """
-    values = [graph.gain.new_zeros(1)]
+    # Backwards, so that V* of the following states is known. The max of the ordinary Bellman backup becomes a
+    # logsumexp weighted by ref, because KL(pi, ref) of a whole response is the sum of the KLs of its tokens: the best
+    # pi(v | s) is then the softmax of log ref + worth / beta, state by state, and V* is its normaliser times beta.
+    values = [graph.gain.new_zeros(1)]  # index -1: the response is over, nothing more to gain
     log_pi: list[Tensor] = []
     for layer in reversed(graph.layers):
         child = torch.where(graph.child[layer] < 0, -1, graph.child[layer] - layer.stop)

@@ -93,6 +93,8 @@ def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None
     freedom = int((sizes - 1).sum())
     if freedom == 0:
         return None
+    # Pooled: squares are summed over all prompts and divided by sum (n_g - 1), one degree of freedom for each prompt's
+    # mean. The mean of the prompts' own deviations would be biased downwards for the two to four responses usual here.
     means = x.new_zeros(len(sizes)).scatter_add(0, index, x) / sizes
     return float(((x - means[index]).square().sum() / freedom).sqrt())
 

@@ -90,7 +90,7 @@ def test_an_estimator_of_the_wrong_shape_is_named_beside_sound_ones(tiny, tmp_pa
     refused(5, "run", *tiny, *arguments, "--kl", "flat", "--out", tmp_path / "run", said=("second", "flat", "shape"))
 
 
-# ---- the other exit codes, as the README shows them --------------------------------------------------------
+# ---- the other exit codes, as docs/exit-codes.md shows them --------------------------------------------------------
 
 
 def test_a_value_of_the_wrong_type_names_the_key_and_where_it_came_from(tmp_path):
