@@ -3,6 +3,7 @@
 Links, sizes and the commands in code blocks are held by tests/test_docs.py, as for every page.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from minirlhf.cli import main
 from minirlhf.components.registry import load_plugins
+from tests.cli.calling import done
 from tests.manual import ROOT, blocks, read
 
 NOTES, QUESTIONS = "docs/notes.md", "docs/questions.md"
@@ -34,10 +36,11 @@ def test_the_headings_are_n1_to_n20_in_order(page):
 def test_an_entry_names_a_component_a_test_and_a_command_that_exist(code):
     text = " ".join(entries(NOTES)[code].split())
     assert "See it: " in text
-    tests = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert tests
+    assert len(tests) == text.count("`tests/")  # a file alone does not say which test
     for file, function in tests:
-        assert re.search(rf"^def {function or 'test_'}", read(file), flags=re.MULTILINE), (file, function)
+        assert re.search(rf"^def {function}\(", read(file), flags=re.MULTILINE), (file, function)
     for file in re.findall(r"`((?:\w+/)*\w+\.py)`", text):
         assert (ROOT / "minirlhf" / file).is_file() or (ROOT / file).is_file(), file
     commands = re.findall(r"`minirlhf ([^`]+)`", text)
@@ -46,7 +49,7 @@ def test_an_entry_names_a_component_a_test_and_a_command_that_exist(code):
         assert command is not None, arguments
         if arguments[0] != "config":
             command.make_context(arguments[0], arguments[1:])
-    assert commands or "metrics of any run" in text or "docs" in text or "[the metrics]" in text
+    assert commands
 
 
 def test_the_components_that_the_notes_name_are_in_the_registry():
@@ -89,7 +92,7 @@ def test_the_loop_page_has_every_line_of_the_notes_in_their_order():
 def numbers(text):
     """Numbers of a page, without those in code blocks and addresses, as they are written in both languages."""
     text = re.sub(r"```.*?```|\]\([^)]*\)|\$.*?\$", " ", text, flags=re.DOTALL)
-    return sorted(re.findall(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?", text))
+    return sorted(re.findall(r"(?<![A-Za-z0-9.,])[-+±]?\d+(?:,\d{3})*(?:\.\d+)?", text))
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
@@ -113,10 +116,57 @@ def test_the_answers_in_both_languages_give_the_same_numbers():
         assert numbers(en) == numbers(zh), (en, zh)
 
 
-def test_the_script_that_shows_the_shapes_runs_on_a_finished_run(finished, capsys):
+def answer(letter, page=QUESTIONS):
+    """The section of one question, `a` to `i`."""
+    return re.split(r"^## \((\w)\) .*$", read(page), flags=re.MULTILINE)[2::2]["abcdefghi".index(letter)]
+
+
+def test_the_prose_of_the_answers_gives_the_same_numbers_in_both_languages():
+    for letter in "abcdefghi":
+        en, zh = (re.sub(r"^\|.*\|$", "", answer(letter, page), flags=re.MULTILINE) for page in PAIRS[1])
+        assert numbers(en) == numbers(zh), letter
+
+
+def test_the_script_of_the_variances_prints_what_the_answer_shows(capsys):
+    (script,), (shown,) = blocks(answer("a"), "python"), blocks(answer("a"), "text")
+    exec(compile(script, "variance.py", "exec"), {})
+    assert capsys.readouterr().out == shown
+    printed = dict(re.findall(r"^(\w+) .* (\S+)$", shown, flags=re.MULTILINE))
+    listed = re.findall(r"^\| .* \| `(\w+)` \| ([\d.]+) \|", answer("b"), flags=re.MULTILINE)
+    assert dict(listed) == printed
+
+
+def test_bias_and_variance_of_gae_are_those_of_the_audit():
+    found = {}
+    for line in done("audit", "advantage", "gae", "--json").out.splitlines():
+        row = json.loads(line)
+        found[row["options"]["lam"], row["values"]] = row
+    for line in re.findall(r"^\| ([\d. |]+) \|$", answer("d"), flags=re.MULTILINE):
+        lam, *shown = map(float, line.split("|"))
+        biases = [found[lam, critic]["gradient_bias"] for critic in ("exact", "zero", "noisy")]
+        wanted = [found[lam, "exact"]["gradient_variance"], *biases]
+        assert shown == [pytest.approx(x, rel=2e-4, abs=1e-6) for x in wanted]
+        del found[lam, "exact"]
+    assert {critic for _, critic in found} == {"zero", "noisy"}  # every lambda has its row
+
+
+def test_what_the_losses_are_off_by_is_what_the_audit_says():
+    lines = done("audit", "loss", "--json").out.splitlines()
+    off = {r["name"]: re.search(r"off by (\d+)%", r["verdict"])[1] for r in map(json.loads, lines) if "verdict" in r}
+    text = " ".join(answer("f").split())
+    assert f"the gradient of `ratio` is off by {off['ratio']} %" in text
+    assert f"that of `ppo_penalty` by {off['ppo_penalty']} %" in text
+    assert f"That of `ppo_clip` is off by {off['ppo_clip']} %" in text
+
+
+def test_the_script_that_shows_shapes_and_hashes_runs_on_a_finished_run(finished, capsys):
     run, _ = finished
-    (script,) = blocks(read(QUESTIONS), "python")
+    (script,) = blocks(answer("i"), "python")
     exec(compile(script.replace("RUN/", f"{Path(run)}/"), "shapes.py", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("numbers")
     assert lines[2].endswith("tensors differ")
+    policy, reference = (line.split()[1] for line in lines[3:])
+    kept = json.loads((Path(run) / "reference" / "reference.json").read_text())["weights_sha256"]
+    assert kept.startswith(reference)
+    assert policy != reference
