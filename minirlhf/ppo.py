@@ -76,7 +76,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
     """Iterate until `ppo.iterations`; yield (step, experience, metrics) after the epochs of each iteration.
 
     Raises DivergedError for numbers that are not finite and PluginError for a component that breaks its contract,
-    both before the weights change.
+    both before the update that would use them.
     """
     while state.step < config.ppo.iterations:
         step, beta, laps = state.step, state.controller.beta, Laps()
@@ -92,7 +92,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
         shaped = shape(state, parts, config, prompts, rollout, scores, active.next_value)
         penalty, mask = kl * (beta if config.kl.place in ("reward", "both") else 0.0), shaped.rollout.mask
         rewards = place_rewards(shaped.scores, scores.token_rewards, penalty, mask)  # rewards <- scores, KL penalty
-        advantages = terms.advantages(parts.advantage, rewards, penalty, kl, active, reference, shaped)  # advantages <-
+        advantages = terms.advantages(parts.advantage, rewards, penalty, kl, active, reference, shaped)  # <- f(V, r)
         returns = advantages + active.values  # returns <- advantages + values
         whitened = whiten(advantages, mask, parts.whitening)
         experience = Experience.build(shaped, active, reference, kl, rewards, whitened, returns)
@@ -106,7 +106,8 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
                 break
         metrics = rollout_metrics(experience, entropy, penalty, beta, parts.tokenizer.eos_id) | scores.metrics
         metrics |= update_metrics(list(chain(*epochs)), beta, float(state.schedule.get_last_lr()[0]))
-        finish_iteration(state, experience, shaped.running, epochs[-1], metrics, laps, config.ppo.precision)
+        check_same_policy(metrics["policy/first_log_ratio"], step, config.ppo.precision)
+        finish_iteration(state, experience, shaped.running, epochs[-1], metrics, laps)
         yield state.step, experience, metrics
 
 
@@ -265,10 +266,8 @@ def finish_iteration(
     last_epoch: list[Metrics],
     metrics: Metrics,
     laps: Laps,
-    precision: str,
 ) -> None:
     """Advance counters, coefficients, score moments and learning rate; add where they stand to the metrics."""
-    check_same_policy(metrics["policy/first_log_ratio"], state.step, precision)
     laps.end("time/learn")
     responses, tokens = len(experience), int(experience.rollout.response_mask.sum())
     if last_epoch:  # an iteration that taught nothing measured nothing: the coefficients stay
@@ -280,5 +279,5 @@ def finish_iteration(
     state.episodes += responses
     state.tokens += tokens
     seconds = sum(laps.seconds.values())
-    metrics |= laps.seconds
+    metrics |= laps.seconds | {"count/flat_batches": float(experience.flat)}
     metrics |= {"episode": float(state.episodes), "eps": responses / seconds, "tokens_per_s": tokens / seconds}

@@ -10,13 +10,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minirlhf.errors import PluginError
 from minirlhf.signals import Terminated
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextlib.contextmanager

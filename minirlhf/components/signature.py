@@ -7,15 +7,11 @@ other name is a column of the prompt file; else the parameter keeps its own defa
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minirlhf.errors import PluginError
-
-if TYPE_CHECKING:
-    pass
 from minirlhf.components.component import INPUTS, KINDS, NOUNS, OBSERVER_METHODS, Component, Option
 from minirlhf.components.guard import definition_place, describe_value, is_module_class, own_method, plain_function
-from minirlhf.errors import nearest
+from minirlhf.errors import PluginError, nearest
 
 
 def read_component(kind: str, name: str, owner: str, path: str, obj: Any) -> Component:

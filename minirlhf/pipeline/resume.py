@@ -21,9 +21,9 @@ from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.rewards import RewardCalls
 from minirlhf.pipeline.training import Training
 from minirlhf.store import checkpoint
-from minirlhf.store.files import discard, read_json, remove_left
+from minirlhf.store.files import discard, remove_left
 from minirlhf.store.jsonl import cut, read_rows
-from minirlhf.store.state import checked_count
+from minirlhf.store.state import STATE, checked_count, read_facts
 
 MAY_CHANGE = {
     "plugins",
@@ -68,11 +68,13 @@ def newest_checkpoint(run: RunContext) -> Path | None:
         before = load_config(str(run.directory / "config.toml"))[0].model_dump(mode="json")
         check_config(run.directory, before, run.config)
         return None
-    saved = read_json(path / "state.json", CheckpointError)
-    step = saved.get("step")
-    check_config(run.directory, saved.get("config"), run.config)
+    saved = read_facts(path, checkpoint.TODO)  # another format is refused before anything else is compared or made
+    step, config = saved.get("step"), saved.get("config")
+    if not isinstance(step, int) or not isinstance(config, dict):
+        raise CheckpointError("not the state of a run (no step, or no config)", str(path / STATE), checkpoint.TODO)
+    check_config(run.directory, config, run.config)
     wanted = run.config.ppo.iterations
-    if not isinstance(step, int) or wanted < step:
+    if wanted < step:
         raise UsageError(f"ppo.iterations = {wanted}, and {step} are done", str(path), "ask for as many at least")
     return path
 

@@ -6,6 +6,7 @@ projects are wrong by it if the unit is not stated. The target of the penalty is
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass
@@ -15,6 +16,8 @@ class KLController:
     KL in nats per sequence; n: responses in the rollout; horizon in responses; target None: beta is fixed. Source:
     Ziegler et al., 1909.08593, section 2.2.
     """
+
+    SAVED: ClassVar = ("beta",)  # in checkpoints; the others are settings
 
     beta: float
     target: float | None = None
@@ -34,6 +37,8 @@ class Penalty:
     Halved if the KL was below target / 1.5, doubled if it was above 1.5 target; nats per token; target None: fixed.
     Source: Schulman et al., 1707.06347, section 4.
     """
+
+    SAVED: ClassVar = ("beta",)  # in checkpoints; the target is a setting
 
     beta: float
     target: float | None = None

@@ -39,7 +39,7 @@ class Experience:
         b, r = self.rollout.mask.shape
         if self.slot_returns is not None:
             check_array("slot_returns", self.slot_returns, (b,), "float")
-        for name in _PER_TOKEN:
+        for name in PER_TOKEN:
             tensor = getattr(self, name)
             check_array(name, tensor, (b, r), "float")
             if tensor.requires_grad:
@@ -89,7 +89,7 @@ class Experience:
     def rows(self, index: Tensor) -> "Experience":
         """Rows of `index` (b,), in its order."""
         at, whole = index.to(self.mask.device), self.ref_log_dist
-        tensors = {name: getattr(self, name)[at] for name in (*_PER_TOKEN, "scores")}
+        tensors = {name: getattr(self, name)[at] for name in (*PER_TOKEN, "scores")}
         if self.slot_returns is not None:
             tensors["slot_returns"] = self.slot_returns[at]
         return replace(self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors)
@@ -112,4 +112,4 @@ class Experience:
             yield part, self.rows(torch.arange(part.start, part.stop))
 
 
-_PER_TOKEN = ("old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns")
+PER_TOKEN = ("old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns")

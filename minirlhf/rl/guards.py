@@ -1,22 +1,21 @@
 """Guards of the loop: numbers that are not finite, and a policy that is not the one that sampled.
 
-A guard raises before the weights change, so that they are still good when the run ends. Not here: checks of what
-plugins return (components/checks.py), and alarms, which change nothing (alarms.py).
+`check_experience` raises before anything learns from the numbers; `check_same_policy`, after the epochs, reports a bug.
+Not here: checks of what plugins return (components/checks.py), and alarms, which change nothing (alarms.py).
 """
 
 import torch
 
 from minirlhf.errors import DivergedError
-from minirlhf.rl.experience import Experience
+from minirlhf.rl.experience import PER_TOKEN, Experience
 
 LARGEST_FIRST_LOG_RATIO = 1e-3  # in float32 rounding gives 1e-5 at most
 
 
 def check_experience(experience: Experience, step: int) -> None:
     """Raise DivergedError with the name of a tensor that holds NaN or infinity on the mask, before anything learns."""
-    names = ("old_logprobs", "ref_logprobs", "old_values", "kl", "rewards", "advantages", "returns")
-    fine = torch.stack([torch.where(experience.mask, getattr(experience, n), 0.0).isfinite().all() for n in names])
-    for name, ok in zip(names, fine.tolist(), strict=True):  # one wait for the device
+    fine = torch.stack([torch.where(experience.mask, getattr(experience, n), 0.0).isfinite().all() for n in PER_TOKEN])
+    for name, ok in zip(PER_TOKEN, fine.tolist(), strict=True):  # one wait for the device
         if not ok:
             raise diverged(f"{name} is not finite", step)
 

@@ -38,7 +38,6 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
     }
     read = torch.stack([value.double() for value in values.values()]).tolist()
     metrics = dict(zip(values, read, strict=True))
-    metrics["count/flat_batches"] = float(e.flat)
     metrics["objective/scores_std"] = moments(e.scores, rows).std()
     metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
     log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)

@@ -1,8 +1,8 @@
 """Terms of the objective: what KL estimators, advantage functions and policy losses see, and the calls of them.
 
-This is the one place that builds their inputs: the loop, the audit, the token log and the checks of plugins all use the
-three dataclasses below, so that a component sees the same everywhere. Field names are the names that a component may
-ask for (`components.component.INPUTS`); a field that no component asks for may be None. Results come back checked.
+This is the one place that defines their inputs: the loop, the audit, the token log and the checks of plugins all use
+the three dataclasses below, so that a component sees the same everywhere. Field names are the names that a component
+may ask for (`components.component.INPUTS`); a field that no component asks for may be None. Results come back checked.
 Not here: the formulas, which are components (builtin/), and how losses are averaged (ppo.py).
 """
 

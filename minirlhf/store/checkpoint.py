@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minirlhf.errors import CheckpointError
 from minirlhf.store.files import complete_directory, discard, verify
-from minirlhf.store.state import STATE, check_weights_finite, checked_count, read_facts, restore_state, write_state
+from minirlhf.store.state import STATE, checked_count, finite_tensors, read_facts, restore_state, write_state
 from minirlhf.store.weights import read_tensors, save_tensors
 
 STEP = re.compile(r"step_(\d{8})")
@@ -37,12 +37,12 @@ def save_checkpoint(root: Path, state: Any, components: dict[str, dict[str, Any]
     Raises DivergedError, and writes nothing, if a weight is not finite.
     """
     path = directory_of(root, state.step)
-    tensors, plain = split_state(components)
-    check_weights_finite(state, f"iteration {state.step}", "try a lower ppo.lr or a higher kl.coef")
+    of_components, plain = split_state(components)
+    tensors = finite_tensors(state, f"iteration {state.step}", "try a lower ppo.lr or a higher kl.coef")
     root.mkdir(exist_ok=True)  # not its parents: a run directory that somebody removed is not made again
     with complete_directory(path) as temporary:
-        save_tensors(tensors, temporary / "components.safetensors")
-        write_state(temporary, state, {"components": plain, **facts})
+        save_tensors(of_components, temporary / "components.safetensors")
+        write_state(temporary, state, tensors, {"components": plain, **facts})
     return path
 
 

@@ -17,7 +17,7 @@ from minirlhf.errors import CheckpointError
 from minirlhf.signals import deferred
 from minirlhf.store import checkpoint
 from minirlhf.store.files import complete_directory, discard
-from minirlhf.store.state import check_weights_finite, read_facts, restore_state, write_state
+from minirlhf.store.state import finite_tensors, read_facts, restore_state, write_state
 
 SAVES = 10  # saves during a stage
 
@@ -60,11 +60,11 @@ def discard_progress(place: Path) -> None:
 
 def save_progress(place: Path, key: str, state: Any) -> None:
     """Write the state as place/step_NNNNNNNN, then remove the one before it."""
-    check_weights_finite(state, f"step {state.step}", "try a lower learning rate")
+    tensors = finite_tensors(state, f"step {state.step}", "try a lower learning rate")
     place.mkdir(parents=True, exist_ok=True)
     path = checkpoint.directory_of(place, state.step)
     with complete_directory(path) as temporary:
-        write_state(temporary, state, {"key": key, "threads": torch.get_num_threads()})
+        write_state(temporary, state, tensors, {"key": key, "threads": torch.get_num_threads()})
     checkpoint.prune(path, 1)
 
 

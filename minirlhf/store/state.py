@@ -36,10 +36,12 @@ class Frozen(Protocol):
     hash: str
 
 
-def write_state(directory: Path, state: Any, facts: Mapping[str, Any]) -> None:
-    """Write a state into a directory, with `facts` beside its numbers in state.json."""
-    for name, tensors in tensors_of(state).items():
-        save_tensors(tensors, directory / f"{name}.safetensors")
+def write_state(
+    directory: Path, state: Any, tensors: Mapping[str, dict[str, Tensor]], facts: Mapping[str, Any]
+) -> None:
+    """Write a state into a directory, with `facts` beside its numbers in state.json; tensors: `finite_tensors`."""
+    for name, found in tensors.items():
+        save_tensors(found, directory / f"{name}.safetensors")
     numbers = {name: plain_to_json(value) for name, value in plain_fields(state).items()}
     write_json(directory / STATE, {"format": FORMAT, **numbers, **facts})
 
@@ -69,7 +71,8 @@ def restore_state(state: Any, directory: Path, saved: Mapping[str, Any], todo: s
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             what = f"{name} is not as it was saved ({type(fault).__name__}: {fault})"
             raise CheckpointError(what, str(directory / STATE), todo) from None
-    files = {name: directory / f"{name}.safetensors" for name in tensors_of(state)}
+    named = [field.name for field in fields(state) if field.name not in numbers]
+    files = {name: directory / f"{name}.safetensors" for name in named}
     tensors = {name: read_tensors(file) for name, file in files.items()}
     model = modules_of(state)[0]
     for name, found in tensors.items():
@@ -130,7 +133,7 @@ def plain_to_json(value: Any) -> Any:
     if isinstance(value, Frozen):
         return value.hash
     if is_dataclass(value):
-        return {field.name: plain_to_json(getattr(value, field.name)) for field in fields(value)}
+        return {name: plain_to_json(getattr(value, name)) for name in saved_fields(value)}
     return value.hex() if isinstance(value, float) else value
 
 
@@ -144,15 +147,22 @@ def plain_from_json(like: Any, saved: Any) -> Any:
     if isinstance(like, Frozen):
         return like.hash
     if is_dataclass(like) and not isinstance(like, type):
-        return replace(like, **{f.name: plain_from_json(getattr(like, f.name), saved[f.name]) for f in fields(like)})
+        return replace(like, **{n: plain_from_json(getattr(like, n), saved[n]) for n in saved_fields(like)})
     if isinstance(like, float):
         number = float.fromhex(saved)
         if not math.isfinite(number):
             raise ValueError("it is not finite")
         return number
-    if like is None and saved is not None:
-        raise ValueError(f"expected no value, got {str(saved)[:40]!r}")
-    return None if like is None else checked_count(saved)
+    return checked_count(saved)
+
+
+def saved_fields(value: Any) -> tuple[str, ...]:
+    """Names of the fields of a nested dataclass that are state: those of its SAVED, else all.
+
+    The others are settings. They come from the configuration, and a file must not change them.
+    """
+    names: tuple[str, ...] = getattr(value, "SAVED", tuple(field.name for field in fields(value)))
+    return names
 
 
 def checked_count(value: Any) -> int:
@@ -162,12 +172,14 @@ def checked_count(value: Any) -> int:
     return value
 
 
-def check_weights_finite(state: Any, where: str, todo: str) -> None:
-    """Raise DivergedError for a tensor that is not finite: it must not replace weights that are."""
-    for tensors in tensors_of(state).values():
+def finite_tensors(state: Any, where: str, todo: str) -> dict[str, dict[str, Tensor]]:
+    """`tensors_of` a state; DivergedError for one that is not finite: it must not replace weights that are."""
+    found = tensors_of(state)
+    for tensors in found.values():
         for name, tensor in tensors.items():
             if not bool(tensor.isfinite().all()):
                 raise DivergedError(f"{name} is not finite", where, todo)
+    return found
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

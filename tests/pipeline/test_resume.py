@@ -313,6 +313,13 @@ def forge(path, values):
             (temporary / name).write_bytes(content)
 
 
+@pytest.mark.parametrize("values", [{"format": 1}, {"step": None}, {"config": None}])
+def test_another_format_and_a_state_without_step_or_config_are_exit_4_before_anything_is_compared(values, copy):
+    (path,) = all_of(copy / "checkpoints")
+    forge(path, values)
+    refused(4, "run", "--resume", copy, "--set", "kl.coef=0.7", said=("checkpoint",))
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -73,7 +73,6 @@ def test_every_metric_of_a_rollout_by_hand():
             "response/length": 2.5,
             "response/eos_rate": 0.5,
             "count/masked_rows": 0,
-            "count/flat_batches": 0,
             "value/explained_variance": 1 - 0.2 / 2.5,
             "objective/score_length_correlation": -1,  # two points: 1 with three tokens, 4 with two
             "response/repetition": 0,

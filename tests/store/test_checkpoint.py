@@ -216,15 +216,23 @@ FORGED = {
     "no beta": (state_json(controller={"target": None}), "controller is not as it was saved (KeyError"),
     "a beta that is no number": (state_json(penalty={"beta": "zero", "target": None}), "state.json"),
     "no controller": (state_json(controller="gone"), "controller is not as it was saved (KeyError"),
-    "a target where there is none": (state_json(penalty={"beta": "0x1p+0", "target": None}), "penalty is not as"),
     "a step that is text": (state_json(step="three"), "state.json"),
     "a step that is negative": (state_json(step=-3), "'-3' is no count"),
     "a step of another directory": (state_json(step=4), "it is of step 4"),
     "a step beyond all measure": (state_json(step=1 << 60), "is no count"),
-    "a beta that is no finite number": (state_json(penalty={"beta": "nan", "target": "nan"}), "it is not finite"),
+    "a beta that is no finite number": (state_json(penalty={"beta": "nan"}), "it is not finite"),
     "moments that are a list": (state_json(score_moments=[1]), "state.json"),
     "files of an older version": (state_json(format="gone"), "made by another version of minirlhf (format 1"),
 }
+
+
+def test_settings_come_from_the_configuration_and_not_from_a_file(saved):
+    """Of a controller only beta is state: a forged target or horizon has no effect."""
+    beta = fresh(steps=3).controller.beta.hex()
+    forged = {"beta": beta, "target": "0x1.9p+9", "horizon": 0}
+    state = fresh()
+    checkpoint.load_checkpoint(rewritten(saved[0], state_json(controller=forged)), state)
+    assert (state.controller.beta.hex(), state.controller.target, state.controller.horizon) == (beta, 6.0, 10000)
 
 
 @pytest.mark.parametrize("fault", FORGED)
