@@ -53,7 +53,8 @@ def time_limit(seconds: float | None, said: str) -> Iterator[None]:
         raise TimeUp(said)
 
     with handled(expired, (signal.SIGALRM,)):
-        signal.setitimer(signal.ITIMER_REAL, seconds, max(seconds, 1.0))  # again, if somebody swallows it
+        # The timer repeats, in case the code within swallows the first exception.
+        signal.setitimer(signal.ITIMER_REAL, seconds, max(seconds, 1.0))
         if sys.__stderr__ is not None:
             faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=sys.__stderr__)
         try:
@@ -80,11 +81,11 @@ def act(number: int, frame: FrameType | None) -> None:
 
 
 def _announce() -> None:
-    with suppress(OSError):  # a print would not be safe here
+    with suppress(OSError):  # print is not re-entrant: a signal may interrupt one that holds the buffer
         os.write(2, f"\n{STOPPING}\n".encode())
 
 
-announce: Callable[[], None] = _announce  # who draws on the whole terminal puts something else here
+announce: Callable[[], None] = _announce  # replaced by a display that draws on the whole terminal
 
 
 class Stop:
@@ -107,7 +108,7 @@ class Stop:
             raise_for(self.asked, text)
 
 
-_waiting: list[Stop] = []  # that of the outermost `deferred` that is going on
+_waiting: list[Stop] = []  # at most one: the record of the outermost running `deferred`
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from minirlhf.config.schema import CHOOSERS, LABEL, Config
 from minirlhf.errors import UsageError, nearest
 from minirlhf.exact.problems import problems
 
-MAX_DEPTH = 32  # tables and arrays within each other: no key needs more, and what reads them recurses
+MAX_DEPTH = 32  # nested tables and arrays: no key needs more, and their readers recurse
 FILTERS = ("top_k", "top_p", "min_p")
 
 
@@ -28,7 +28,7 @@ def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tup
     for path, kind, key, section in chosen:
         name = section.get(key, defaults.get(kind)) if isinstance(section, dict) else None
         if not isinstance(name, str) or not name:
-            continue  # pydantic says so
+            continue  # pydantic reports it
         try:
             component = registry.find(kind, name)
         except UsageError as fault:
@@ -49,7 +49,7 @@ def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tup
 def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
     """Yield (path, reason) for values that are fine alone but not together."""
     if c.exact.problem is not None and c.exact.problem not in problems():
-        yield from exact_faults(c)  # whatever else there is may come from its missing values
+        yield from exact_faults(c)  # other faults may only follow from the values that the problem would have set
         return
     responses = c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt
     if c.ppo.minibatch_size > responses:

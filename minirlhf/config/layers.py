@@ -138,7 +138,8 @@ class Draft:
             run.setdefault("bases", str(cwd / "runs" / "bases"))
         exact = self.values.get("exact")
         name = exact.get("problem") if isinstance(exact, dict) else None
-        if isinstance(name, str) and name in problems():  # a problem brings what is part of it, unless it is set
+        # A problem sets its own rewards, beta and sampling, unless a layer does.
+        if isinstance(name, str) and name in problems():
             problem = problems()[name]
             self.values.setdefault("rewards", {"problem": {}})
             sampling = {"temperature": 1.0, "max_new_tokens": problem.horizon}

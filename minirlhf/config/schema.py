@@ -79,14 +79,17 @@ WeightDecay = Annotated[float, Field(ge=0, description="decoupled (AdamW)")]
 
 
 class TrainingSection(Section):
-    """Settings of every stage that is trained step by step with AdamW; a stage sets its own defaults."""
+    """Settings of every stage that is trained step by step with AdamW; a stage sets its own defaults.
 
-    batch_size: int = Field(32, ge=1, le=1 << 16, description="demonstrations or comparisons a step")
+    batch_size and seed have none here: a stage says which rows a step takes, and what its seed decides.
+    """
+
+    batch_size: int
     lr: LearningRate = 1e-3
     warmup: Warmup = 10
     weight_decay: WeightDecay = 0.0
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    seed: int = Field(0, ge=0, description="decides first weights, split and order")
+    seed: int
 
 
 class PretrainConfig(TrainingSection):
@@ -104,11 +107,14 @@ class PretrainConfig(TrainingSection):
 
 class SFTConfig(TrainingSection):
     epochs: int = Field(2, ge=1, description="passes over the demonstrations")
+    batch_size: int = Field(32, ge=1, le=1 << 16, description="demonstrations a step")
     heldout_share: float = Field(0.05, gt=0, lt=1, description="prompts held out for the loss")
+    seed: int = Field(0, ge=0, description="decides split and order")
 
 
 class RewardModelConfig(TrainingSection):
     epochs: int = Field(3, ge=1, description="passes over the comparisons")
+    batch_size: int = Field(32, ge=1, le=1 << 16, description="comparisons a step")
     lr: LearningRate = 1.5e-3
     warmup: Warmup = 20
     weight_decay: WeightDecay = 0.01
@@ -123,6 +129,7 @@ class RewardModelConfig(TrainingSection):
         None, ge=2, description="use so many of the comparisons, drawn by the seed; left out: all"
     )
     ensemble: int = Field(1, ge=1, le=64, description="models trained, each with its own first head and order")
+    seed: int = Field(0, ge=0, description="decides the head's first weights, split, order and draw")
 
 
 class ComponentSection(Section):

@@ -13,7 +13,7 @@ import tomli_w
 from minirlhf.config.schema import CHOOSERS, Config
 from minirlhf.errors import ConfigError, UsageError, nearest
 
-MAX_BYTES = 1 << 20  # a config of more than 1 MiB is something else given by mistake
+MAX_BYTES = 1 << 20  # a larger file is no config but given by mistake
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class KLController:
     horizon: int = 10000
 
     def update(self, kl_per_sequence: float, responses: int) -> None:
+        """Move beta after a rollout of so many responses; KL in nats per sequence."""
         if self.target is None:
             return
         error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
@@ -44,6 +45,7 @@ class Penalty:
     target: float | None = None
 
     def update(self, kl_per_token: float) -> None:
+        """Halve, double or keep beta after the epochs of a rollout; KL in nats per token."""
         if self.target is None:
             return
         if kl_per_token < self.target / 1.5:
