@@ -157,6 +157,14 @@ def test_every_hook_is_there_with_its_signature():
         assert f"`{method}(" in listed["register_observers()"]
 
 
+def test_every_example_is_listed_and_no_other():
+    listed = re.search(r"## Examples to copy\n(.*)", page("plugins/hooks"), re.S)
+    assert listed is not None
+    first_cells = re.findall(r"^\| (`.*?) \|", listed[1], re.M)
+    named = re.findall(r"`(\w+\.py)`", " ".join(first_cells))
+    assert sorted(named) == sorted(path.name for path in (ROOT / "plugins").glob("*.py"))
+
+
 def test_every_input_that_a_component_may_name_is_there_and_no_other():
     (table,) = tables(section(page("plugins/hooks"), "## Inputs and results by kind"))
     listed = {row[0]: set(names(row[1])) - {"**columns"} for row in table}
