@@ -90,7 +90,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             kl = terms.kl(parts.kl, active, reference, rollout, rows_at_a_time(config.ppo))  # kl <- KL, per token
             entropy = active.entropy()
         shaped = shape(state, parts, config, prompts, rollout, scores, active.next_value)
-        penalty, mask = kl * (beta if config.kl.place in ("reward", "both") else 0.0), shaped.rollout.mask
+        penalty, mask = kl * (beta if config.kl.in_reward else 0.0), shaped.rollout.mask
         rewards = place_rewards(shaped.scores, scores.token_rewards, penalty, mask)  # rewards <- scores, KL penalty
         advantages = terms.advantages(parts.advantage, rewards, penalty, kl, active, reference, shaped)  # <- f(V, r)
         returns = advantages + active.values  # returns <- advantages + values
@@ -128,7 +128,7 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
         log.add({"loss/policy_avg": loss, "loss/value_avg": value_loss})
         if parts.learns_values:
             loss = loss + config.loss.value_coef * value_loss  # loss <- policy loss + value_loss_rate * value loss
-        if config.kl.place in ("loss", "both"):
+        if config.kl.in_loss:
             loss = loss + beta * masked_sum(weight * terms.loss_kl(parts.kl, new, micro, later), mask)
         if config.loss.entropy_coef:
             loss = loss - config.loss.entropy_coef * masked_sum(weight * new.entropy(), mask)
@@ -181,8 +181,8 @@ def greedy_scores(
         kl = terms.kl(parts.kl, active, reference, greedy, rows_at_a_time(config.ppo))
     given = parts.rewards(greedy, state.step)
     shaped = shape_scores(given, greedy, active.next_value, running, config.ppo, config.truncation, learn=False)
-    in_reward = config.kl.place != "loss"
-    return given.valid, shaped.scores - state.controller.beta * kl.sum(dim=1) if in_reward else shaped.scores
+    beta = state.controller.beta if config.kl.in_reward else 0.0
+    return given.valid, shaped.scores - beta * kl.sum(dim=1)
 
 
 def minibatches(experience: Experience, config: Config, step: int, epoch: int) -> Iterator[Experience]:

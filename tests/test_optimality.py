@@ -96,4 +96,5 @@ def test_independent_tokens_reach_the_closed_form(beta, bases, tmp_path):
     )
     assert found["optimality"] >= 0.98
     assert found["reward"] >= 0.98 * frontier
+    # J is flat at its optimum: a policy that keeps 98 % of it may be this far from the best KL
     assert found["kl"] == pytest.approx(best_kl, rel=0.1)

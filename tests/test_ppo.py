@@ -181,6 +181,7 @@ def test_micro_batches_of_any_size_give_the_gradient_of_the_loss_written_by_hand
 
 
 def test_micro_batches_in_float32_smoke():
+    """Loose, because float32 sums in another order; the float64 test above is the exact one."""
     whole, *_ = updated(settings())
     for micro in (1, 2):
         assert torch.allclose(updated(settings(micro=micro))[0], whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
@@ -253,7 +254,8 @@ def test_the_gradient_is_cut_to_its_largest_norm():
     free = updated(settings())[0]
     assert metrics["policy/grad_norm"] == pytest.approx(float(free.norm()), rel=1e-4)  # logged as it was before the cut
     assert free.norm() > 0.5
-    assert torch.allclose(optimizer.gradients[0], free * (0.5 / free.norm()), rtol=1e-3, atol=1e-5)
+    # torch divides by norm + 1e-6
+    assert torch.allclose(optimizer.gradients[0], free * (0.5 / free.norm()), rtol=1e-5, atol=1e-7)
 
 
 def test_in_equal_shapes_the_first_ratio_is_exactly_one():

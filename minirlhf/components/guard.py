@@ -134,7 +134,7 @@ def printable_repr(write: Callable[[Any], str], value: Any, limit: int) -> str:
     """str or repr of a plugin's object on one line, of bounded length; "unreadable" if that raises."""
     try:
         text = "".join(c if c.isprintable() else " " for c in write(value))
-    except Exception:
+    except Exception:  # the plugin's own __repr__ may raise anything, and this text is only part of a message
         return "unreadable"
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[:limit]}..."

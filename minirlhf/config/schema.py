@@ -153,6 +153,16 @@ class KLConfig(ComponentSection):
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
     horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
 
+    @property
+    def in_reward(self) -> bool:
+        """True if beta KL is subtracted from the rewards."""
+        return self.place in ("reward", "both")
+
+    @property
+    def in_loss(self) -> bool:
+        """True if beta KL is added to the loss."""
+        return self.place in ("loss", "both")
+
 
 class AdvantageConfig(ComponentSection):
     function: str = Field("gae", min_length=1, description="advantage function")

@@ -118,7 +118,9 @@ class TableReference(Reference):
     def value(self, policy: Policy, rollout: Rollout, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         """(J, reward, KL in nats) of the path of each response, (B,) each; unbiased for the policy's own responses.
 
-        The expectation over each next token replaces the token taken, which lowers the variance.
+        At each state that the response visits, the expectation over the next token replaces the token taken. By the
+        tower rule the expected sum is the same. The variance is usually lower, but not for certain: what a token gains
+        may offset what the states behind it gain, and the expectation keeps only the second.
         """
         states, mask = self.states(rollout), rollout.response_mask.cpu()
         log_pi = policy.forward_pass(rollout).log_dist(slice(None))[..., self._ids].double().cpu()

@@ -68,10 +68,10 @@ def newest_checkpoint(run: RunContext) -> Path | None:
         before = load_config(str(run.directory / "config.toml"))[0].model_dump(mode="json")
         check_config(run.directory, before, run.config)
         return None
-    saved = read_facts(path, checkpoint.TODO)  # another format is refused before anything else is compared or made
+    saved = read_facts(path, checkpoint.REMEDY)  # another format is refused before anything else is compared or made
     step, config = saved.get("step"), saved.get("config")
     if not isinstance(step, int) or not isinstance(config, dict):
-        raise CheckpointError("not the state of a run (no step, or no config)", str(path / STATE), checkpoint.TODO)
+        raise CheckpointError("not the state of a run (no step, or no config)", str(path / STATE), checkpoint.REMEDY)
     check_config(run.directory, config, run.config)
     wanted = run.config.ppo.iterations
     if wanted < step:

@@ -38,7 +38,7 @@ def other_doubts(c: Config) -> Iterator[str]:
             f"advantage {function} with whiten = {c.advantage.whiten}: the batch's standard deviation changes from one "
             "rollout to the next and with it the size of the step; use none"
         )
-    if c.advantage.options.get("gamma", 1.0) != 1.0 and c.kl.coef and c.kl.place != "loss":
+    if c.advantage.options.get("gamma", 1.0) != 1.0 and c.kl.coef and c.kl.in_reward:
         yield (
             f"advantage.gamma = {c.advantage.options['gamma']} with the KL in the reward: later KL counts less, so "
             "what is optimised is not score - beta KL of the sequence"

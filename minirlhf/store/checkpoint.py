@@ -22,7 +22,7 @@ from minirlhf.store.state import STATE, checked_count, finite_tensors, read_fact
 from minirlhf.store.weights import read_tensors, save_tensors
 
 STEP = re.compile(r"step_(\d{8})")
-TODO = "use another checkpoint, or begin the run again"
+REMEDY = "use another checkpoint, or begin the run again"
 
 
 def directory_of(root: Path, step: int) -> Path:
@@ -52,15 +52,15 @@ def load_checkpoint(path: Path, state: Any) -> tuple[dict[str, dict[str, Any]], 
     Raises CheckpointError for a file that is not what was written, another format, or a state that does not fit.
     """
     verify(path)
-    saved = read_facts(path, TODO)
+    saved = read_facts(path, REMEDY)
     where = str(path / STATE)
     try:
         if path.name != directory_of(path.parent, checked_count(saved["step"])).name:
             raise ValueError(f"it is of step {saved['step']}")
         components = join_state(read_tensors(path / "components.safetensors"), saved["components"])
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise CheckpointError(f"not the state of a run ({type(fault).__name__}: {fault})", where, TODO) from None
-    restore_state(state, path, saved, TODO)
+        raise CheckpointError(f"not the state of a run ({type(fault).__name__}: {fault})", where, REMEDY) from None
+    restore_state(state, path, saved, REMEDY)
     return components, saved
 
 

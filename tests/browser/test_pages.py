@@ -71,6 +71,7 @@ def test_curves_are_drawn_and_say_their_last_value(page, report):
     rows = [json.loads(line) for line in (report.parent / "metrics.jsonl").read_text().splitlines()]
     legend = page.locator("figure", has_text="nats per sequence, by the run's estimator").locator(".u-legend")
     shown = legend.locator(".u-value").nth(1).inner_text()
+    # the page shows four digits
     assert float(shown) == pytest.approx(rows[-1]["objective/kl"], rel=1e-3)
 
 
@@ -128,6 +129,7 @@ def test_another_iteration_and_response_show_other_numbers(page, report):
     wanted = [row for row in rows if row["step"] == 2][3]
     assert page.locator(".token").count() == len(wanted["tokens"])
     cells = page.locator("#numbers td").all_inner_texts()
+    # the page shows four digits
     assert float(cells[0]) == pytest.approx(wanted["advantage"][0], rel=1e-3, abs=1e-3)
     assert page.locator("#alternatives tbody tr").count() == 5
 

@@ -63,6 +63,7 @@ def test_schulmans_table_within_four_standard_errors(estimators, mu):
         ]
         assert abs(row["value_bias"] - bias) < 4 * row["value_bias_se"]
         assert abs(row["value_std"] - std) < 4 * row["value_std_se"]
+        # The standard deviation of a sample is itself an estimate; k3 with its heavy tail is 1.4 % off at mu = 1.
         assert row["value_bias_se"] == pytest.approx(std / math.sqrt(SAMPLES), rel=0.05)
     assert not [r for r in estimators["exact"][1] if r["table"] == "schulman"]
 
@@ -257,7 +258,7 @@ def test_the_drift_of_the_ratio_loss_written_out():
     (found,) = torch.autograd.grad(value, theta)
     right = objective_gradient(SCENE, table)
     bias = float((found.flatten() - right).norm() / right.norm())
-    assert of_loss(ratio)[0.03]["gradient_bias"] == pytest.approx(bias, rel=2e-2)
+    assert of_loss(ratio)[0.03]["gradient_bias"] == pytest.approx(bias, rel=1e-9)
 
 
 def test_a_loss_of_the_wrong_sign_is_caught():

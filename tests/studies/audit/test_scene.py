@@ -28,6 +28,7 @@ def test_a_batch_that_stands_for_a_policy_has_its_expectations():
     found, right = (batch.weight * values[batch.index]).mean(), (chances * values).sum()
     assert float(found) == pytest.approx(float(right), abs=1e-12)
     assert float(batch.weight.mean()) == pytest.approx(1, abs=1e-12)
+    # counts are whole numbers of about 1,024 rows
     shares = torch.bincount(batch.index) / len(batch)
     assert torch.allclose(shares.double(), chances, atol=1e-3)
 

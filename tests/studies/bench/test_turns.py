@@ -101,7 +101,9 @@ def test_the_mean_length_of_a_response_by_hand():
     """Half a chance to end at each of at most three tokens: 1/2 + 2/4 + 3/4 = 1.75."""
     assert replace(SMALL, eos=0.5, response=3).mean_response == pytest.approx(1.75)
     assert replace(SMALL, eos=0.0).mean_response == 24
-    assert WORKLOADS["W3"].mean_response == pytest.approx(0.4 * 128, abs=0.5)
+    assert WORKLOADS["W3"].mean_response == pytest.approx(
+        0.4 * 128, abs=0.5
+    )  # the chance of EOS is written with three digits
 
 
 def test_the_flag_is_put_back():
@@ -126,6 +128,7 @@ def test_responses_end_as_often_as_the_workload_says(name):
     with torch.no_grad():
         dist = policy.sampler.log_dist(policy.logits(policy.model(prompts.ids, prompts.mask)))[:, -1]
     chance = dist[:, 2].exp()
+    # The logit of EOS is set as if all other logits were 0; those of random weights are only near it.
     assert torch.allclose(chance, torch.full_like(chance, work.eos), rtol=0.25)
 
 
