@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6  # numbers that differ by less than this share of their size are equal but for rounding: 8 float32 eps
 LOG_CLAMP = 20.0  # the argument of an exp is clamped to +-20 (e^20 = 4.9e8): large, finite, and countable
 Whitening = Literal["batch", "population", "scale", "none"]  # variants of `whiten`
 
@@ -52,6 +53,11 @@ class Moments:
     def std(self, *, unbiased: bool = True) -> float:
         return math.sqrt(self.variance(unbiased=unbiased))
 
+    @property
+    def varies(self) -> bool:
+        """True if the numbers differ by more than the rounding of numbers of their size (root mean square)."""
+        return self.count > 1 and self.std() > ROUNDING * math.sqrt(self.squares / self.count)
+
 
 def moments(x: Tensor, mask: Tensor) -> Moments:
     """Moments of x (...,) over the True positions of mask (...,)."""
@@ -69,13 +75,20 @@ class Whitened(NamedTuple):
     degenerate: bool
 
 
-def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> Whitened:
+def whiten(x: Tensor, mask: Tensor, variant: Whitening, rewards: Tensor | None = None) -> Whitened:
     """Whiten x (B,R) over the mask of the whole batch.
 
     `batch` (x - mean) / std with the unbiased std; `population` the same with the biased std; `scale` x / std, the
-    mean kept; `none` x itself. scale: the number that x was divided by. degenerate: fewer than two tokens, or a std
-    below 1e-6 of the largest |x|, which is rounding noise; the result is then 0 everywhere, and scale is 1.
+    mean kept; `none` x itself. scale: the number that x was divided by. degenerate: no variance, so the result is 0
+    everywhere and scale is 1.
+
+    rewards (B,R): what x was computed from. x has no variance if it is rounding of its own size or of theirs: the
+    differences of large and equal returns are small, and an optimiser that scales gradients would learn from them.
     """
+    numbers = _largest(torch.where(mask, x.detach().abs(), torch.zeros_like(x)))
+    returns = 0.0 if rewards is None else _largest(torch.where(mask, rewards.abs(), torch.zeros_like(x)).sum(dim=1))
+    if numbers <= ROUNDING * returns:
+        return Whitened(torch.zeros_like(x), 1.0, True)
     # The loop divides the coefficient of a KL loss by the same scale: otherwise the balance of reward and KL, and with
     # it the meaning of beta, would change with the scale of the rewards.
     if variant == "none":
@@ -84,11 +97,14 @@ def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> Whitened:
     # The mean was estimated from the same tokens, which takes away one degree of freedom: hence n - 1, as in
     # torch.std. `population` is there to reproduce projects that divide by n.
     std = stats.std(unbiased=variant != "population")
-    largest = float(torch.where(mask, x.detach().abs(), torch.zeros_like(x)).max()) if x.numel() else 0.0
-    if stats.count < 2 or std <= 1e-6 * largest:
+    if stats.count < 2 or std <= ROUNDING * max(numbers, returns):
         return Whitened(torch.zeros_like(x), 1.0, True)
     centre = 0.0 if variant == "scale" else stats.mean
     return Whitened(torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std, False)
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.max()) if x.numel() else 0.0
 
 
 def gather_logprobs(log_dist: Tensor, ids: Tensor) -> Tensor:

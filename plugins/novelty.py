@@ -3,8 +3,8 @@
     minirlhf run --plugin plugins/novelty.py --reward sentiment --reward novelty=0.5
 
 Options are the constructor's keyword-only parameters, inputs are those of __call__; the class is built once a run.
-With state_dict and load_state_dict its memory is part of every checkpoint: tensors, or anything that JSON can hold. A
-score that depends on earlier calls cannot compare two models: evaluate with the other reward.
+With state_dict and load_state_dict its memory is part of every checkpoint: tensors, or anything that JSON can hold. An
+evaluation gives it the same memory for both models, so that their scores can be compared.
 """
 
 from minirlhf import hookimpl

@@ -50,7 +50,7 @@ def small_policy(seed: int = 0, temperature: float = 1.0, **options) -> Policy:
 class Letters:
     """A tokenizer of ten letters: id = letter + 3."""
 
-    pad_id, bos_id, eos_id, vocab_size = PAD, BOS, EOS, 13
+    pad_id, bos_id, eos_id, vocab_size, hash = PAD, BOS, EOS, 13, "letters"
 
     def encode(self, text):
         return [ord(c) - ord("a") + 3 for c in text]

@@ -7,6 +7,8 @@ import torch
 
 from minirlhf.tensors import gather_logprobs, importance_ratio, last_index, masked_mean, masked_sum, moments, whiten
 
+NAN = float("nan")
+
 X = torch.tensor([[1.0, 2.0, float("nan")], [4.0, float("inf"), 9.0]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -78,3 +80,23 @@ def test_gather_and_last_index():
     assert gather_logprobs(dist, torch.tensor([[2, 0]])).exp().tolist() == [pytest.approx([0.7, 0.5])]
     holes = torch.tensor([[True, False, True, False], [False] * 4, [False, True, False, False]])
     assert last_index(holes).tolist() == [2, -1, 1]
+
+
+@pytest.mark.parametrize("variant", ["batch", "population", "scale", "none"])
+def test_advantages_that_are_rounding_of_the_rewards_are_zero(variant):
+    """Two returns of 10,000.1 from token rewards differ by 0.001 in float32: no difference to learn from."""
+    x, mask = torch.tensor([[0.001, 0.001], [-0.001, 0.0]]), torch.tensor([[True, True], [True, False]])
+    rewards = torch.tensor([[5000.05, 5000.05], [10000.1, NAN]])
+    assert whiten(x, mask, variant, rewards).degenerate
+    assert (whiten(x, mask, variant, rewards).advantages == 0).all()
+    assert not whiten(x, mask, variant, rewards / 1e6).degenerate
+    assert not whiten(x, mask, variant).degenerate
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([10000.1, 10000.101], False), ([1e-9, 3e-9], True), ([5.0], False), ([], False), ([0.0, 0.0], False)],
+)
+def test_numbers_vary_if_they_differ_by_more_than_rounding(values, expected):
+    x = torch.tensor(values)
+    assert moments(x, torch.ones_like(x, dtype=torch.bool)).varies is expected

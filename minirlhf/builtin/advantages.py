@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
+from minirlhf.tensors import ROUNDING
 
 
 def _discounted(x: Tensor, mask: Tensor, discount: float, after: Tensor | None = None) -> Tensor:
@@ -66,12 +67,14 @@ def reward_to_go_baseline(rewards: Tensor, mask: Tensor, bootstrap_values: Tenso
 
     t counts the tokens of the mask. The mean holds the row itself, which scales the gradient by 1 - 1/n.
     """
-    togo = _discounted(rewards, mask, gamma, bootstrap_values)
+    togo = _discounted(rewards, mask, gamma, bootstrap_values).double()  # float32 would round the sums of a large batch
     at = (mask.cumsum(dim=1) - 1).clamp(min=0)  # which of its row's tokens
     sums = togo.new_zeros(mask.shape[1]).scatter_add(0, at.flatten(), togo.flatten())  # masked ones add 0
     counts = togo.new_zeros(mask.shape[1]).scatter_add(0, at.flatten(), mask.flatten().to(togo.dtype))
     baseline = (sums / counts.clamp(min=1))[at]
-    return torch.where(mask, togo - baseline, torch.zeros_like(togo))
+    size = _discounted(rewards.abs(), mask, gamma, bootstrap_values.abs()).amax()
+    differs = mask & ((togo - baseline).abs() > ROUNDING * size)  # equal returns minus their mean leave rounding noise
+    return torch.where(differs, togo - baseline, 0.0).to(rewards.dtype)
 
 
 def mc(rewards: Tensor, values: Tensor, mask: Tensor, bootstrap_values: Tensor, *, gamma: float = 1.0) -> Tensor:
@@ -139,7 +142,8 @@ def _centred(rewards: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tens
     if bool((sizes == 1).any()):
         raise ValueError("a group has only one response; set ppo.responses_per_prompt to 2 or more")
     takes_part = mask.any(dim=1)
-    returns = torch.where(mask, rewards, torch.zeros_like(rewards)).sum(dim=1)
+    exact = torch.where(mask, rewards, torch.zeros_like(rewards)).double()
+    returns, size = exact.sum(dim=1), exact.abs().sum(dim=1)
 
     def over_group(x: Tensor, how: str, missing: float) -> Tensor:
         """sum, amax or amin of x (B,) over the rows of each row's group that take part: (B,)."""
@@ -149,10 +153,12 @@ def _centred(rewards: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tens
     count = over_group(torch.ones_like(returns), "sum", 0.0)
     centred = returns - over_group(returns, "sum", 0.0) / count.clamp(min=1)
     # Equal returns minus their mean leave rounding noise, which a small std would blow up: said here, not computed.
-    differ = over_group(returns, "amax", -torch.inf) > over_group(returns, "amin", torch.inf)
+    # Token rewards that sum to the same score differ by the rounding of their own size.
+    spread = over_group(returns, "amax", -torch.inf) - over_group(returns, "amin", torch.inf)
+    differ = spread > ROUNDING * over_group(size, "amax", 0.0)
     centred = torch.where(takes_part & differ, centred, torch.zeros_like(centred))
     std = (over_group(centred.square(), "sum", 0.0) / (count - 1).clamp(min=1)).sqrt()
-    return centred, count, std
+    return centred.to(rewards.dtype), count.to(rewards.dtype), std.to(rewards.dtype)
 
 
 def rloo(rewards: Tensor, mask: Tensor, group: Tensor) -> Tensor:

@@ -63,8 +63,11 @@ class trained:
             ended = rollout.terminated.tolist()
             rows = [text_ids(self.tokenizer, *texts) for texts in zip(prompts, completions, ended, strict=True)]
         self.model.to(rollout.mask.device)
-        # A text longer than the reward model can read is cut at its end.
-        each = self.model.each([row[: self.model.longest] for row in rows])  # (k,n)
+        longest = max(map(len, rows), default=0)
+        if longest > self.model.longest:
+            todo = "lower sampler.max_new_tokens, or train one with a larger model.max_positions"
+            raise ValueError(f"it reads {self.model.longest} tokens, and a text has {longest}: {todo}")
+        each = self.model.each(rows)  # (k,n)
         scores: list[float] = self._combined(each).tolist()
         return scores
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 3.4028234663852886e38  # largest float32: the loop's tensors must be able to hold a score
+LARGEST_SCORE = 1e15  # of a weighted score: float32 must hold its square, summed over the tokens and the parameters
 
 # A checked result of a reward for one completion: a score, one number a token, or None = does not apply.
 RowScore = float | list[float] | None

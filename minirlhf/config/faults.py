@@ -128,6 +128,8 @@ def pairing_faults(c: Config, registry: Registry) -> Iterator[tuple[str, str]]:
             yield f"ppo.critic_warmup = {c.ppo.critic_warmup}", reason
     if c.loss.penalty_target and "beta" not in registry.find("loss", c.loss.policy).inputs:
         yield f"loss.penalty_target = {c.loss.penalty_target}", f"{c.loss.policy} has no penalty: use ppo_penalty"
+    if c.loss.penalty_target and c.loss.penalty == 0:
+        yield "loss.penalty = 0", "a target halves and doubles the penalty: from 0 it never moves"
 
 
 def unusable(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

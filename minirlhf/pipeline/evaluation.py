@@ -3,11 +3,15 @@
 Not here: sampling and measuring the two sides (stages/evaluate.py), and the events about it (pipeline.py).
 """
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minirlhf import PROJECT
 from minirlhf.components.component import INPUTS
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config
@@ -16,16 +20,17 @@ from minirlhf.models.rollout import Rollout
 from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
 from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.directory import final_beta
-from minirlhf.pipeline.rewards import fit_rewards
+from minirlhf.pipeline.rewards import check_lengths, fit_rewards
 from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run
-from minirlhf.rewards.call import RewardModels, call_rewards
+from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch
 from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_interval, evaluate, residual_spread
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
+from minirlhf.store.checkpoint import newest_components
 from minirlhf.streams import generator
-from minirlhf.tensors import Moments
+from minirlhf.tensors import ROUNDING, Moments
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 
 
@@ -42,8 +47,15 @@ def evaluate_run(
     sampling = Sampling(tokenizer, config.sampler.max_new_tokens, config.run.seed)
     chosen = heldout[: config.evaluation.prompts]
 
+    def asked(rollout: Rollout) -> ScoreTable:
+        return call_rewards(rewards, rollout, config.ppo.iterations, config, tokenizer)
+
     def scores_of(rollout: Rollout) -> Scores:
-        return call_rewards(rewards, rollout, config.ppo.iterations, config, tokenizer).tensors(rollout)
+        return asked(rollout).tensors(rollout)
+
+    def scores_of_side(rollouts: Sequence[Rollout]) -> list[Scores]:
+        with rewards.forgetting():  # both sides are judged from the same state
+            return [scores_of(rollout) for rollout in rollouts]
 
     def shaped_scores_of(rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Scores after the rules for the sum (B,), and True where a response counts (B,)."""
@@ -52,18 +64,22 @@ def evaluate_run(
         return shaped.scores, shaped.rollout.mask.any(dim=1)
 
     prompts, resamples = batch(chosen, tokenizer, device), config.evaluation.bootstrap
-    result = evaluate(models.policy, models.reference, prompts, scores_of, sampling, resamples)
+    result = evaluate(models.policy, models.reference, prompts, scores_of_side, sampling, resamples)
+    for warning in unrepeatable(rewards, asked, next(sampling.rollouts(models.policy, prompts, "eval"))):
+        run.warn(warning)
     result.summary["kl_coef"] = beta
     few = chosen[: config.evaluation.residual_prompts]
     if few and not config.ppo.score_normalize:  # the moments that would normalise them are not kept with the run
         repeated = batch(few, tokenizer, device, config.evaluation.residual_responses)
         for name, model in {"reference": models.reference.policy, "policy": models.policy}.items():
-            spread = residual_spread(model, models.reference, repeated, shaped_scores_of, sampling, beta)
+            with rewards.forgetting():
+                spread = residual_spread(model, models.reference, repeated, shaped_scores_of, sampling, beta)
             result.summary[name]["residual_std"] = spread
     if few and config.evaluation.best_of and problem is None:  # a problem's best response is known without sampling
         samples = config.evaluation.best_of
         repeated = batch(few, tokenizer, device, samples)
-        result.summary["best_of_n"] = best_of_n(models.reference, repeated, samples, scores_of, sampling)
+        with rewards.forgetting():
+            result.summary["best_of_n"] = best_of_n(models.reference, repeated, samples, scores_of, sampling)
     if config.corpus.text == TRUE_SCORE_CORPUS and problem is None:
         add_true_scores(result, config)
     if problem is not None:
@@ -71,6 +87,31 @@ def evaluate_run(
         result.summary["optimality"] = exact["optimality"]
         result.summary["exact"] = exact
     return result
+
+
+def unrepeatable(rewards: RewardModels, ask: Callable[[Rollout], ScoreTable], rollout: Rollout) -> Iterator[str]:
+    """Yield a warning for each reward of a plugin that scores the same responses differently the second time.
+
+    The second side of an evaluation would be judged otherwise than the first. ask: calls the rewards on a rollout.
+    """
+    if all(built.component.owner == PROJECT for _, _, built in rewards.models):
+        return  # ours neither remember nor draw
+    with rewards.forgetting():
+        first = ask(rollout).by_label
+    with rewards.forgetting():
+        second = ask(rollout).by_label
+    for label, values in first.items():
+        if not all(same_score(a, b) for a, b in zip(values, second[label], strict=True)):
+            yield (
+                f"reward {label!r} scores the same responses differently when it is asked again, so reference and "
+                "policy are not compared alike: it remembers or draws; a class with state_dict and load_state_dict "
+                "begins with the same state for both"
+            )
+
+
+def same_score(a: float | None, b: float | None) -> bool:
+    """True if two scores of a response are equal but for rounding, or both None."""
+    return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=ROUNDING))
 
 
 def add_true_scores(result: Evaluation, config: Config) -> None:
@@ -89,9 +130,16 @@ def reevaluate(
 ) -> tuple[Evaluation, list[str]]:
     """Evaluate a finished run again, by the config's rewards, on its held-out prompts or on those of a file.
 
-    Returns the evaluation, and notes on prompts that were left out.
+    Rewards that remember begin with their state of the run's newest checkpoint. Returns the evaluation, and notes on
+    prompts that were left out and on rewards that do not compare the two sides alike.
     """
-    run = RunContext(config, registry, set_up(config.run), directory, lambda _: None)
+    warnings = list[str]()
+
+    def keep_warning(event: dict[str, Any]) -> None:
+        if event["event"] == "warning":
+            warnings.append(event["message"])
+
+    run = RunContext(config, registry, set_up(config.run), directory, keep_warning)
     rewards = build_rewards(filled_rewards(config)[0], registry, run.device)
     models = open_run(directory, config, run.device)
     if prompts_file is None or rewards.normalized:
@@ -101,8 +149,12 @@ def reevaluate(
         rows = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
         fitting, note = fit_prompts(rows, models.tokenizer, longest)
         prompts = Prompts([], fitting, [note] if note else [])
+    check_lengths(rewards, models.tokenizer, prompts.heldout, config.sampler.max_new_tokens)
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
     if rewards.normalized:
         fit_rewards(run, rewards, models.reference, own.train, models.tokenizer)
-    beta = final_beta(directory, config.kl)
-    return evaluate_run(run, models, rewards, prompts.heldout, beta), prompts.notes
+    if remembering := rewards.states():
+        saved = newest_components(directory / "checkpoints")
+        rewards.restore({label: saved[f"reward/{label}"] for label in remembering if f"reward/{label}" in saved})
+    result = evaluate_run(run, models, rewards, prompts.heldout, final_beta(directory, config.kl))
+    return result, [*prompts.notes, *warnings]

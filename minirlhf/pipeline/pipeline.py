@@ -21,6 +21,7 @@ from minirlhf.pipeline.evaluation import evaluate_run
 from minirlhf.pipeline.facts import versions
 from minirlhf.pipeline.precision import precision, precision_error
 from minirlhf.pipeline.resume import go_on, newest_checkpoint
+from minirlhf.pipeline.rewards import check_lengths
 from minirlhf.pipeline.saved import RunModels
 from minirlhf.pipeline.sources import Sources, check_sources
 from minirlhf.pipeline.training import Training, prepare_training
@@ -64,6 +65,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
             rewards = train_rewards(context, sources, base)
             clock.lap("reward_model")
         prompts = fit_prompts_of(context, sources, base.tokenizer)
+        both = [*prompts.train, *prompts.heldout]
+        check_lengths(rewards, base.tokenizer, both, config.sampler.max_new_tokens)
         training = prepare_training(context, sources, rewards, base, prompts)
         if resume:
             go_on(context, training, newest)

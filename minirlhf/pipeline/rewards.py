@@ -3,12 +3,15 @@
 Not here: one call with its checks and time limit (rewards/call.py), and the rules for the sum (rewards/shape.py).
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from minirlhf.errors import CheckpointError, PluginError
+from minirlhf.builtin.trained import trained
+from minirlhf.errors import CheckpointError, PluginError, UsageError
 from minirlhf.models.generate import generate
 from minirlhf.models.policy import Reference
 from minirlhf.models.rollout import Rollout
@@ -38,15 +41,26 @@ class RewardCalls:
     tokenizer: Tokenizer
     failed: int = 0  # failed iterations in a row
     last: int = -1  # the last iteration that failed
+    asked: int = -1  # the iteration that asked last
+    before: dict[str, Any] = field(default_factory=dict)  # states of the rewards when it asked first
     metrics: dict[str, float] = field(default_factory=dict)  # those of the last scores, which the loop holds as well
 
     def __call__(self, rollout: Rollout, step: int) -> Scores:
-        """Scores of the B responses, step = iterations done; none are valid if a reward failed and is skipped."""
-        config = self.run.config
+        """Scores of the B responses, step = iterations done; none are valid if a reward failed and is skipped.
+
+        An iteration asks a second time for the most likely responses, the baseline of the first ones: rewards that
+        remember judge both from the same state, and keep what they learned from the first.
+        """
+        config, again = self.run.config, step == self.asked
+        if not again:
+            self.asked, self.before = step, self.models.states()
         try:
-            scores = call_rewards(self.models, rollout, step, config, self.tokenizer).tensors(rollout)
+            with self.models.forgetting() if again else nullcontext():
+                if again:
+                    self.models.restore(self.before)
+                scores = call_rewards(self.models, rollout, step, config, self.tokenizer).tensors(rollout)
         except PluginError as fault:
-            if step != self.last:  # an iteration may ask twice: for its responses and for the most likely ones
+            if step != self.last:
                 self.failed = self.failed + 1 if step == self.last + 1 else 1
             self.last = step
             if config.run.on_reward_error == "abort" or self.failed > MOST_SKIPS:
@@ -89,10 +103,28 @@ def no_scores(rollout: Rollout) -> Scores:
     return Scores(zeros, zeros.bool(), token_rewards, {"count/unscored": float(len(rollout))})
 
 
+def check_lengths(rewards: RewardModels, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Raise UsageError if a trained reward model reads fewer tokens than a prompt and a response may have.
+
+    One of another tokenizer is not checked here: it refuses a text that is too long for it when it meets one.
+    """
+    lengths = [len(ids) for ids in tokenizer.encode_batch([prompt.text for prompt in prompts])]
+    longest = 1 + max(lengths, default=0) + max_new_tokens  # 1: BOS
+    for label, _, built in rewards.models:
+        model = built.state
+        if isinstance(model, trained) and model.hash == tokenizer.hash and longest > model.model.longest:
+            what = f"reward {label!r} reads {model.model.longest} tokens, and prompt and response may have {longest}"
+            todo = "lower sampler.max_new_tokens, or train a reward model with a larger model.max_positions"
+            raise UsageError(what, f"rewards.{label}.path", todo)
+
+
 def fit_rewards(
     run: RunContext, rewards: RewardModels, reference: Reference, prompts: list[Prompt], tokenizer: Tokenizer
 ) -> None:
-    """Measure mean and standard deviation of the normalised rewards on the reference's responses to these prompts."""
+    """Measure mean and standard deviation of the normalised rewards on the reference's responses to these prompts.
+
+    A reward that remembers its calls forgets these.
+    """
     normalized = RewardModels([model for model in rewards.models if model[0] in rewards.normalized])
     if not normalized.models:
         return
@@ -101,13 +133,14 @@ def fit_rewards(
     picks = torch.randint(len(prompts), (SCALE_RESPONSES,), generator=random).tolist()
     chosen = batch([prompts[i] for i in picks], tokenizer, run.device)
     by_label: dict[str, list[float | None]] = {}
-    for index, part in enumerate(chosen.parts(ROWS)):
-        rollout = generate(
-            reference.policy, part, tokenizer, max_new_tokens=config.sampler.max_new_tokens,
-            generator=generator(config.run.seed, "reward-scale", index),
-        )  # fmt: skip
-        for label, values in call_rewards(normalized, rollout, 0, config, tokenizer).by_label.items():
-            by_label.setdefault(label, []).extend(values)
+    with normalized.forgetting():
+        for index, part in enumerate(chosen.parts(ROWS)):
+            rollout = generate(
+                reference.policy, part, tokenizer, max_new_tokens=config.sampler.max_new_tokens,
+                generator=generator(config.run.seed, "reward-scale", index),
+            )  # fmt: skip
+            for label, values in call_rewards(normalized, rollout, 0, config, tokenizer).by_label.items():
+                by_label.setdefault(label, []).extend(values)
     rewards.fit(by_label)
     for label in rewards.normalized:
         scale = rewards.scales[label]

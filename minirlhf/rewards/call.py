@@ -10,17 +10,18 @@ reward that fails during a run (pipeline/rewards.py).
 """
 
 import asyncio
+import copy
 import inspect
 import math
-from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from minirlhf.components.checks import RowScore, check_scores, finite_number
+from minirlhf.components.checks import LARGEST_SCORE, RowScore, check_scores, finite_number
 from minirlhf.components.component import INPUTS, Built
 from minirlhf.components.guard import isolated
 from minirlhf.config.schema import Config
@@ -29,6 +30,7 @@ from minirlhf.models.rollout import Rollout
 from minirlhf.rewards.batch import RewardBatch, TrainerState
 from minirlhf.rewards.shape import Scores
 from minirlhf.signals import TimeUp, time_limit
+from minirlhf.tensors import ROUNDING
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -105,8 +107,27 @@ class RewardModels:
             given = [score for score in by_label[label] if score is not None]
             mean = sum(given) / len(given) if given else 0.0
             std = math.sqrt(sum((s - mean) ** 2 for s in given) / (len(given) - 1)) if len(given) > 1 else 0.0
-            std = std if std > 1e-6 * max(1.0, abs(mean)) else 1.0
+            std = std if std > ROUNDING * max((abs(score) for score in given), default=0.0) else 1.0
             self.scales[label] = replace(self.scales[label], mean=mean, std=std)
+
+    def states(self) -> dict[str, Any]:
+        """Copies of the states of the rewards that remember their calls (those with a state_dict), by label."""
+        return {label: copy.deepcopy(b.tell("state_dict")) for label, _, b in self.models if b.stateful}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Give the rewards of these labels back what they remembered."""
+        for label, _, built in self.models:
+            if label in states:
+                built.tell("load_state_dict", copy.deepcopy(states[label]))
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Context after which the rewards have forgotten what they were asked in it."""
+        before = self.states()
+        try:
+            yield
+        finally:
+            self.restore(before)
 
     def check_columns(self, columns: Collection[str]) -> None:
         """Raise PluginError, with the nearest name, for a column that a function needs and the prompt file lacks."""
@@ -139,16 +160,18 @@ class RewardModels:
         by_label: dict[str, list[float | None]] = {}
         tokens = [[0.0] * len(ids) for ids in completion_ids]
         placed = False
-        for label, weight, _ in self.models:
+        for label, weight, built in self.models:
             sums: list[float | None] = []
             for i, row in enumerate(given.get(label, [])):
                 value = sum(row) if isinstance(row, list) else row
                 sums.append(value)
                 if value is not None:
-                    total[i] = (total[i] or 0.0) + weight * self.scales[label](value)
+                    weighted = _usable(built, i, weight, self.scales[label](value))
+                    total[i] = (total[i] or 0.0) + weighted
                 if isinstance(row, list):
-                    placed, scale = True, weight / self.scales[label].std
-                    tokens[i] = [old + scale * new for old, new in zip(tokens[i], row, strict=True)]
+                    placed, std = True, self.scales[label].std
+                    added = [_usable(built, i, weight, new / std) for new in row]
+                    tokens[i] = [old + new for old, new in zip(tokens[i], added, strict=True)]
             by_label[label] = sums
         return ScoreTable(total, by_label, tokens if placed else None)
 
@@ -228,6 +251,15 @@ def _in_a_loop(work: Coroutine[Any, Any, list[BaseException | None]]) -> list[Ba
         return asyncio.run(work)
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(asyncio.run, work).result()
+
+
+def _usable(built: Built, index: int, weight: float, score: float) -> float:
+    """Weight x score of one response or token; PluginError if it is too large for the arithmetic of the loop."""
+    if not abs(weight * score) <= LARGEST_SCORE:
+        what = f"gives a score at index {index} that is too large to learn from"
+        limit = f"weight {weight:g} x {score:g}; at most {LARGEST_SCORE:g}"
+        raise built.error(f"{what} ({limit})", f"return smaller scores, or lower rewards.{built.label}.weight")
+    return weight * score
 
 
 def _logged(calls: list[_Call]) -> tuple[dict[str, float], dict[str, list[Any]]]:

@@ -78,7 +78,7 @@ def shape_scores(
         if learn:
             now = moments(scores, valid)
             running = Moments(running.total + now.total, running.squares + now.squares, running.count + now.count)
-        scores = (scores - running.mean) / (running.std() or 1.0)
+        scores = (scores - running.mean) / (running.std() if running.varies else 1.0)
     if ppo.score_clip is not None:
         scores = scores.clamp(-ppo.score_clip, ppo.score_clip)
     cut = ~rollout.terminated
@@ -99,7 +99,7 @@ def shape_scores(
 
 def target_behind_eos(scores: Tensor, token_rewards: Tensor, rollout: Rollout) -> Tensor:
     """Target of V behind the EOS, where the score lands with ppo.score_slot = "after": (B,); NaN without an EOS."""
-    rest = scores - torch.where(rollout.mask, token_rewards, 0.0).sum(dim=1)
+    rest = (scores - torch.where(rollout.mask, token_rewards, 0.0).double().sum(dim=1)).to(scores.dtype)
     return torch.where(rollout.terminated & rollout.mask.any(dim=1), rest, float("nan"))
 
 
@@ -113,5 +113,6 @@ def place_rewards(scores: Tensor, token_rewards: Tensor, penalty: Tensor, mask: 
     placed = torch.where(mask, token_rewards, zero)
     rewards = torch.where(mask, placed - penalty, zero)
     last = last_index(mask)
-    rest = torch.where(last >= 0, scores - placed.sum(dim=1), torch.zeros_like(scores))
+    # In float64, because the token rewards of a long response may be large beside their sum.
+    rest = torch.where(last >= 0, scores - placed.double().sum(dim=1), 0.0).to(rewards.dtype)
     return rewards.scatter_add(1, last.clamp(min=0).unsqueeze(1), rest.unsqueeze(1))

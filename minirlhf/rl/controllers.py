@@ -8,13 +8,23 @@ projects are wrong by it if the unit is not stated. The target of the penalty is
 from dataclasses import dataclass
 from typing import ClassVar
 
+# A steered coefficient stays within these bounds. At 0 it could never grow again, because steering multiplies it; a
+# negative one would reward the distance that it is there to penalise.
+SMALLEST, LARGEST = 1e-8, 1e8
+
+
+def bounded(beta: float) -> float:
+    """Coefficient moved into SMALLEST .. LARGEST."""
+    return min(max(beta, SMALLEST), LARGEST)
+
 
 @dataclass
 class KLController:
-    """KL coefficient beta, steered once a rollout: beta <- beta (1 + clip(KL/target - 1, -0.2, 0.2) n/horizon).
+    """KL coefficient beta, steered once a rollout: beta <- beta (1 + clip(KL/target - 1, -0.2, 0.2) min(n/horizon, 1)).
 
-    KL in nats per sequence; n: responses in the rollout; horizon in responses; target None: beta is fixed. Source:
-    Ziegler et al., 1909.08593, section 2.2.
+    KL in nats per sequence; n: responses in the rollout; horizon in responses; target None: beta is fixed. So one
+    rollout changes beta by a fifth at most. Source: Ziegler et al., 1909.08593, section 2.2; there n is far below the
+    horizon, and n/horizon is not bounded: from n = 5 horizons on, beta would become 0 or negative.
     """
 
     SAVED: ClassVar = ("beta",)  # in checkpoints; the others are settings
@@ -28,7 +38,7 @@ class KLController:
         if self.target is None:
             return
         error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
-        self.beta *= 1.0 + error * responses / self.horizon
+        self.beta = bounded(self.beta * (1.0 + error * min(responses / self.horizon, 1.0)))
 
 
 @dataclass
@@ -49,6 +59,6 @@ class Penalty:
         if self.target is None:
             return
         if kl_per_token < self.target / 1.5:
-            self.beta /= 2
+            self.beta = bounded(self.beta / 2)
         elif kl_per_token > self.target * 1.5:
-            self.beta *= 2
+            self.beta = bounded(self.beta * 2)

@@ -1,15 +1,20 @@
-"""Guards of the loop: numbers that are not finite, and a policy that is not the one that sampled.
+"""Guards of the loop: numbers that are not finite, a policy that is not the one that sampled, metrics that are taken.
 
 `check_experience` raises before anything learns from the numbers; `check_same_policy`, after the epochs, reports a bug.
 Not here: checks of what plugins return (components/checks.py), and alarms, which change nothing (alarms.py).
 """
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from minirlhf.components.component import Built
 from minirlhf.errors import DivergedError
 from minirlhf.rl.experience import PER_TOKEN, Experience
 
 LARGEST_FIRST_LOG_RATIO = 1e-3  # in float32 rounding gives 1e-5 at most
+OWN_METRICS = ("approxkl", "clamped", "entropy")  # policy/NAME_avg of the loop; `ppo.target_kl` reads the first
 
 
 def check_experience(experience: Experience, step: int) -> None:
@@ -29,6 +34,14 @@ def check_same_policy(first_log_ratio: float, step: int, precision: str = "float
     """
     if precision == "float32" and first_log_ratio > LARGEST_FIRST_LOG_RATIO:
         raise RuntimeError(f"iteration {step + 1}: |log ratio| = {first_log_ratio} before any update; expected < 1e-5")
+
+
+def check_own_names(loss: Built, logged: Mapping[str, Tensor]) -> None:
+    """Raise PluginError if a policy loss logs a metric under a name of the loop's own, which it would replace."""
+    for name in logged:
+        if name in OWN_METRICS:
+            what = f"logs a metric {name!r}, but policy/{name}_avg is a metric of the loop"
+            raise loss.error(what, f"log it under another name, such as own_{name}")
 
 
 def diverged(what: str, step: int) -> DivergedError:

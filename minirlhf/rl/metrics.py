@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minirlhf.models.rollout import PolicyOutput
 from minirlhf.rl.experience import Experience
-from minirlhf.tensors import LOG_CLAMP, importance_ratio, masked_mean, masked_sum, moments
+from minirlhf.tensors import LOG_CLAMP, ROUNDING, importance_ratio, masked_mean, masked_sum, moments
 
 Metrics = dict[str, float]
 
@@ -55,10 +55,12 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation of x and y (n,); 0 if one of them does not vary."""
+    """Pearson's correlation of x and y (n,); 0 if one of them does not vary, but for rounding."""
+    everything = torch.ones_like(x, dtype=torch.bool)
+    if not (moments(x, everything).varies and moments(y, everything).varies):
+        return 0.0
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
-    scale = float(x.norm() * y.norm())
-    return float((x * y).sum()) / scale if scale > 1e-12 else 0.0
+    return float((x * y).sum() / (x.norm() * y.norm()))
 
 
 def repeated_triples(rows: Sequence[Sequence[int]]) -> float:
@@ -71,13 +73,14 @@ def repeated_triples(rows: Sequence[Sequence[int]]) -> float:
 
 
 def flat_groups(scores: Tensor, group: Tensor, rows: Tensor) -> float:
-    """Share of the prompts with two responses or more whose scores are all equal."""
+    """Share of the prompts with two responses or more whose scores are all equal, but for rounding."""
     _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
     kept, empty = scores[rows], scores.new_zeros(len(sizes))
     highest = empty.scatter_reduce(0, index, kept, "amax", include_self=False)
     lowest = empty.scatter_reduce(0, index, kept, "amin", include_self=False)
     several = sizes > 1
-    return float(((highest == lowest) & several).sum() / several.sum().clamp(min=1))
+    flat = highest - lowest <= ROUNDING * torch.maximum(highest.abs(), lowest.abs())
+    return float((flat & several).sum() / several.sum().clamp(min=1))
 
 
 def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None:
@@ -139,9 +142,12 @@ def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str,
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 = perfect, 0 = no better than a constant."""
-    total = moments(returns, mask).variance()
-    return 1.0 - moments(returns - values, mask).variance() / total if total > 0 else 0.0
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 = perfect, 0 = no better than a constant.
+
+    0 as well for returns that do not vary, but for rounding.
+    """
+    total = moments(returns, mask)
+    return 1.0 - moments(returns - values, mask).variance() / total.variance() if total.varies else 0.0
 
 
 def update_metrics(updates: list[Metrics], beta: float, lr: float) -> Metrics:

@@ -16,6 +16,7 @@ from minirlhf.components.component import Built
 from minirlhf.models.rollout import LogDist, PolicyOutput, Rollout
 from minirlhf.rewards.shape import ShapedScores, place_rewards
 from minirlhf.rl.experience import Experience
+from minirlhf.rl.guards import check_own_names
 from minirlhf.tensors import last_index
 
 
@@ -82,6 +83,7 @@ def compute_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(B,R) loss a token, 0 where masked, and the metrics that it logs: (B,R) or 0-d tensors by name."""
     values, logged = loss(vars(inputs), later)
+    check_own_names(loss, logged)
     return values, logged
 
 

@@ -55,14 +55,17 @@ def evaluate(
     policy: Policy,
     reference: Reference,
     prompts: PromptBatch,
-    rewards: Callable[[Rollout], Scores],
+    rewards: Callable[[Sequence[Rollout]], list[Scores]],
     sampling: Sampling,
     resamples: int,
 ) -> Evaluation:
-    """Sample one response a prompt from both sides, score and measure them. resamples: of the bootstrap interval."""
+    """Sample one response a prompt from both sides, score and measure them.
+
+    rewards: called once for all rollouts of a side. resamples: of the bootstrap interval.
+    """
     sides, tokenizer = {"reference": reference.policy, "policy": policy}, sampling.tokenizer
     rollouts = {name: list(sampling.rollouts(model, prompts, "eval")) for name, model in sides.items()}
-    scores = {name: torch.cat([score_or_nan(rewards(r)) for r in rolls]) for name, rolls in rollouts.items()}
+    scores = {name: torch.cat([score_or_nan(s) for s in rewards(rolls)]) for name, rolls in rollouts.items()}
     kl = torch.cat([sequence_kl(policy, reference, rollout) for rollout in rollouts["policy"]])
     ids = {name: [ids for r in rolls for ids in r.completion_id_lists] for name, rolls in rollouts.items()}
     texts = {name: [text for r in rolls for text in r.completions] for name, rolls in rollouts.items()}

@@ -24,6 +24,7 @@ from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.rl.metrics import correlation
 from minirlhf.stages.pretrain import warm_cosine
 from minirlhf.streams import generator
+from minirlhf.tensors import ROUNDING
 from minirlhf.text.comparisons import Comparison
 from minirlhf.text.tokenizer import Tokenizer, text_ids
 
@@ -230,4 +231,4 @@ def normalise(model: Scorer, rows: Sequence[Sequence[int]]) -> None:
     scores = model.eval().scores(rows, normalised=False).double()
     model.mean.copy_(scores.mean())
     spread = float(scores.std()) if len(rows) > 1 else 0.0
-    model.std.fill_(spread if spread > 1e-6 else 1.0)
+    model.std.fill_(spread if spread > ROUNDING * float(scores.abs().max()) else 1.0)

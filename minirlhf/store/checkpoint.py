@@ -51,17 +51,28 @@ def load_checkpoint(path: Path, state: Any) -> tuple[dict[str, dict[str, Any]], 
 
     Raises CheckpointError for a file that is not what was written, another format, or a state that does not fit.
     """
+    components, saved = load_components(path)
+    restore_state(state, path, saved, REMEDY)
+    return components, saved
+
+
+def load_components(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Verify a checkpoint; return (states of the components, state.json). CheckpointError as of `load_checkpoint`."""
     verify(path)
     saved = read_facts(path, REMEDY)
-    where = str(path / STATE)
     try:
         if path.name != directory_of(path.parent, checked_count(saved["step"])).name:
             raise ValueError(f"it is of step {saved['step']}")
-        components = join_state(read_tensors(path / "components.safetensors"), saved["components"])
+        return join_state(read_tensors(path / "components.safetensors"), saved["components"]), saved
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise CheckpointError(f"not the state of a run ({type(fault).__name__}: {fault})", where, REMEDY) from None
-    restore_state(state, path, saved, REMEDY)
-    return components, saved
+        what = f"not the state of a run ({type(fault).__name__}: {fault})"
+        raise CheckpointError(what, str(path / STATE), REMEDY) from None
+
+
+def newest_components(root: Path) -> dict[str, dict[str, Any]]:
+    """States of the components in the newest whole checkpoint under root; empty where there is none."""
+    path = newest(root)
+    return {} if path is None else load_components(path)[0]
 
 
 def all_of(root: Path) -> list[Path]:

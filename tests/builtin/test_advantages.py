@@ -22,6 +22,7 @@ from minirlhf.builtin.advantages import (
     trajectory_return,
 )
 from minirlhf.errors import PluginError
+from minirlhf.rewards.shape import place_rewards
 from tests.helpers import built, seeded
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -237,3 +238,30 @@ def test_the_order_of_the_rows_changes_nothing(function, seed):
     plain = call(function, rewards, mask, values, group=group)
     turned = call(function, rewards[order], mask[order], values[order], group=group[order])
     assert torch.allclose(turned, plain[order], atol=1e-12)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize("function", GROUPS)
+@pytest.mark.parametrize("score", [10000.1, -0.3, 3e-7])
+def test_token_rewards_that_sum_to_one_score_teach_nothing(function, score, placed):
+    """96 responses of 1 to 48 tokens, each of which gives score/length a token: the sums differ by rounding alone."""
+    lengths = torch.arange(96) % 48 + 1
+    mask = torch.arange(48) < lengths.unsqueeze(1)
+    rewards = torch.where(mask, (score / lengths.double()).unsqueeze(1).float(), 0.0)
+    if placed:
+        rewards = place_rewards(torch.full((96,), score).float(), rewards, torch.zeros(96, 48).float(), mask)
+    assert (call(function, rewards, mask, group=torch.arange(96) % 2) == 0).all()
+
+
+def test_equal_returns_in_another_order_are_equal_beside_their_baseline():
+    """Every response has the same 48 token rewards, in an order of its own: R_0 is the same sum, but for rounding."""
+    orders = torch.stack([torch.randperm(48, generator=seeded(i)) for i in range(96)])
+    rewards = (torch.rand(48, generator=seeded()) * 1000).float()[orders]
+    advantages = call(reward_to_go_baseline, rewards, torch.ones(96, 48, dtype=torch.bool))
+    assert (advantages[:, 0] == 0).all()
+    assert (advantages[:, 1:] != 0).any(dim=1).all()
+
+
+def test_a_small_difference_beside_no_other_number_is_no_rounding():
+    found = call(dr_grpo, torch.tensor([[1e-9], [3e-9]]), torch.ones(2, 1, dtype=torch.bool))
+    assert found.flatten().tolist() == pytest.approx([-1e-9, 1e-9])

@@ -1,5 +1,6 @@
 """A saved reward model as a reward: the ids that it scores are, token by token, those that it was trained on."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,11 +9,14 @@ import torch
 
 from minirlhf.components.component import Built
 from minirlhf.components.registry import load_plugins
-from minirlhf.errors import CheckpointError, UsageError
+from minirlhf.errors import CheckpointError, PluginError, UsageError
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.pipeline.rewards import check_lengths
+from minirlhf.rewards.call import RewardModels
 from minirlhf.store.files import complete_directory
 from minirlhf.store.weights import load_scorer, save_scorer
+from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import text_ids, train_tokenizer
 from tests.helpers import CONFIG, random_rollout, seeded
 
@@ -133,3 +137,22 @@ def test_a_damaged_or_missing_one_is_refused(saved, tmp_path):
         reward(path)
     with pytest.raises(UsageError, match=r"no saved reward model.*nothing"):
         reward(tmp_path / "nothing")
+
+
+def test_a_text_that_it_cannot_read_whole_is_refused(saved):
+    """Its scores of the first tokens alone would say nothing about what comes after them."""
+    built = reward(saved[0])
+    longest = CONFIG.max_position_embeddings
+    fitting = [[5] * (longest - 2), [5]]  # BOS and a prompt of one token before it
+    short = replace(random_rollout(2), terminated=torch.tensor([True, True]))
+    given = {"prompts": PROMPTS, "completions": COMPLETIONS, "prompt_ids": [[1, 4], [1, 4]], "rollout": short}
+    state = SimpleNamespace(tokenizer_hash=TOKENIZER.hash)
+    assert len(built(given | {"completion_ids": fitting, "trainer_state": state})) == 2
+    fitting[0].append(5)
+    with pytest.raises(PluginError, match=f"reads {longest} tokens, and a text has {longest + 1}"):
+        built(given | {"completion_ids": fitting, "trainer_state": state})
+    for max_new_tokens, fits in [(longest - 3, True), (longest - 2, False)]:  # the longest prompt has BOS and 2 tokens
+        prompts = [Prompt("the cat"), Prompt("on")]
+        assert max(len(TOKENIZER.encode(prompt.text)) for prompt in prompts) == 2
+        with nullcontext() if fits else pytest.raises(UsageError, match=f"'rm' reads {longest} .* have {longest + 1}"):
+            check_lengths(RewardModels([("rm", 1.0, built)]), TOKENIZER, prompts, max_new_tokens)

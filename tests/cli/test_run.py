@@ -11,6 +11,7 @@ import pytest
 from minirlhf.cli.lines import tell
 from minirlhf.pipeline import pipeline as composition
 from minirlhf.pipeline import precision
+from minirlhf.rl.guards import OWN_METRICS
 from tests.cli.calling import call, done, refused
 
 SIX_LINES = """from minirlhf import hookimpl
@@ -120,6 +121,13 @@ def test_evaluate_reproduces_the_evaluation_of_the_run(finished):
     saved = json.loads((run / "evaluation.json").read_text())
     del saved["seconds"]
     assert again == saved
+
+
+def test_the_names_that_a_loss_cannot_log_under_are_all_that_the_loop_has(finished):
+    """What is logged as policy/NAME_avg comes from the loop or from ppo_clip, which logs two."""
+    names = {name for name in rows(finished[0] / "metrics.jsonl")[0] if name.startswith("policy/")}
+    own = {f"policy/{name}_avg" for name in (*OWN_METRICS, "clipfrac", "outside")}
+    assert {name for name in names if name.endswith("_avg")} == own
 
 
 def test_a_run_without_out_makes_a_directory_of_its_own_under_runs(tiny, tmp_path, monkeypatch):

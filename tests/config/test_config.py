@@ -235,6 +235,7 @@ def test_a_function_of_groups_needs_groups(function):
         (["truncation.rule=bootstrap", "advantage.function=reward_to_go"], "truncation.rule"),
         (["ppo.critic_warmup=3", "advantage.function=reward_to_go"], "ppo.critic_warmup = 3"),
         (["loss.penalty_target=0.1"], "loss.penalty_target = 0.1"),
+        (["loss.policy=ppo_penalty", "loss.penalty_target=0.1", "loss.penalty=0.0"], "loss.penalty = 0"),
         (["kl.controller=adaptive", "kl.target=6.0", "kl.coef=0.0"], "kl.coef = 0"),
         (["exact.problem=nonaditive"], "exact.problem = 'nonaditive'"),
         (["exact.problem=delayed", "sampler.max_new_tokens=3"], "sampler.max_new_tokens = 3"),

@@ -48,6 +48,27 @@ def test_the_total_is_the_weighted_sum_and_none_leaves_it():
     assert result.token_rewards is None
 
 
+@pytest.mark.parametrize(
+    ("weight", "function"),
+    [
+        (2.0, lambda completions: [1.0, 3e38, 0.0]),  # 6e38 is infinite in float32
+        (1.0, lambda completions: [0.0, -3e38, 0.0]),  # a float32, and its square is not
+        (1e37, lambda completions: [0.5, 0.5, 0.5]),
+        (1.0, lambda completion_ids: [None, [3e38, -3e38, 0.0], None]),  # the sum is 0
+    ],
+)
+def test_a_score_too_large_for_the_loop_is_the_plugins_fault_and_names_the_weight(weight, function):
+    with pytest.raises(
+        PluginError, match=r"too large to learn from \(weight .* at most 1e\+15\).*rewards\.big\.weight"
+    ):
+        score(("big", weight, function))
+
+
+def test_a_large_score_that_is_cut_is_used():
+    rewards = shaped(lambda completions: [3e38, 1.0, 0.0], clip=5.0)
+    assert rewards.call(RewardBatch(**BATCH)).total == [5.0, 1.0, 0.0]
+
+
 def test_token_rewards_are_summed_weighted_and_placed():
     result = score(
         ("tokens", 0.5, lambda completion_ids: [[1.0, 3.0], [1.0, 0.0, 1.0], None]),
@@ -90,6 +111,9 @@ def test_fitting_takes_mean_and_unbiased_std_of_what_is_there_for_rewards_that_w
     assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (4.0, pytest.approx(13**0.5))
     assert rewards.scales["b"] == Scale()
     assert rewards.scales["c"] == Scale(True, 2.0, 5.0, 1.0)  # all the same: centred only
+    rewards.fit({"a": [1e-9, 3e-9], "c": [10000.1, 10000.101]})  # a scale of its own; equal but for rounding
+    assert rewards.scales["a"].std == pytest.approx(2**0.5 * 1e-9)
+    assert rewards.scales["c"].std == 1.0
     rewards.fit({"a": [None], "c": []})
     assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (0.0, 1.0)
 
@@ -375,3 +399,38 @@ def test_an_unknown_input_names_the_right_plugin_of_three(tmp_path):
     with pytest.raises(PluginError) as error:
         rewards.check_columns(["answer"])
     refusal(error.value, 5, "plugin 'middle'", f"{files[1]}:2", "'anser' (did you mean 'answer'?)")
+
+
+# ---- rewards that remember ---------------------------------------------------------------------------------
+
+
+class Counter:
+    """Scores 1, 2, 3, ... over all its calls."""
+
+    def __init__(self):
+        self.memory = {"count": [0]}
+
+    def __call__(self, completions):
+        self.memory["count"][0] += len(completions)
+        return list(range(self.memory["count"][0] - len(completions) + 1, self.memory["count"][0] + 1))
+
+    def state_dict(self):
+        return self.memory  # the object itself, which later calls change
+
+    def load_state_dict(self, state):
+        self.memory = state
+
+
+def test_what_is_asked_in_between_is_forgotten():
+    rewards, batch = models(("counter", 1.0, Counter), lambda completions: [0.0] * 3), RewardBatch(**BATCH)
+    assert rewards.call(batch).total == [1, 2, 3]
+    for _ in range(2):
+        with rewards.forgetting():
+            assert rewards.call(batch).total == [4, 5, 6]
+    with pytest.raises(ZeroDivisionError), rewards.forgetting():
+        rewards.call(batch)
+        _ = 1 / 0
+    assert rewards.states() == {"counter": {"count": [3]}}
+    assert rewards.call(batch).total == [4, 5, 6]
+    rewards.restore({"counter": {"count": [10]}, "another": {}})
+    assert rewards.call(batch).total == [11, 12, 13]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirlhf.rl.controllers import KLController, Penalty
+from minirlhf.rl.controllers import LARGEST, SMALLEST, KLController, Penalty
 
 
 def test_the_adaptive_trajectory_by_hand():
@@ -38,3 +38,25 @@ def test_the_penalty_halves_below_the_target_and_doubles_above():
     for kl in (0.0, 1e9, float("nan")):
         fixed.update(kl)
     assert fixed.beta == 0.7
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 64, 319])
+def test_a_rollout_longer_than_the_horizon_moves_beta_by_a_fifth_and_never_below_zero(horizon):
+    """n = 320 responses; 1 - 0.2 x 320/horizon would be 0 or negative from a horizon of 64 down."""
+    controller = KLController(0.1, target=6.0, horizon=horizon)
+    for kl, beta in [(0.0, 0.08), (0.0, 0.064), (99.0, 0.0768)]:
+        controller.update(kl, 320)
+        assert controller.beta == pytest.approx(beta, rel=1e-12)
+
+
+@pytest.mark.parametrize("low", [0.0, -50.0])
+def test_a_steered_coefficient_can_always_come_back(low):
+    """Multiplied by 0.8 (or halved) for ever a float becomes 0, and 0 stays 0; by 1.2 (or doubled) it overflows."""
+    for steered, step in [
+        (KLController(0.1, target=6.0, horizon=1), lambda c, kl: c.update(kl, 8)),
+        (Penalty(1.0, target=0.03), lambda c, kl: c.update(kl)),
+    ]:
+        for kl, bound in [(low, SMALLEST), (99.0, LARGEST), (low, SMALLEST)]:
+            for _ in range(5000):
+                step(steered, kl)
+            assert steered.beta == bound

@@ -213,3 +213,17 @@ def test_repetition_correlation_and_flat_groups_by_hand():
     group, rows = torch.tensor([0, 0, 1, 1, 2, 3, 3]), torch.tensor([True] * 6 + [False])
     scores = torch.tensor([1.0, 1.0, 1.0, 2.0, 9.0, 4.0, 5.0])  # of 0, 1 (2 and 3 have one row): 0 is flat
     assert flat_groups(scores, group, rows) == pytest.approx(0.5)
+
+
+def test_what_differs_by_rounding_alone_does_not_vary():
+    """10,000.1 and its neighbour in float32, 0.001 away, are one score; 1e-9 and 2e-9 are two."""
+    close, far = torch.tensor([10000.1, 10000.101, 10000.1]), torch.tensor([1e-9, 2e-9, 1e-9])
+    lengths, together = torch.tensor([3.0, 5.0, 2.0]), torch.zeros(3, dtype=torch.long)
+    assert correlation(close, lengths) == 0
+    assert correlation(far, lengths) > 0.9
+    everyone = torch.ones(3, dtype=torch.bool)
+    assert flat_groups(close, together, everyone) == 1
+    assert flat_groups(far, together, everyone) == 0
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert explained_variance(close.unsqueeze(0), torch.tensor([[1.0, 2.0, 3.0]]), mask) == 0
+    assert explained_variance(far.unsqueeze(0), far.unsqueeze(0), mask) == 1

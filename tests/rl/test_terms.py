@@ -7,7 +7,10 @@ import torch
 
 from minirlhf.builtin.advantages import gae
 from minirlhf.components.component import INPUTS
-from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, one_slot_more
+from minirlhf.errors import PluginError
+from minirlhf.rl.guards import OWN_METRICS
+from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, compute_loss, one_slot_more
+from tests.helpers import built
 
 
 @pytest.mark.parametrize(("kind", "inputs"), [("kl", KLInputs), ("advantage", AdvantageInputs), ("loss", LossInputs)])
@@ -41,3 +44,15 @@ def test_a_score_behind_the_eos_by_hand():
     # At lambda 1 the place does not matter: what V behind the EOS says cancels.
     one = gae(wide.rewards, wide.values, wide.mask, wide.bootstrap_values, lam=1.0)
     assert torch.allclose(one[0, :2], torch.tensor([4 - 0.2 - 0.5, 4 - 0.1 - 1.0]))
+
+
+@pytest.mark.parametrize("name", OWN_METRICS)
+def test_a_loss_cannot_log_under_a_name_of_the_loop(name):
+    """Its `approxkl` would take the place of the one that ends the epochs (ppo.target_kl)."""
+
+    def loss(logprobs, mask):
+        return -logprobs, {name: 7.0}
+
+    x, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(PluginError, match=f"logs a metric '{name}', but policy/{name}_avg is a metric of the loop"):
+        compute_loss(built("loss", loss), LossInputs(x, x, x, x, mask, 0.0))

@@ -37,7 +37,10 @@ def share_of_c(rollout: Rollout) -> Scores:
 
 
 def evaluated(policy, reference, reward=share_of_c, seed=0, texts=TEXTS, tokens=6):
-    return evaluate(policy, reference, prompts(texts), reward, Sampling(Letters(), tokens, seed), 200)
+    def rewards(rollouts):
+        return [reward(rollout) for rollout in rollouts]
+
+    return evaluate(policy, reference, prompts(texts), rewards, Sampling(Letters(), tokens, seed), 200)
 
 
 # ---- pairing -----------------------------------------------------------------------------------------------
@@ -177,11 +180,12 @@ def summary_of(monkeypatch, scores: dict[str, float | None]):
     }
     monkeypatch.setattr(module, "generate", lambda model, *_, **__: rollouts[id(model)])
 
-    def reward(rollout):
+    def reward(rollouts):
+        (rollout,) = rollouts
         given = [scores[text] for text in rollout.completions]
         valid = torch.tensor([x is not None for x in given])
         junk = torch.tensor([99.0 if x is None else x for x in given])
-        return Scores(junk, valid, torch.zeros(rollout.mask.shape))
+        return [Scores(junk, valid, torch.zeros(rollout.mask.shape))]
 
     return evaluate(policy, reference, prompts(TEXTS[:4]), reward, Sampling(Letters(), 6, 0), 100)
 
