@@ -43,15 +43,16 @@ def stage(name: str, about: str, required: dict[str, Schema], optional: dict[str
 
 
 RIGHT = {"pairs": WHOLE, "right": NUMBER}
+CI95: Schema = {"type": ["array", "null"], "items": NUMBER}
 REPORT = fields(
-    "A reward model on comparisons that it did not learn from.",
+    "A reward model on comparisons that it did not learn from; null: all of them are ties.",
     {
-        **{"pairs": WHOLE, "accuracy": NUMBER, "accuracy_ci95": several(NUMBER), "loss": NUMBER, "ece": NUMBER},
-        **{"margin_mean": NUMBER, "length_correlation": NUMBER, "longer_wins": NUMBER, "decided_when_to_stop": FLAG},
+        **{"pairs": WHOLE, "ties": WHOLE, "accuracy": MAYBE, "accuracy_ci95": CI95, "loss": NUMBER, "ece": NUMBER},
+        **{"margin_mean": NUMBER, "length_correlation": NUMBER, "longer_wins": MAYBE, "decided_when_to_stop": FLAG},
         "reliability": several(fields("What it stated, and how often it was right.", {**RIGHT, "stated": NUMBER})),
     },
     {
-        **{"ceiling": NUMBER, "of_ceiling": NUMBER, "members": several(NUMBER)},
+        **{"ceiling": MAYBE, "of_ceiling": MAYBE, "members": several(MAYBE)},
         "by_gap": several(fields("By how much better a side really is.", {**RIGHT, "from": NUMBER})),
     },
 )
@@ -124,8 +125,8 @@ EVENTS: dict[str, Schema] = {
     "sft_finished": event("sft_finished", "The last event of fine-tuning.", {"directory": TEXT, **TUNED}),
     "reward_model": event(
         "reward_model",
-        "A step of a reward model; steps: at most.",
-        {"member": WHOLE, "step": WHOLE, "steps": WHOLE, "loss": NUMBER, "accuracy": NUMBER},
+        "A step of a reward model; steps: at most; accuracy: null if all comparisons of the step are ties.",
+        {"member": WHOLE, "step": WHOLE, "steps": WHOLE, "loss": NUMBER, "accuracy": MAYBE},
         {"heldout_accuracy": NUMBER},
     ),
     "reward_model_finished": event(

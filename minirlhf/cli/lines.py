@@ -25,6 +25,11 @@ def tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+def or_dash(value: float | None, form: str = ".3f") -> str:
+    """Number in this format; - for one that was not measured."""
+    return "-" if value is None else format(value, form)
+
+
 def stage_line(e: dict[str, Any]) -> str:
     """One or more lines of a `stage` event: its name in twelve columns, then its work or what it reused."""
     below = f"\n{'':12}"
@@ -43,7 +48,7 @@ def stage_line(e: dict[str, Any]) -> str:
     if e["stage"] == "sft":
         return f"sft         {e['demonstrations']:,} demonstrations, {e['heldout']:,} held out, {e['steps']} steps"
     if e["stage"] == "reward_model" and e["reused"]:
-        return f"reward model reused: held-out accuracy {e['report']['accuracy']:.3f}{below}{e['directory']}"
+        return f"reward model reused: held-out accuracy {or_dash(e['report']['accuracy'])}{below}{e['directory']}"
     if e["stage"] == "reward_model":
         several = f", {e['ensemble']} models" if e["ensemble"] > 1 else ""
         watched = f"{e['watched']:,} more decide when to stop, {e['heldout']:,} are held out for the report"

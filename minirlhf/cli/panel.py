@@ -23,7 +23,7 @@ from rich.style import Style
 from rich.text import Text
 
 from minirlhf import signals
-from minirlhf.cli.lines import printable, sft_line, stage_line
+from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line
 from minirlhf.cli.printer import Printer
 
 FRAMES = 1  # frames a second; drawing one takes a few milliseconds
@@ -135,7 +135,7 @@ class Panel:
         self._over(f"sft         made: {sft_line(e)}")
 
     def _on_reward_model_finished(self, e: dict[str, Any]) -> None:
-        self._over(f"reward model made: held-out accuracy {e['report']['accuracy']:.3f}")
+        self._over(f"reward model made: held-out accuracy {or_dash(e['report']['accuracy'])}")
 
     def _over(self, line: str) -> None:
         self._finished.append(line.splitlines()[0])

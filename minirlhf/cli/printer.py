@@ -9,7 +9,7 @@ from shutil import get_terminal_size
 from time import monotonic
 from typing import Any
 
-from minirlhf.cli.lines import printable, sft_line, stage_line, tell
+from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line, tell
 from minirlhf.store.jsonl import json_line
 
 EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log gets a readable number of them
@@ -116,18 +116,20 @@ class Printer:
 
 def reward_model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows (title, value) of the report of a reward model."""
-    low, high = report["accuracy_ci95"]
+    interval = " (95 % interval {:.3f} to {:.3f})".format(*report["accuracy_ci95"]) if report["accuracy_ci95"] else ""
+    ties = f", {report['ties']} of them ties" if report.get("ties") else ""
     ceiling, decided = [], bool(report.get("decided_when_to_stop"))
     if "ceiling" in report:
-        ceiling = [("of what the label noise allows", f"{report['of_ceiling']:.0%} (ceiling {report['ceiling']:.3f})")]
+        share = f"{or_dash(report['of_ceiling'], '.0%')} (ceiling {or_dash(report['ceiling'])})"
+        ceiling = [("of what the label noise allows", share)]
     return [
-        ("held-out comparisons", f"{report['pairs']}{', which also decided when to stop' * decided}"),
-        ("accuracy", f"{report['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})"),
+        ("held-out comparisons", f"{report['pairs']}{ties}{', which also decided when to stop' * decided}"),
+        ("accuracy", f"{or_dash(report['accuracy'])}{interval}"),
         *ceiling,
         ("calibration error (ECE)", f"{report['ece']:.3f}"),
         ("margin, mean", f"{report['margin_mean']:+.2f}"),
         ("score against length, correlation", f"{report['length_correlation']:+.2f}"),
-        ("accuracy of preferring the longer", f"{report['longer_wins']:.3f}"),
+        ("accuracy of preferring the longer", or_dash(report["longer_wins"])),
     ]
 
 

@@ -15,6 +15,7 @@ from minirlhf import PROJECT
 from minirlhf.components.component import INPUTS
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config
+from minirlhf.errors import InputError
 from minirlhf.exact.lab import optimality
 from minirlhf.models.rollout import Rollout
 from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
@@ -25,7 +26,7 @@ from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run
 from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
 from minirlhf.stages.base import problem_of
-from minirlhf.stages.data import Prompts, batch
+from minirlhf.stages.data import Prompts, batch, tell_trained_on
 from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_interval, evaluate, residual_spread
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.store.checkpoint import newest_components
@@ -125,6 +126,17 @@ def add_true_scores(result: Evaluation, config: Config) -> None:
     result.summary["true_score_gain_ci95"] = list(interval)
 
 
+def tell_seen(config: Config, models: RunModels, prompts: list[Prompt]) -> list[str]:
+    """Note on prompts of a file that the run was trained on; none or one."""
+    if problem_of(config) is not None:
+        return []  # it has no other prompts
+    try:
+        train = heldout_prompts(config, models.tokenizer).train
+    except InputError:  # the run's own files are gone: it can be evaluated, but nobody knows what it was trained on
+        return []
+    return tell_trained_on(train, prompts, "prompts of the file", "leave them out to measure on new ones")
+
+
 def reevaluate(
     directory: Path, config: Config, registry: Registry, prompts_file: str | None
 ) -> tuple[Evaluation, list[str]]:
@@ -148,7 +160,8 @@ def reevaluate(
         longest = config.model.max_positions - config.sampler.max_new_tokens - 1
         rows = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
         fitting, note = fit_prompts(rows, models.tokenizer, longest)
-        prompts = Prompts([], fitting, [note] if note else [])
+        notes = [note] if note else []
+        prompts = Prompts([], fitting, [*notes, *tell_seen(config, models, fitting)])
     check_lengths(rewards, models.tokenizer, prompts.heldout, config.sampler.max_new_tokens)
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
     if rewards.normalized:

@@ -14,7 +14,9 @@ def reliability(report: Mapping[str, Any]) -> str:
 
     def draw(figure: Any) -> None:
         rows = report["reliability"]
-        axes = figure.add_subplot(title=f"accuracy {report['accuracy']:.3f}, ECE {report['ece']:.3f}")
+        accuracy, ece = report["accuracy"], report["ece"]
+        title = "all comparisons are ties" if accuracy is None else f"accuracy {accuracy:.3f}, ECE {ece:.3f}"
+        axes = figure.add_subplot(title=title)
         axes.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", label="perfect")
         x, y = [row["stated"] for row in rows], [row["right"] for row in rows]
         axes.scatter(x, y, s=[20 + 400 * row["pairs"] / report["pairs"] for row in rows], alpha=0.6)

@@ -33,11 +33,11 @@ from minirlhf.store.files import complete_directory, read_json, write_json
 from minirlhf.store.layout import artifact_name
 from minirlhf.store.weights import load_transformer, save_transformer
 from minirlhf.streams import generator
-from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations
+from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations, tell_shared
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
-FORMAT = 2  # raise when the same settings would give other weights
+FORMAT = 3  # raise when the same settings would give other weights
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,25 @@ def read_sft_data(config: Config) -> tuple[list[Demonstration], list[str]] | Non
     return found, notes
 
 
+def sft_examples(config: Config, tokenizer: Tokenizer) -> tuple[list[sft.Example], list[sft.Example], list[str]] | None:
+    """Demonstrations of the config as (examples to learn from, held-out ones, notes); None if it names no file."""
+    data, settings = read_sft_data(config), config.sft
+    if data is None:
+        return None
+    fitting, more = sft.encode_demonstrations(data[0], tokenizer, config.model.max_positions)
+    check_enough(fitting, str(config.corpus.demonstrations))
+    examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
+    return examples, held, [*data[1], *more, *tell_shared(examples, held, "demonstrations")]
+
+
 def build_sft(
     directory: Path, key: dict[str, Any], config: Config, base: Base, device: torch.device, emit: Emit
 ) -> None:
     """Fine-tune a copy of the base; the directory appears when it is complete."""
-    started, settings, data = perf_counter(), config.sft, read_sft_data(config)
+    started, settings, data = perf_counter(), config.sft, sft_examples(config, base.tokenizer)
     assert data is not None, "the caller has seen that there are demonstrations"
-    fitting, more = sft.encode_demonstrations(data[0], base.tokenizer, config.model.max_positions)
-    check_enough(fitting, str(config.corpus.demonstrations))
-    examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
-    for note in [*data[1], *more]:
+    examples, held, notes = data
+    for note in notes:
         emit({"event": "warning", "message": note})
     model, steps = copy.deepcopy(base.trunk), sft.sft_steps(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}

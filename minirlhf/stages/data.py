@@ -27,6 +27,7 @@ from minirlhf.text.corpus import (
     split_prompts,
 )
 from minirlhf.text.files import is_packaged
+from minirlhf.text.splits import shared_note
 from minirlhf.text.tokenizer import Tokenizer
 
 
@@ -97,11 +98,19 @@ def fit_to_context(candidates: Candidates, tokenizer: Tokenizer, longest: int) -
     Prompts that do not fit leave before the split, so that the refusal of fewer than ten counts usable ones.
     """
     train, dropped = fit_prompts(candidates.train, tokenizer, longest - 1)
+    shared = list[str]()
     if candidates.heldout is None:
         train, heldout, note = split_prompts(train)
     else:
         heldout, note = fit_prompts(candidates.heldout, tokenizer, longest - 1)
-    return Prompts(train, heldout, [*candidates.notes, *(n for n in (dropped, note) if n)])
+        if candidates.heldout is not candidates.train:  # a problem of the exact lab has no other prompts
+            shared = tell_trained_on(train, heldout, "held-out prompts", "remove them from one of the files")
+    return Prompts(train, heldout, [*candidates.notes, *(n for n in (dropped, note) if n), *shared])
+
+
+def tell_trained_on(train: list[Prompt], measured: list[Prompt], what: str, todo: str) -> list[str]:
+    """Note on prompts to measure on, called `what`, that are training prompts, too; none or one."""
+    return shared_note({prompt.text for prompt in train}, [prompt.text for prompt in measured], what, todo)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ OUT/  config.json  model.safetensors  tokenizer.json  tokenizer_config.json     
       config.toml  MANIFEST.json
 
 An ensemble has the files of the first two lines in OUT/0, OUT/1, ... Not here: the training loop and the report
-(reward_model.py), and reading files of comparisons (text/comparisons.py).
+(reward_model.py, reward_report.py), and reading files of comparisons (text/comparisons.py).
 """
 
 import copy
@@ -28,7 +28,7 @@ from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.signals import Terminated
 from minirlhf.stages.artifacts import FACTS, find_or_make
-from minirlhf.stages.base import Base, prepare_base, prepare_start, read_sft_data, sampler_of, start_key
+from minirlhf.stages.base import Base, prepare_base, prepare_start, read_sft_data, sampler_of, sft_examples, start_key
 from minirlhf.stages.reward_model import (
     Pair,
     RewardModelState,
@@ -36,22 +36,24 @@ from minirlhf.stages.reward_model import (
     encode_pairs,
     margins,
     normalise,
-    report,
     reward_model_steps,
     train,
 )
+from minirlhf.stages.reward_report import measured, report
 from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.layout import artifact_name
 from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_scorer
 from minirlhf.streams import generator
-from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons
+from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons, tell_shared
 from minirlhf.text.files import corpus_hash, is_packaged
+from minirlhf.text.splits import shared_note
 
 FILE = FACTS["reward_model"]
 PREFIX = "reward-"
-FEW = 50  # prompts below which the comparisons of the report also decide when to stop
+# Prompts below which the comparisons of the report also decide when to stop; those without a prompt count like prompts.
+FEW = 50
 
 
 def train_reward_model(config: Config, out: Path | None, device: torch.device, emit: Emit) -> Path:
@@ -139,10 +141,28 @@ def divide(pairs: list[Pair], heldout: list[Pair] | None, config: Config) -> tup
     if heldout is None:
         check_enough(pairs, str(config.corpus.preferences))
         pairs, heldout = hold_out(pairs, settings.heldout_share, generator(settings.seed, "reward-model/split", 0))
-    if len({pair.prompt for pair in pairs}) < FEW:
+    if len({pair.prompt or pair.content for pair in pairs}) < FEW:
         return pairs, heldout, heldout
     watched = generator(settings.seed, "reward-model/watched", 0)
     return (*hold_out(pairs, settings.heldout_share, watched), heldout)
+
+
+def tell_tuned(config: Config, start: Base, heldout: list[Pair]) -> list[str]:
+    """Note on held-out comparisons whose chosen side the start model has learned from a demonstration; none or one."""
+    data = sft_examples(config, start.tokenizer)
+    known = {tuple(example.ids) for example in data[0]} if data else set()
+    chosen = [tuple(pair.chosen) for pair in heldout if not pair.tie]
+    return shared_note(known, chosen, "chosen sides of held-out comparisons", "give other demonstrations")
+
+
+def tell_ties(watched: list[Pair], heldout: list[Pair]) -> list[str]:
+    """Note on an accuracy that cannot be measured because all the comparisons for it are ties; none or one."""
+    uses = {"decide when to stop": watched, "report the accuracy": heldout}
+    ties = [use for use, pairs in uses.items() if all(pair.tie for pair in pairs)]
+    if not ties:
+        return []
+    what = f"all comparisons that are held out to {' and to '.join(ties)} are ties, which have no accuracy"
+    return [f"{what}: give more comparisons in which one side is better"]
 
 
 def build_reward_model(
@@ -152,7 +172,9 @@ def build_reward_model(
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
     encoded = [encode_pairs(part, start.tokenizer, longest) for part in (read.train, read.heldout) if part is not None]
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
-    for note in [*read.notes, *(note for part in encoded for note in part[1])]:
+    notes = [*read.notes, *(note for part in encoded for note in part[1])]
+    notes += [*tell_shared(pairs, heldout, "comparisons"), *tell_tuned(config, start, heldout)]
+    for note in [*notes, *tell_ties(watched, heldout)]:
         emit({"event": "warning", "message": note})
     apart = len(watched) if watched is not heldout else 0  # 0: those of the report decide when to stop as well
     sizes = {"pairs": len(pairs), "watched": apart, "heldout": len(heldout), "ensemble": count}
@@ -175,7 +197,8 @@ def build_reward_model(
     }
     facts["report"]["decided_when_to_stop"] = watched is heldout
     if count > 1:
-        facts["report"]["members"] = [accuracy(margins(model, heldout)) for model in members]
+        decided = [pair for pair in heldout if not pair.tie]
+        facts["report"]["members"] = [measured(accuracy(margins(model, decided))) for model in members]
     with complete_directory(directory) as temporary:
         for index, model in enumerate(members):
             folder = temporary if count == 1 else temporary / str(index)

@@ -1,17 +1,15 @@
-"""Reward model: training from comparisons (N17), and the report that says how far to trust it.
+"""Reward model: training from comparisons (N17).
 
 Bradley-Terry: P(chosen is better) = sigmoid(score(chosen) - score(rejected) - margin); the loss is minus the log of it,
 smoothed labels and label probabilities mixed in. Training starts from a base, stops early on held-out accuracy and
 keeps the best weights; then scores are normalised to mean 0 and standard deviation 1 over the base's own responses.
-The report: accuracy with its interval, calibration, margins, correlation of score and length. Not here: reading files
-and saving models (preferences.py).
+Not here: the report that says how far to trust it (reward_report.py), reading files and saving models (preferences.py).
 """
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +18,12 @@ from torch import Tensor
 from minirlhf.config.schema import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.models.optimizer import AdamW
-from minirlhf.models.scorer import Ensemble, Scorer
-from minirlhf.rl.metrics import correlation
+from minirlhf.models.scorer import Scorer
 from minirlhf.stages.pretrain import warm_cosine
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING
-from minirlhf.text.comparisons import Comparison
+from minirlhf.text.comparisons import TIE, Comparison
 from minirlhf.text.tokenizer import Tokenizer, text_ids
-
-BINS = 10  # of the reliability table
-GAPS = (0.0, 0.5, 1.0, 2.0)  # lower ends of the rows of `by_gap`, score units
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,16 @@ class Pair:
     probability: float
     gap: float | None = None
     prompt: str = field(default="", compare=False)
+
+    @property
+    def content(self) -> Hashable:
+        """Both sides, whichever is chosen."""
+        return frozenset((tuple(self.chosen), tuple(self.rejected)))
+
+    @property
+    def tie(self) -> bool:
+        """True if neither side is better: what a model prefers is then neither right nor wrong."""
+        return self.probability == TIE
 
 
 def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longest: int) -> tuple[list[Pair], list[str]]:
@@ -99,8 +103,10 @@ def train(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Train until `epochs` are done or the held-out accuracy has not risen for `patience` evaluations.
 
-    Yields (step, {loss, accuracy, heldout_accuracy if it was measured}). Afterwards the model has its best weights.
+    Yields (step, {loss, accuracy, heldout_accuracy if it was measured}). Afterwards the model has its best weights: the
+    last ones, if all held-out pairs are ties, which have no accuracy.
     """
+    decided = [pair for pair in heldout if not pair.tie]
     per_epoch = math.ceil(len(pairs) / config.batch_size)
     total = reward_model_steps(pairs, config)
     every = max(1, min(per_epoch, total // 10))
@@ -110,8 +116,10 @@ def train(
         ).tolist()
         at = state.step % per_epoch * config.batch_size
         metrics = update_scorer(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
-        if state.step % every == 0 or state.step == total:
-            metrics["heldout_accuracy"] = accuracy(margins(state.model, heldout))
+        if not decided:
+            state.best_step = state.step
+        elif state.step % every == 0 or state.step == total:
+            metrics["heldout_accuracy"] = accuracy(margins(state.model, decided))
             if metrics["heldout_accuracy"] > state.best:
                 state.best, state.best_step, state.worse = metrics["heldout_accuracy"], state.step, 0
                 state.best_weights = copy.deepcopy(state.model.state_dict())
@@ -124,7 +132,7 @@ def train(
 def update_scorer(
     state: RewardModelState, batch: Sequence[Pair], config: RewardModelConfig, total: int
 ) -> dict[str, float]:
-    """Make one optimiser step on a batch of pairs; return its loss (nats a pair) and accuracy."""
+    """Make one optimiser step on a batch of pairs; return its loss (nats a pair) and accuracy (NaN if all are ties)."""
     model = state.model.train()
     device = model.score.weight.device
     for group in state.optimizer.param_groups:
@@ -137,8 +145,9 @@ def update_scorer(
     centre = (chosen + rejected).square().mean()  # the loss sees differences alone, so nothing else keeps scores near 0
     (loss + config.centring * centre).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    values = torch.stack([loss.detach(), norm.to(loss.dtype), (chosen > rejected).to(loss.dtype).mean()]).tolist()
-    if not all(math.isfinite(value) for value in values):
+    right = (chosen > rejected).to(loss.dtype)[probability != TIE].mean()
+    values = torch.stack([loss.detach(), norm.to(loss.dtype), right]).tolist()
+    if not all(math.isfinite(value) for value in values[:2]):
         raise DivergedError(f"reward-model loss = {values[0]}", f"step {state.step + 1}", "try a lower reward_model.lr")
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
@@ -154,72 +163,8 @@ def margins(model: Scorer, pairs: Sequence[Pair]) -> Tensor:
 
 
 def accuracy(margins: Tensor) -> float:
-    """Share of pairs whose chosen side scores higher; a tie counts half."""
+    """Share of pairs whose chosen side scores higher; equal scores count half. NaN for no pair."""
     return float((margins > 0).double().mean() + 0.5 * (margins == 0).double().mean())
-
-
-def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Report on a reward model, from n held-out pairs.
-
-    Preferences come from the normalised scores, as PPO sees them; probabilities, sigmoid(|d|) of the preferred side,
-    from the difference d of the raw scores. (They differ for an ensemble only.)
-
-    accuracy, accuracy_ci95 (Wilson); loss in nats per pair; ece = mean |stated - observed probability| over bins,
-    weighted by pairs; reliability: pairs, stated probability and share right of each bin; margin_mean = mean d, score
-    units; length_correlation = Pearson's, score against tokens of a side; longer_wins = accuracy of preferring the
-    longer side. If the pairs know their true gap: ceiling = accuracy of a judge who knows it, against these labels;
-    of_ceiling = (accuracy - 0.5) / (ceiling - 0.5); by_gap = accuracy against the truth, by size of the gap.
-    """
-    sides = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    raw, scores = (x.double().cpu() for x in model.eval().both(sides))
-    found, judged = (x[: len(pairs)] - x[len(pairs) :] for x in (raw, scores))
-    right, n = accuracy(judged), len(pairs)
-    lengths = torch.tensor([float(len(side)) for side in sides], dtype=torch.float64)
-    longer = torch.tensor([float(len(p.chosen) - len(p.rejected)) for p in pairs], dtype=torch.float64)
-    stated, correct = torch.sigmoid(found.abs()), (found > 0).double()
-    table, ece = [], 0.0
-    for low in torch.linspace(0.5, 1, BINS + 1)[:-1].tolist():
-        inside = (stated >= low) & (stated < low + 0.5 / BINS + (1e-9 if low > 0.94 else 0))
-        if bool(inside.any()):
-            said, was = float(stated[inside].mean()), float(correct[inside].mean())
-            table.append({"pairs": int(inside.sum()), "stated": said, "right": was})
-            ece += float(inside.double().mean()) * abs(said - was)
-    return {
-        "pairs": n,
-        "accuracy": right,
-        "accuracy_ci95": list(wilson(right, n)),
-        "loss": float(-F.logsigmoid(found).mean()),
-        "ece": ece,
-        "reliability": table,
-        "margin_mean": float(found.mean()),
-        "length_correlation": correlation(scores, lengths),
-        "longer_wins": accuracy(longer),
-        **against_truth(judged, [p.gap for p in pairs]),
-    }
-
-
-def against_truth(found: Tensor, gaps: Sequence[float | None]) -> dict[str, Any]:
-    """Part of the report that compares margins `found` (n,) with true gaps; empty if a gap is not known."""
-    known = [gap for gap in gaps if gap is not None]
-    if len(known) < len(gaps):
-        return {}
-    truth = torch.tensor(known, dtype=torch.float64)
-    ceiling, rows = accuracy(truth), []
-    for low, high in zip(GAPS, (*GAPS[1:], math.inf), strict=True):
-        inside = (truth.abs() >= low) & (truth.abs() < high) & (truth != 0)
-        if bool(inside.any()):
-            right = accuracy((found * truth.sign())[inside])
-            rows.append({"from": low, "pairs": int(inside.sum()), "right": right})
-    share = (accuracy(found) - 0.5) / (ceiling - 0.5) if ceiling > 0.5 else 0.0
-    return {"ceiling": ceiling, "of_ceiling": share, "by_gap": rows}
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n: Wilson's, which stays within 0 and 1 for small n."""
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ Not here: reading files (text/comparisons.py), and what is saved (base.py).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,10 @@ class Example:
     ids: list[int]
     start: int
     prompt: str = field(default="", compare=False)
+
+    @property
+    def content(self) -> Hashable:
+        return tuple(self.ids[self.start :])
 
 
 def encode_demonstrations(

@@ -1,7 +1,7 @@
 """Comparisons judged by a person: pairs of completions of a prompt, and the file of the answers.
 
 Pair number i depends only on the run, the seed and i, so that a file can be continued at the pair after its last line.
-A line is a row of JSON that `minirlhf reward-model` reads; a tie has probability 0.5.
+A line is a row of JSON that `minirlhf reward-model` reads; a tie has probability 0.5, which no accuracy counts.
 
 Not here: asking the person (cli/label.py).
 """

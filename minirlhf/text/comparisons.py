@@ -4,8 +4,7 @@ A side is a string, or a list of {"role", "content"} whose contents are joined l
 files.py, except `.txt`. Not here: documents and prompts (corpus.py), and ids (tokenizer.py).
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +12,10 @@ import torch
 
 from minirlhf.errors import InputError
 from minirlhf.text.files import clean, corpus_files, kind_of, names_of, rows_of
+from minirlhf.text.splits import held_out_groups, most_held_out, shared_note
 
+LARGEST = 1e30  # of a number in a row: float32 holds it, and the sum of a batch of them
+TIE = 0.5  # probability that says that neither side is better
 PROMPT_FIELDS = ("prompt", "query", "question")
 
 
@@ -21,8 +23,9 @@ PROMPT_FIELDS = ("prompt", "query", "question")
 class Comparison:
     """Judgement on two completions of a prompt; `where` is FILE:LINE.
 
-    margin: least difference in score units (0: not given). probability: that `chosen` is the better one (1: certain).
-    gap: true difference, if it is known; it is used in reports, never in training.
+    margin: least difference in score units (0: not given). probability: that `chosen` is the better one (1: certain,
+    0.5: a tie; a reader swaps the sides of a row that says less). gap: true difference, if it is known; it is used in
+    reports, never in training.
     """
 
     prompt: str
@@ -33,6 +36,11 @@ class Comparison:
     where: str = field(default="", compare=False)
     gap: float | None = None
 
+    @property
+    def content(self) -> Hashable:
+        """Both sides, whichever is chosen: two people who disagree judged the same pair."""
+        return frozenset((self.chosen, self.rejected))
+
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -41,6 +49,10 @@ class Demonstration:
     prompt: str
     completion: str
     where: str = field(default="", compare=False)
+
+    @property
+    def content(self) -> Hashable:
+        return self.completion
 
 
 Row = TypeVar("Row", Comparison, Demonstration)
@@ -52,9 +64,9 @@ def read_comparisons(
     """Read JSON rows with `chosen` and `rejected`; return (comparisons, notes on rows that were left out).
 
     The prompt is `prompt` (or `query`, `question`); without one it is the longest common prefix of both sides, cut at a
-    word boundary. `margin`, `probability` and `gap` are optional. A row whose sides are equal, or one of them empty,
-    teaches nothing: it is left out, and the note says where. which: file of a packaged corpus. Errors: InputError with
-    FILE:LINE.
+    word boundary. `margin`, `probability` and `gap` are optional; a row of probability p < 0.5 is read as its sides
+    swapped, with probability 1 - p. A row whose sides are equal, or one of them empty, teaches nothing: it is left out,
+    and the note says where. which: file of a packaged corpus. Errors: InputError with FILE:LINE.
     """
     found, notes = _useful(source, which, errors, comparison_of, '"prompt", "chosen" and "rejected"')
     if not found:
@@ -69,8 +81,8 @@ def read_demonstrations(
 
     The prompt is `prompt` (or `query`, `question`), or empty. A row of `messages` alone is a conversation; its last
     message, by the assistant, is the completion. A comparison serves with its chosen side. A row with an empty
-    completion is left out, and the note says where. which: file of a packaged corpus. Errors: InputError with
-    FILE:LINE.
+    completion, and a tie, are left out, and the note says where. which: file of a packaged corpus. Errors: InputError
+    with FILE:LINE.
     """
     found, notes = _useful(source, which, errors, demonstration_of, '"prompt" and "completion"')
     if not found:
@@ -78,33 +90,68 @@ def read_demonstrations(
     return found, notes
 
 
-def check_enough(rows: Sequence[Any], source: str) -> None:
-    """Raise InputError if there are fewer rows than can be divided."""
-    if len(rows) < 2:
-        raise InputError("one row cannot be learned from and held out", source, "give two at least")
-
-
-class HasPrompt(Protocol):
-    """Row that `hold_out` can divide."""
+class Divisible(Protocol):
+    """Row that `hold_out` can divide; content: everything in it that is learned from, but for the prompt."""
 
     @property
     def prompt(self) -> str: ...
 
+    @property
+    def content(self) -> Hashable: ...
 
-P = TypeVar("P", bound=HasPrompt)
+
+D = TypeVar("D", bound=Divisible)
 
 
-def hold_out(rows: Sequence[P], share: float, random: torch.Generator) -> tuple[list[P], list[P]]:
-    """Split two rows or more into (training, held out): whole prompts, at least one; rows, if all have one prompt."""
-    prompts = sorted({row.prompt for row in rows})
-    by_prompt = len(prompts) > 1
-    count = len(prompts) if by_prompt else len(rows)
-    order: list[int] = torch.randperm(count, generator=random).tolist()
-    out = set(order[: min(max(1, round(share * count)), count - 1)])
-    if by_prompt:
-        held = {prompts[i] for i in out}
-        out = {i for i, row in enumerate(rows) if row.prompt in held}
+def check_enough(rows: Sequence[Divisible], source: str) -> None:
+    """Raise InputError if there are no two different rows to divide."""
+    if len({(row.prompt, row.content) for row in rows}) < 2:
+        what = "one row" if len(rows) < 2 else f"the same texts, in {len(rows):,} rows,"
+        raise InputError(f"{what} cannot be learned from and held out", source, "give two different rows at least")
+
+
+def hold_out(rows: Sequence[D], share: float, random: torch.Generator) -> tuple[list[D], list[D]]:
+    """Split two different rows or more into (training, held out): `share` of the prompts, at least one, as wholes.
+
+    Equal rows stay together. A row without a prompt is a group of its own. The held-out rows are at most twice their
+    fair share, and no more than half of all where that is possible (`most_held_out`): a prompt of more rows stays in
+    the training. If such prompts have most of the rows, their rows are divided like those without a prompt.
+    """
+    groups = _groups(rows, ())
+    limit = most_held_out(len(rows), len(groups), _count(groups, share))
+    large = {rows[group[0]].prompt: len(group) for group in groups if len(group) > limit}
+    if 2 * sum(large.values()) > len(rows):
+        groups = _groups(rows, large)
+    order: list[int] = torch.randperm(len(groups), generator=random).tolist()
+    taken = held_out_groups([len(groups[i]) for i in order], _count(groups, share))
+    out = {row for i in taken for row in groups[order[i]]}
     return [row for i, row in enumerate(rows) if i not in out], [row for i, row in enumerate(rows) if i in out]
+
+
+def _groups(rows: Sequence[Divisible], apart: Collection[str]) -> list[list[int]]:
+    """Indices of the rows of each prompt, by prompt; of an empty one or one of `apart`, those of equal content."""
+    found = dict[tuple[str, Hashable], list[int]]()
+    for index, row in enumerate(rows):
+        alone = not row.prompt or row.prompt in apart
+        found.setdefault((row.prompt, row.content if alone else None), []).append(index)
+    return sorted(found.values(), key=lambda group: (rows[group[0]].prompt, group[0]))
+
+
+def _count(groups: Sequence[list[int]], share: float) -> int:
+    """Groups to hold out: their share, at least one, and one must stay."""
+    return min(max(1, round(share * len(groups))), len(groups) - 1)
+
+
+def tell_shared(train: Sequence[Divisible], heldout: Sequence[Divisible], what: str) -> list[str]:
+    """Note on held-out rows that are training rows too or, if none is, on those that share a prompt; none or one."""
+    rows = [[(row.prompt, row.content) for row in part] for part in (train, heldout)]
+    same = shared_note(rows[0], rows[1], f"held-out {what}", "remove them from one of the files")
+    prompts = {row.prompt for row in train if row.prompt}
+    both = sum(row.prompt in prompts for row in heldout)
+    if same or not both:
+        return same
+    known = f"{both:,} of {len(heldout):,} held-out {what} have a prompt that is trained on as well"
+    return [f"{known}, because few prompts have most of the rows: give more prompts to measure what others would do"]
 
 
 def _useful(
@@ -136,6 +183,8 @@ def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, 
     """(demonstration, reason why the row teaches nothing; "" if it does)."""
     if isinstance(row, dict) and {"chosen", "rejected"} <= row.keys():
         liked, fault = comparison_of(row, where, errors)
+        if not fault and liked.probability == TIE:
+            fault = "neither side is better (a tie)"
         return Demonstration(liked.prompt, liked.chosen, where), fault
     if not isinstance(row, dict):
         raise InputError(f"row is {kind_of(row)}, not an object", where, 'write {"prompt", "completion"}')
@@ -193,14 +242,20 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
     else:
         prompt = _shared(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    margin = _amount(row, "margin", where, 0.0, 0.0, math.inf)
+    margin = _amount(row, "margin", where, 0.0, 0.0, LARGEST)
     probability = _amount(row, "probability", where, 1.0, 0.0, 1.0)
-    gap = None if row.get("gap") is None else _amount(row, "gap", where, 0.0, -math.inf, math.inf)
+    gap = None if row.get("gap") is None else _amount(row, "gap", where, 0.0, -LARGEST, LARGEST)
     fault = ""
     if chosen == rejected:
         fault = "chosen and rejected are the same"
     elif not chosen.strip() or not rejected.strip():
         fault = f"{'chosen' if not chosen.strip() else 'rejected'} is empty"
+    # A fact is read in one way, however it is written: the likelier side is chosen. The order of a tie says nothing.
+    if probability < TIE or (probability == TIE and rejected < chosen):
+        chosen, rejected, probability = rejected, chosen, 1 - probability
+        gap = None if gap is None else -gap
+    if probability == TIE:
+        margin = 0.0  # by which no side leads
     return Comparison(prompt, chosen, rejected, margin, probability, where, gap), fault
 
 

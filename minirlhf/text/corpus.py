@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minirlhf.errors import InputError
 from minirlhf.text.comparisons import PROMPT_FIELDS, demonstration_of, has_sides
 from minirlhf.text.files import clean, corpus_files, kind_of, names_of, read_text, rows_of, text_documents
+from minirlhf.text.splits import held_out_groups
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -118,6 +119,14 @@ def read_prompts(
 # ---- splits ------------------------------------------------------------------------------------------------
 
 
+def _held_out(rows: Sequence[Document | Prompt], ranked: Sequence[str], count: int, *, by_length: bool) -> set[str]:
+    """The first `count` of the ranked texts whose rows (by_length: characters) do not swallow too many of all."""
+    sizes = dict.fromkeys(ranked, 0)
+    for row in rows:
+        sizes[row.text] += len(row.text) if by_length else 1
+    return {ranked[i] for i in held_out_groups([sizes[text] for text in ranked], count)}
+
+
 def _by_hash(texts: Iterable[str]) -> list[str]:
     """Distinct texts in the order of their SHA-256: a shuffle that depends on nothing but the texts."""
     return sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -126,9 +135,10 @@ def _by_hash(texts: Iterable[str]) -> list[str]:
 def split_documents(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
     """Split documents into (training, held out) by the hash of the text: `share` of the distinct texts.
 
-    A small corpus holds out more: a fifth or 64 texts, whichever is less. Neither side is empty, equal texts stay
-    together, and the order of the documents has no effect. A corpus of one text is cut in two, the last tenth held out.
-    Errors: InputError if a side stays empty.
+    A small corpus holds out more: a fifth or 64 texts, whichever is less. A text so long that too little would be left
+    to learn from is passed over (splits.py). Neither side is empty, equal texts stay together, and the order of the
+    documents has no effect. A corpus of one text is cut in two, the last tenth held out. Errors: InputError if a side
+    stays empty.
     """
     ranked = _by_hash(document.text for document in documents)
     if not ranked:
@@ -137,7 +147,7 @@ def split_documents(documents: Sequence[Document], share: float) -> tuple[list[D
         return _cut(documents[0])
     few = min(FEW_HELD_OUT, len(ranked) // 5)
     count = min(max(round(share * len(ranked)), few, 1), len(ranked) - 1)
-    held_out = set(ranked[:count])
+    held_out = _held_out(documents, ranked, count, by_length=True)
     return (
         [document for document in documents if document.text not in held_out],
         [document for document in documents if document.text in held_out],
@@ -155,12 +165,15 @@ def _cut(document: Document) -> tuple[list[Document], list[Document]]:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt], str | None]:
-    """Split into (training, held out, note): a fifth of the distinct prompts by hash; below ten, all serve as both."""
+    """Split into (training, held out, note): a fifth of the distinct prompts by hash; below ten, all serve as both.
+
+    A prompt of so many rows that too few would be left to train on is passed over (splits.py).
+    """
     ranked = _by_hash(prompt.text for prompt in prompts)
     if len(ranked) < FEW_PROMPTS:
         note = f"only {len(ranked)} distinct prompts: evaluation uses the training prompts, none is held out"
         return list(prompts), list(prompts), note
-    held_out = set(ranked[: len(ranked) // 5])
+    held_out = _held_out(prompts, ranked, len(ranked) // 5, by_length=False)
     return (
         [prompt for prompt in prompts if prompt.text not in held_out],
         [prompt for prompt in prompts if prompt.text in held_out],

@@ -67,12 +67,32 @@ def test_what_people_read(model, tiny, tmp_path):
     assert "it is right" in shown.out
 
 
+def test_ties_alone_have_no_accuracy_and_that_is_said(tiny, tmp_path):
+    pairs = rows(tmp_path / "p.jsonl", 12)
+    ties = [json.loads(line) | {"probability": 0.5} for line in pairs.read_text().splitlines()]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in ties))
+    sets = ("reward_model.ensemble=2", "reward_model.epochs=1", "reward_model.samples=4")
+    quick = [part for s in sets for part in ("--set", s)]
+    shown = done("reward-model", pairs, *tiny, *quick, "--out", tmp_path / "a", "--svg", tmp_path / "r.svg")
+    lines = [line.split("  ")[-1].strip() for line in shown.out.splitlines() if line.startswith("accuracy")]
+    assert lines == ["-", "-"]  # of the model, of preferring the longer
+    assert "2, 2 of them ties" in shown.out
+    assert "are ties, which have no accuracy" in shown.err
+    events = done("reward-model", pairs, *tiny, *quick, "--out", tmp_path / "b", "--json").events
+    assert [e["accuracy"] for e in events if e["event"] == "reward_model"] == [None, None]
+    assert events[-1]["report"]["members"] == [None, None]
+    assert sum(e["event"] == "warning" for e in events) == 1
+
+
 def test_an_ensemble_and_a_part_of_the_comparisons(tiny, tmp_path):
     sets = ("reward_model.ensemble=2", "reward_model.pairs=12", "reward_model.epochs=1", "reward_model.samples=4")
     quick = [part for s in sets for part in ("--set", s)]
     pairs = rows(tmp_path / "p.jsonl")
-    events = done("reward-model", pairs, *tiny, *quick, "--out", tmp_path / "rm", "--json").events
+    learned = ("--set", f"corpus.demonstrations={pairs}", "--set", "sft.epochs=1")
+    events = done("reward-model", pairs, *tiny, *quick, *learned, "--out", tmp_path / "rm", "--json").events
     finished = events[-1]
+    (said,) = [e["message"] for e in events if e["event"] == "warning"]
+    assert "chosen sides of held-out comparisons are trained on as well" in said
     assert finished["train_pairs"] + finished["report"]["pairs"] == 12
     assert finished["report"]["decided_when_to_stop"]  # too few prompts to hold out twice
     assert len(finished["report"]["members"]) == len(finished["best_step"]) == 2

@@ -130,6 +130,18 @@ def test_the_names_that_a_loss_cannot_log_under_are_all_that_the_loop_has(finish
     assert {name for name in names if name.endswith("_avg")} == own
 
 
+def test_prompts_to_evaluate_on_that_the_run_was_trained_on_are_counted(finished, tmp_path):
+    run, _ = finished
+    (known, *_) = [json.loads(line)["prompt"] for line in (run / "samples.jsonl").read_text().splitlines()]
+    own = tmp_path / "p.jsonl"
+    own.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (known, "a new one")))
+    quick = [p for s in ("residual_prompts=0", "best_of=0", "bootstrap=100") for p in ("--set", f"evaluation.{s}")]
+    shown = done("evaluate", run, "--prompts", own, *quick)
+    assert "warning: 1 of 2 prompts of the file are trained on as well" in shown.err
+    own.write_text(json.dumps({"prompt": "a new one"}))
+    assert "warning" not in done("evaluate", run, "--prompts", own, *quick).err
+
+
 def test_a_run_without_out_makes_a_directory_of_its_own_under_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = done("run", *tiny, "--seed", 3)

@@ -8,7 +8,17 @@ import torch
 from minirlhf.components.component import INPUTS
 from minirlhf.config.schema import CorpusConfig
 from minirlhf.errors import InputError
-from minirlhf.stages.data import Documents, PromptStream, batch, fit_to_context, load_documents, read_candidates
+from minirlhf.exact.lab import problem_tokenizer
+from minirlhf.exact.problems import problems
+from minirlhf.stages.data import (
+    Documents,
+    PromptStream,
+    batch,
+    fit_to_context,
+    lab_candidates,
+    load_documents,
+    read_candidates,
+)
 from minirlhf.text.corpus import Document, Prompt
 from tests.helpers import BOS, PAD, Letters
 
@@ -102,6 +112,21 @@ def test_a_heldout_file_is_cut_to_the_context_too(tmp_path):
     assert len(prompts.train) == 10
     assert [p.text for p in prompts.heldout] == ["ab"]
     assert [note[:22] for note in prompts.notes] == ["1 of 2 prompts exceed "]
+
+
+def test_heldout_prompts_that_are_trained_on_are_counted_and_said(tmp_path):
+    train = rows(tmp_path / "p.jsonl", *({"prompt": letter} for letter in LETTERS))
+    heldout = rows(tmp_path / "h.jsonl", {"prompt": "a"}, {"question": "ab"}, {"prompt": "a"})
+    prompts = fit_to_context(candidates(CorpusConfig(prompts=train, heldout_prompts=heldout)), Letters(), 4)
+    repeats, shared = prompts.notes
+    assert repeats == "1 of 3 prompts repeat another and are kept"
+    assert shared.startswith("2 of 3 held-out prompts are trained on as well")
+    assert shared.endswith(": remove them from one of the files")
+
+
+def test_a_problem_has_no_other_prompts_and_nothing_is_said():
+    found = lab_candidates(problems()["delayed"])
+    assert fit_to_context(found, problem_tokenizer(), 64).notes == []
 
 
 def test_when_no_prompt_fits_it_is_an_error(tmp_path):

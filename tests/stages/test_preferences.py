@@ -1,6 +1,7 @@
-"""The preset `preferences` over five seeds: `pytest -m slow -s tests/stages/test_preferences.py`.
+"""What is held out, and what is said about it; and, slow, the preset `preferences` over five seeds.
 
-Pretraining, SFT, reward model and PPO from nothing. Prints the table of docs/preferences.md; times are not asserted.
+`pytest -m slow -s tests/stages/test_preferences.py`: pretraining, SFT, reward model and PPO from nothing. Prints the
+table of docs/preferences.md; times are not asserted.
 """
 
 import json
@@ -11,10 +12,61 @@ from time import perf_counter
 import pytest
 import torch
 
+from minirlhf.config.schema import Config, CorpusConfig
+from minirlhf.stages.base import Base, sft_examples
+from minirlhf.stages.preferences import divide, tell_ties, tell_tuned
+from minirlhf.stages.reward_model import Pair
 from minirlhf.text.comparisons import read_comparisons
+from minirlhf.text.tokenizer import text_ids
 from tests.cli.calling import done
+from tests.helpers import Letters, small_trunk
 
-pytestmark = pytest.mark.slow
+
+def pairs(count, prompt="", **options):
+    """Pairs of two tokens a side, all different."""
+    return [Pair([1, i], [2, i], 0.0, options.get("probability", 1.0), prompt=prompt.format(i)) for i in range(count)]
+
+
+def config(**corpus):
+    return Config().model_copy(update={"corpus": CorpusConfig(**corpus)})
+
+
+@pytest.mark.parametrize("prompt", ["", "p{}"])
+def test_comparisons_without_a_prompt_are_held_out_twice_like_prompts(prompt):
+    learn, watched, heldout = divide(pairs(100, prompt), None, config(preferences="x"))
+    assert [len(part) for part in (learn, watched, heldout)] == [81, 9, 10]
+    learn, watched, heldout = divide(pairs(40, prompt), None, config(preferences="x"))
+    assert [len(part) for part in (learn, heldout)] == [36, 4]
+    assert watched is heldout  # too few to hold out twice
+
+
+def test_an_accuracy_that_ties_leave_nothing_for_is_said_once():
+    certain, ties = pairs(3), pairs(2, probability=0.5)
+    assert tell_ties(certain, certain) == tell_ties([*ties, *certain], certain) == []
+    (both,) = tell_ties(ties, ties)
+    assert both.startswith(
+        "all comparisons that are held out to decide when to stop and to report the accuracy are ties"
+    )
+    (one,) = tell_ties(certain, ties)
+    assert one.startswith("all comparisons that are held out to report the accuracy are ties")
+
+
+def test_a_heldout_comparison_that_the_start_model_has_learned_is_said(tmp_path):
+    """Four of five demonstrations are learned from; of three held-out pairs the first two are among all five."""
+    shown = tmp_path / "shown.jsonl"
+    shown.write_text("".join(json.dumps({"prompt": "a", "completion": c}) + "\n" for c in "bcdef"))
+    own = config(demonstrations=str(shown))
+    start = Base(tmp_path, small_trunk(), Letters(), {})
+    learned, held, _ = sft_examples(own, start.tokenizer)
+    assert (len(learned), len(held)) == (4, 1)
+    new = Pair(text_ids(Letters(), "a", "g", True), [1], 0.0, 1.0)
+    known = [Pair(example.ids, [1], 0.0, 1.0) for example in (learned[0], held[0])]
+    (note,) = tell_tuned(own, start, [*known, new])
+    assert note.startswith("1 of 3 chosen sides of held-out comparisons are trained on as well")
+    assert tell_tuned(own, start, [new]) == tell_tuned(config(), start, known) == []
+
+
+# ---- the preset ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +96,7 @@ def runs(tmp_path_factory):
     return finished, reports
 
 
+@pytest.mark.slow
 def test_the_reward_model_is_trained_once_and_learns_three_quarters_of_what_the_noise_allows(runs):
     _, [report] = runs
     share = f"{report['of_ceiling']:.0%} of what the noise allows"
@@ -52,11 +105,13 @@ def test_the_reward_model_is_trained_once_and_learns_three_quarters_of_what_the_
     assert report["of_ceiling"] >= 0.75
 
 
+@pytest.mark.slow
 def test_the_true_score_rises_for_every_seed(runs):
     for finished in runs[0]:
         assert finished["true_score_gain_ci95"][0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["shuffled", "flipped"])
 def test_controls(labels, tmp_path_factory, runs):
     """Shuffled labels teach nothing: accuracy 0.5 within its interval, no true score gained. Flipped ones lower it."""

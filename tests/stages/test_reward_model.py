@@ -1,6 +1,7 @@
-"""Bradley-Terry by hand, the way from text to ids, training on a rule that can be learned, and the report by hand."""
+"""Bradley-Terry by hand, the way from text to ids, training on a rule that can be learned."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,7 @@ from hypothesis import strategies as st
 
 from minirlhf.config.schema import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
-from minirlhf.models.scorer import Ensemble, Scorer
-from minirlhf.rl.metrics import correlation
+from minirlhf.models.scorer import Scorer
 from minirlhf.stages.reward_model import (
     Pair,
     RewardModelState,
@@ -19,9 +19,8 @@ from minirlhf.stages.reward_model import (
     encode_pairs,
     margins,
     normalise,
-    report,
     train,
-    wilson,
+    update_scorer,
 )
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out
 from minirlhf.text.tokenizer import text_ids
@@ -126,90 +125,33 @@ def test_the_best_weights_are_kept_and_patience_ends_it():
     assert len(ended) < 50 * 13
 
 
+def test_ties_leave_the_accuracies_and_decide_nothing():
+    """Four steps of 16 pairs; with ties alone to look at, training goes to its end and keeps the last weights."""
+    ties = [replace(pair, probability=0.5) for pair in pairs_of(64, 1)]
+    config = RewardModelConfig(epochs=1, batch_size=16, lr=1e-2, warmup=0, patience=1)
+
+    def run(pairs, heldout):
+        state = RewardModelState.start(Scorer(small_trunk(scale=0.1)).initialise(seeded(1)), config)
+        return state, list(train(state, pairs, heldout, config))
+
+    state, steps = run(ties, ties)
+    assert all(math.isnan(metrics["accuracy"]) for _, metrics in steps)
+    assert not any("heldout_accuracy" in metrics for _, metrics in steps)
+    assert (state.step, state.best_step, state.best_weights) == (4, 4, {})
+    certain = pairs_of(20, 2)
+    one, two = run(pairs_of(64, 1), certain), run(pairs_of(64, 1), [*ties[:30], *certain])
+    assert one[1] == two[1]
+    assert one[0].best_step == two[0].best_step
+    mixed = update_scorer(one[0], [*certain[:3], *ties[:5]], config, 4)
+    assert mixed["accuracy"] in [pytest.approx(right / 3) for right in range(4)]  # of three, not of eight
+
+
 def test_a_loss_that_is_not_finite_is_named():
     config = RewardModelConfig(epochs=1)
     state = RewardModelState.start(Scorer(small_trunk()), config)
     torch.nn.init.constant_(state.model.score.weight, float("nan"))
     with pytest.raises(DivergedError, match=r"reward_model\.lr"):
         list(train(state, pairs_of(4, 1), pairs_of(4, 2), config))
-
-
-class Lengths(Scorer):
-    """A score of half the number of tokens, and no model."""
-
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("std", torch.ones(()))
-
-    def scores(self, rows, *, normalised=True):
-        return (torch.tensor([len(row) / 2 for row in rows]) - self.mean) / self.std
-
-
-def test_the_report_by_hand():
-    """Margins 1, 1, -1, 0: right 1, 1, 0, 1/2. It says sigmoid(1) = 0.731 of three pairs, of which 2/3 are right, and
-    0.5 of the tie, which is not right: ece = 3/4 |0.731 - 2/3| + 1/4 |0.5 - 0|."""
-    pairs = [Pair([1] * a, [1] * b, 0.0, 1.0) for a, b in [(4, 2), (6, 4), (2, 4), (3, 3)]]
-    found = report(Lengths(), pairs)
-    sigmoid = 1 / (1 + math.exp(-1))
-    assert found["accuracy"] == pytest.approx(2.5 / 4)
-    assert found["ece"] == pytest.approx(0.75 * abs(sigmoid - 2 / 3) + 0.25 * 0.5)
-    assert [row["pairs"] for row in found["reliability"]] == [1, 3]
-    assert found["margin_mean"] == pytest.approx(0.25)
-    assert found["length_correlation"] == pytest.approx(1)
-    assert found["longer_wins"] == pytest.approx(2.5 / 4)
-    losses = [math.log(1 + math.exp(-m)) for m in (1, 1, -1, 0)]
-    assert found["loss"] == pytest.approx(sum(losses) / 4)
-
-
-def test_an_ensemble_is_judged_by_what_it_scores_and_states_what_its_members_say():
-    """One member says 3 and 0 in tens, the other 0 and 1 in ones: as they are 1.5 against 0.5, normalised 0.15 against
-    0.5. A run is given the second."""
-    members = [fixed({1: 3.0, 2: 0.0}, std=10.0), fixed({1: 0.0, 2: 1.0}, std=1.0)]
-    ensemble = Ensemble(members)
-    raw, scored = ensemble.both([[1], [2]])
-    assert raw.tolist() == [1.5, 0.5]
-    assert scored.tolist() == pytest.approx([0.15, 0.5])
-    assert torch.equal(scored, ensemble.each([[1], [2]]).mean(dim=0))
-    found = report(ensemble, [Pair([1], [2], 0.0, 1.0)])
-    assert found["accuracy"] == 0
-    assert found["margin_mean"] == 1
-
-
-def fixed(scores, std):
-    """A scorer that says a number for the first token of a text."""
-
-    class Fixed(Lengths):
-        def scores(self, rows, *, normalised=True):
-            raw = torch.tensor([scores[row[0]] for row in rows])
-            return self.normalised(raw) if normalised else raw
-
-    scorer = Fixed()
-    scorer.std.fill_(std)
-    return scorer
-
-
-def test_what_is_really_better_is_held_against_labels_and_model():
-    """Margins 1, 1, -1, 2 and true gaps 0.2, -0.3, 0.7, 3: three of four labels are right (the ceiling), and the model
-    agrees with three of four. It sides with the truth in the first and the fourth, not in the others."""
-    pairs = [Pair([1] * a, [1] * b, 0.0, 1.0, g) for a, b, g in [(4, 2, 0.2), (6, 4, -0.3), (2, 4, 0.7), (7, 3, 3.0)]]
-    found = report(Lengths(), pairs)
-    assert (found["accuracy"], found["ceiling"], found["of_ceiling"]) == (0.75, 0.75, 1.0)
-    assert found["by_gap"] == [
-        {"from": 0.0, "pairs": 2, "right": 0.5},
-        {"from": 0.5, "pairs": 1, "right": 0.0},
-        {"from": 2.0, "pairs": 1, "right": 1.0},
-    ]
-    assert "ceiling" not in report(Lengths(), [*pairs, Pair([1], [1, 1], 0.0, 1.0)])
-
-
-def test_intervals_and_correlation_by_hand():
-    """Wilson at 8 of 10: (0.8 + z^2/20 +- z sqrt(0.16/10 + z^2/400)) / (1 + z^2/10), z = 1.96: 0.490 to 0.943."""
-    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    x = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    y = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)
-    assert correlation(x, y) == pytest.approx(1 / math.sqrt(14 / 3 * 2))  # means 7/3 and 2: products sum to 1
-    assert correlation(x, torch.ones(3, dtype=torch.float64)) == 0
 
 
 def test_scores_over_the_bases_own_responses_have_mean_zero_and_std_one():

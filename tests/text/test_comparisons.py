@@ -6,10 +6,20 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from minirlhf.errors import InputError
-from minirlhf.text.comparisons import Comparison, Demonstration, read_comparisons, read_demonstrations
+from minirlhf.text.comparisons import (
+    Comparison,
+    Demonstration,
+    check_enough,
+    hold_out,
+    read_comparisons,
+    read_demonstrations,
+    tell_shared,
+)
 from minirlhf.text.corpus import read_documents, read_prompts
+from tests.helpers import seeded
 
 
 def written(tmp_path, *rows, name="pairs.jsonl"):
@@ -93,12 +103,15 @@ def test_rows_that_teach_nothing_are_left_out_and_said(tmp_path):
         ({"prompt": "p", "query": "q", "chosen": "a", "rejected": "b"}, "which mean the same"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' is a number"),
         ({"prompt": "p", "chosen": ["a"], "rejected": "b"}, 'message without "content"'),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "'margin' is a number outside 0 to inf"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "'margin' is a number outside 0 to 1e\\+30"),
         (
             {"prompt": "p", "chosen": "a", "rejected": "b", "probability": 1.5},
             "'probability' is a number outside 0 to 1",
         ),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}, "'margin' is a string"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "'margin' is a number outside 0 to 1e"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "gap": -1e39}, "'gap' is a number outside -1e"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1' + "0" * 400 + "}", "not finite"),
         ("[1]x", "invalid JSON|not an object"),
     ],
 )
@@ -114,6 +127,152 @@ def test_nothing_to_learn_from(tmp_path):
         read_comparisons(written(tmp_path, {"prompt": "p", "chosen": "a", "rejected": "a"}))
     with pytest.raises(InputError, match=r"cannot be read from \.txt"):
         read_comparisons(written(tmp_path, "a line", name="x.txt"))
+
+
+# ---- one fact, one row -------------------------------------------------------------------------------------
+
+GOOD, BAD = " good", " bad"
+
+
+@pytest.mark.parametrize(
+    ("said", "turned"),
+    [
+        ({}, {"probability": 0}),
+        ({"probability": 1.0, "gap": 2.5}, {"probability": 0.0, "gap": -2.5}),
+        ({"probability": 0.75, "margin": 0.5}, {"probability": 0.25, "margin": 0.5}),
+        ({"probability": 0.5, "gap": 0.25}, {"probability": 0.5, "gap": -0.25}),
+    ],
+)
+def test_a_fact_said_the_other_way_round_is_the_same_row(tmp_path, said, turned):
+    one = {"prompt": "It is", "chosen": GOOD, "rejected": BAD, **said}
+    other = {"prompt": "It is", "chosen": BAD, "rejected": GOOD, **turned}
+    (first, second), notes = read_comparisons(written(tmp_path, one, other))
+    assert first == second
+    assert notes == []
+    if said.get("probability") != 0.5:
+        assert (first.chosen, first.probability) == (GOOD, said.get("probability", 1))
+        assert (first.margin, first.gap) == (said.get("margin", 0), said.get("gap"))
+
+
+def test_no_side_of_a_tie_leads_by_a_margin(tmp_path):
+    row = {"prompt": "It is", "chosen": GOOD, "rejected": BAD, "probability": 0.5, "margin": 2}
+    assert read_comparisons(written(tmp_path, row))[0] == [Comparison("It is", BAD, GOOD, 0.0, 0.5)]
+
+
+def test_a_demonstration_is_the_likelier_side_and_a_tie_is_none(tmp_path):
+    row = {"prompt": "It is", "chosen": BAD, "rejected": GOOD}
+    source = written(tmp_path, {**row, "probability": 0.1}, {**row, "probability": 0.5})
+    found, notes = read_demonstrations(source)
+    assert found == [Demonstration("It is", GOOD)]
+    assert notes == [f"{source}:2: neither side is better (a tie): the row is left out"]
+    assert [d.text for d in read_documents(source)] == ["It is good", "It is bad"]  # language can be learned from both
+
+
+def test_the_field_that_is_empty_is_named_as_it_stands_in_the_file(tmp_path):
+    row = {"prompt": "p", "chosen": " ", "rejected": "b", "probability": 0.1}
+    _, notes = read_comparisons(written(tmp_path, row, {**row, "chosen": "a"}))
+    assert "chosen is empty" in notes[0]
+
+
+# ---- splits ------------------------------------------------------------------------------------------------
+
+
+def by_prompts(rows, share, random):
+    """Split by the number of prompts, or of rows if all have one prompt: right where all prompts are equally large."""
+    prompts = sorted({row.prompt for row in rows})
+    names = [row.prompt for row in rows] if len(prompts) > 1 else list(range(len(rows)))
+    groups = prompts if len(prompts) > 1 else names
+    order = torch.randperm(len(groups), generator=random).tolist()
+    held = {groups[i] for i in order[: min(max(1, round(share * len(groups))), len(groups) - 1)]}
+    sides = [(row, name in held) for row, name in zip(rows, names, strict=True)]
+    return [row for row, out in sides if not out], [row for row, out in sides if out]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("size", [1, 4])
+def test_prompts_of_equal_size_are_divided_by_their_number(size, share):
+    for prompts in range(1, 25):
+        rows = [Demonstration(f"p{i % prompts}", f"{i}") for i in range(size * prompts)]
+        if len(rows) > 1:
+            assert hold_out(rows, share, seeded(prompts)) == by_prompts(rows, share, seeded(prompts))
+
+
+def test_the_packaged_corpus_is_divided_by_the_number_of_prompts_too():
+    """Its prompts have up to 13 rows of 6000: too few to swallow anything. The figures of the manual rest on it."""
+    comparisons, demonstrations = read_comparisons("reviews")[0], read_demonstrations("reviews")[0]
+    for rows in (comparisons, demonstrations, comparisons[:300]):
+        assert hold_out(rows, 0.1, seeded()) == by_prompts(rows, 0.1, seeded())
+
+
+def test_rows_without_a_prompt_are_divided_one_by_one_and_equal_ones_stay_together():
+    rows = [Comparison("", f"good {i % 100}", f"bad {i % 100}") for i in range(200)] + [Comparison("p", "a", "b")]
+    for seed in range(5):
+        learn, held = hold_out(rows, 0.1, seeded(seed))
+        assert 18 <= len(held) <= 20  # 10 of 101 groups: of two rows, but for one
+        assert not {c.chosen for c in learn} & {c.chosen for c in held}
+        shown = [Demonstration("", f"{i}") for i in range(200)] + [Demonstration("p", "a")]
+        assert [len(side) for side in hold_out(shown, 0.05, seeded(seed))] == [191, 10]
+
+
+def test_rows_without_a_prompt_are_held_out_among_those_that_have_one():
+    """They are two in five, more than may be held out together: as one group they would never be."""
+    rows = [Demonstration("", f"{i}") for i in range(80)] + [Demonstration(f"p{i}", "a") for i in range(120)]
+    sides = [hold_out(rows, 0.1, seeded(seed)) for seed in range(5)]
+    assert [len(held) for _, held in sides] == [20] * 5
+    assert sum(not row.prompt for _, held in sides for row in held) > 10  # 40 of 100, give or take
+    assert all(tell_shared(*side, "demonstrations") == [] for side in sides)
+
+
+def test_two_who_disagree_about_a_pair_are_on_one_side():
+    rows = [Comparison("", *(sides if i % 2 else sides[::-1])) for i in range(60) for sides in [(f"a{i // 2}", "b")]]
+    learn, held = hold_out(rows, 0.2, seeded())
+    assert len(held) == 12
+    assert not {c.content for c in learn} & {c.content for c in held}
+
+
+@pytest.mark.parametrize("most", [120, 200])
+def test_a_prompt_with_most_of_the_rows_is_divided_itself_and_that_is_said(most):
+    rows = [Comparison("big", f"a{i}", "b") for i in range(most)] + [Comparison("p", f"{i}", "b") for i in range(1, 9)]
+    for seed in range(5):
+        learn, held = hold_out(rows, 0.1, seeded(seed))
+        assert 0.05 * len(rows) <= len(held) <= 0.2 * len(rows)
+        assert len(learn) + len(held) == len(rows)
+        (note,) = tell_shared(learn, held, "comparisons")
+        both = sum(row.prompt in {other.prompt for other in learn} for row in held)
+        assert note.startswith(f"{both} of {len(held)} held-out comparisons have a prompt that is trained on as well")
+
+
+def test_a_large_prompt_stays_in_the_training_where_the_others_have_most_of_the_rows():
+    rows = [Comparison("big", f"a{i}", "b") for i in range(90)] + [Comparison(f"p{i}", "a", "b") for i in range(110)]
+    for seed in range(5):
+        learn, held = hold_out(rows, 0.1, seeded(seed))
+        assert len(held) == 11  # a tenth of 111 prompts
+        assert sum(row.prompt == "big" for row in learn) == 90
+        assert tell_shared(learn, held, "comparisons") == []
+
+
+def test_at_least_half_is_learned_from_and_one_row_is_held_out_whatever_the_sizes():
+    for seed in range(200):
+        sizes = torch.randint(1, 40, (2 + seed % 9,), generator=seeded(seed)).tolist()
+        rows = [Demonstration("" if i == 3 else f"p{i}", f"{j}") for i, size in enumerate(sizes) for j in range(size)]
+        if len(rows) > 1:
+            learn, held = hold_out(rows, 0.1, seeded(seed))
+            assert len(held) >= 1
+            assert len(learn) >= len(rows) / 2
+
+
+def test_rows_that_are_all_the_same_cannot_be_divided():
+    rows = [Comparison("p", "a", "b"), Comparison("p", "b", "a")]
+    check_enough([*rows, Comparison("q", "a", "b")], "x.jsonl")
+    with pytest.raises(InputError, match=r"the same texts, in 2 rows, cannot be learned from and held out: x\.jsonl"):
+        check_enough(rows, "x.jsonl")
+
+
+def test_equal_rows_on_both_sides_of_a_split_of_ones_own_are_said():
+    one, two = Comparison("p", "a", "b"), Comparison("q", "c", "d")
+    (note,) = tell_shared([one], [Comparison("p", "b", "a"), two], "comparisons")
+    assert note.startswith("1 of 2 held-out comparisons are trained on as well")
+    assert tell_shared([one], [two], "comparisons") == []
 
 
 # ---- demonstrations ----------------------------------------------------------------------------------------

@@ -385,6 +385,26 @@ def test_under_ten_prompts_serve_as_both_and_the_note_says_so() -> None:
     assert "only 9 distinct prompts" in note
 
 
+def test_a_text_that_would_swallow_the_corpus_is_not_held_out() -> None:
+    """Five texts, one held out: that of the smallest hash, unless it is most of the text, by length or by repeats."""
+    first, *others = by_hash("a" * 9, *(f"text {i:04}" for i in range(4)))
+    documents = [Document(text) for text in (first, *others)]
+    assert [d.text for d in corpus.split_documents(documents, 0.02)[1]] == [first]
+    assert [d.text for d in corpus.split_documents([*documents, *documents[:1] * 20], 0.02)[1]] == others[:1]
+    whole = next(word for word in (f"{i} " * 200 for i in range(99)) if by_hash(word, *others)[0] == word)
+    train, held_out = corpus.split_documents([Document(text) for text in (whole, *others)], 0.02)
+    assert [d.text for d in held_out] == others[:1]
+    assert whole in {d.text for d in train}
+
+
+def test_a_prompt_with_most_of_the_rows_is_trained_on() -> None:
+    names = by_hash(*(f"prompt {i}" for i in range(12)))
+    prompts = [Prompt(name) for name in [*names, *names[:1] * 190]]
+    train, held_out, note = corpus.split_prompts(prompts)
+    assert {p.text for p in held_out} == set(names[1:3])  # two of twelve, the first of which has 191 of 202 rows
+    assert (len(train), note) == (200, None)
+
+
 # ---- openings ----------------------------------------------------------------------------------------------
 
 
