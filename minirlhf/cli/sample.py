@@ -205,7 +205,7 @@ def show_means(scores: Mapping[str, ScoresByLabel]) -> None:
 def marks(scores: ScoresByLabel, i: int) -> str:
     """Scores of completion i with their labels and trailing space; empty without rewards."""
     values = {printable(label): values[i] for label, values in scores.items()}
-    return "".join(f"{label} {'n/a' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
+    return "".join(f"{label} {'-' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
 
 
 def terminal_width() -> int | None:

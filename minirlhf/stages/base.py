@@ -21,6 +21,7 @@ from minirlhf.config.schema import Config
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
+from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer, TransformerConfig
@@ -158,7 +159,7 @@ def build_sft(
     fitting, more = sft.encode_demonstrations(data[0], base.tokenizer, config.model.max_positions)
     check_enough(fitting, str(config.corpus.demonstrations))
     examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
-    for note in [*data[1], *more]:
+    for note in [*data[1], *more, *steps_too_small("sft", settings.lr, settings.grad_clip)]:
         emit({"event": "warning", "message": note})
     model, steps = copy.deepcopy(base.trunk), sft.sft_steps(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
@@ -184,6 +185,8 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     """Train the tokenizer and the transformer; the directory appears when it is complete."""
     started, documents = perf_counter(), load_documents(config.corpus)
     emit({"event": "stage", "stage": "pretrain", "documents": len(documents.train), "steps": config.pretrain.steps})
+    for note in steps_too_small("pretrain", config.pretrain.lr, config.pretrain.grad_clip):
+        emit({"event": "warning", "message": note})
     texts = [document.text for document in documents.train]
     tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
     data = windows(texts, tokenizer, config.pretrain.sequence_length)

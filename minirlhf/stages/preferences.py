@@ -24,6 +24,7 @@ from minirlhf.config.toml import dump_toml
 from minirlhf.errors import UsageError
 from minirlhf.events import Emit
 from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.signals import Terminated
@@ -152,7 +153,8 @@ def build_reward_model(
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
     encoded = [encode_pairs(part, start.tokenizer, longest) for part in (read.train, read.heldout) if part is not None]
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
-    for note in [*read.notes, *(note for part in encoded for note in part[1])]:
+    idle = steps_too_small("reward_model", config.reward_model.lr, config.reward_model.grad_clip)
+    for note in [*read.notes, *(note for part in encoded for note in part[1]), *idle]:
         emit({"event": "warning", "message": note})
     apart = len(watched) if watched is not heldout else 0  # 0: those of the report decide when to stop as well
     sizes = {"pairs": len(pairs), "watched": apart, "heldout": len(heldout), "ensemble": count}

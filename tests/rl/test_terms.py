@@ -1,13 +1,17 @@
 """Inputs of components: the fields are those of the contract, and rows with a slot behind the EOS by hand."""
 
+import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minirlhf.builtin.advantages import gae
+from minirlhf.builtin.losses import ratio
 from minirlhf.components.component import INPUTS
-from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, one_slot_more
+from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, one_slot_more, policy_loss
+from tests.helpers import built
 
 
 @pytest.mark.parametrize(("kind", "inputs"), [("kl", KLInputs), ("advantage", AdvantageInputs), ("loss", LossInputs)])
@@ -41,3 +45,24 @@ def test_a_score_behind_the_eos_by_hand():
     # At lambda 1 the place does not matter: what V behind the EOS says cancels.
     one = gae(wide.rewards, wide.values, wide.mask, wide.bootstrap_values, lam=1.0)
     assert torch.allclose(one[0, :2], torch.tensor([4 - 0.2 - 0.5, 4 - 0.1 - 1.0]))
+
+
+def constant(logprobs, advantages):
+    return 0.0 * logprobs + advantages
+
+
+@pytest.mark.parametrize(("loss", "factor"), [(ratio, 1.0), (constant, 0.0)])
+def test_the_gradient_of_the_loss_alone_at_the_log_probs(loss, factor):
+    """d(-A rho)/d log pi = -A rho, with rho = e^0.5 on the second token; a constant has none. Junk is not asked."""
+    new = SimpleNamespace(logprobs=torch.tensor([[-1.0, -1.5, torch.nan]], requires_grad=True))
+    mask = torch.tensor([[True, True, False]])
+    micro = SimpleNamespace(
+        old_logprobs=torch.tensor([[-1.0, -2.0, 0.0]]), ref_logprobs=torch.zeros(1, 3),
+        advantages=torch.tensor([[2.0, -3.0, 9.0]]), mask=mask,
+    )  # fmt: skip
+    values, logged = policy_loss(built("loss", loss), new, micro, 1.0)
+    found = logged["policy/logprob_grad_avg"]
+    assert found[mask].tolist() == pytest.approx([2.0 * factor, 3.0 * math.exp(0.5) * factor])
+    assert new.logprobs.grad is None  # nothing is left behind for the backward pass
+    values.sum().backward()
+    assert new.logprobs.grad[0, :2].tolist() == pytest.approx([-2.0 * factor, 3.0 * math.exp(0.5) * factor])
