@@ -63,6 +63,7 @@ def command(
     """
     from minirlhf.cli.options import resolve_config
     from minirlhf.pipeline.saved import config_file
+    from minirlhf.text.boundary import ending_note
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
@@ -70,6 +71,9 @@ def command(
     config, registry = resolve_config(
         preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
     )
+    note = ending_note([text])
+    if note:
+        click.echo(f"warning: {printable(note)}", err=True)
     rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
 
     if as_json:

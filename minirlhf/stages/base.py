@@ -34,6 +34,7 @@ from minirlhf.store.files import complete_directory, read_json, write_json
 from minirlhf.store.layout import artifact_name
 from minirlhf.store.weights import load_transformer, save_transformer
 from minirlhf.streams import generator
+from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
@@ -159,7 +160,8 @@ def build_sft(
     fitting, more = sft.encode_demonstrations(data[0], base.tokenizer, config.model.max_positions)
     check_enough(fitting, str(config.corpus.demonstrations))
     examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
-    for note in [*data[1], *more, *steps_too_small("sft", settings.lr, settings.grad_clip)]:
+    glued = meeting_note(((d.prompt, d.completion) for d in data[0]), "demonstrations")
+    for note in [*data[1], *more, *glued, *steps_too_small("sft", settings.lr, settings.grad_clip)]:
         emit({"event": "warning", "message": note})
     model, steps = copy.deepcopy(base.trunk), sft.sft_steps(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
@@ -185,7 +187,9 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     """Train the tokenizer and the transformer; the directory appears when it is complete."""
     started, documents = perf_counter(), load_documents(config.corpus)
     emit({"event": "stage", "stage": "pretrain", "documents": len(documents.train), "steps": config.pretrain.steps})
-    for note in steps_too_small("pretrain", config.pretrain.lr, config.pretrain.grad_clip):
+    parts = ((d.text[: d.start], d.text[d.start :]) for d in documents.train if d.start)
+    idle = steps_too_small("pretrain", config.pretrain.lr, config.pretrain.grad_clip)
+    for note in [*meeting_note(parts, "documents that are made of both"), *idle]:
         emit({"event": "warning", "message": note})
     texts = [document.text for document in documents.train]
     tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)

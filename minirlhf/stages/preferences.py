@@ -47,6 +47,7 @@ from minirlhf.store.layout import artifact_name
 from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_scorer
 from minirlhf.streams import generator
+from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons
 from minirlhf.text.files import corpus_hash, is_packaged
 
@@ -154,7 +155,9 @@ def build_reward_model(
     encoded = [encode_pairs(part, start.tokenizer, longest) for part in (read.train, read.heldout) if part is not None]
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
     idle = steps_too_small("reward_model", config.reward_model.lr, config.reward_model.grad_clip)
-    for note in [*read.notes, *(note for part in encoded for note in part[1]), *idle]:
+    given = [*read.train, *(read.heldout or [])]
+    glued = meeting_note(((c.prompt, c.chosen, c.rejected) for c in given), "comparisons")
+    for note in [*read.notes, *(note for part in encoded for note in part[1]), *glued, *idle]:
         emit({"event": "warning", "message": note})
     apart = len(watched) if watched is not heldout else 0  # 0: those of the report decide when to stop as well
     sizes = {"pairs": len(pairs), "watched": apart, "heldout": len(heldout), "ensemble": count}
