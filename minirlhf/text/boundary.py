@@ -65,5 +65,5 @@ def ending_note(prompts: Sequence[str]) -> str | None:
     which = "the prompt ends" if len(prompts) == 1 else f"{len(found)} of {len(prompts)} prompts end"
     return (
         f"{which} in a space, such as {found[0][-16:]!r}: to the tokenizer a word begins with its space, so what goes "
-        "on behind one is a token that running text does not have there; leave it out, unless the demonstrations have it"
+        "on behind one is a token that running text does not have there; leave it out unless the demonstrations have it"
     )
