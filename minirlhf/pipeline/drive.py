@@ -93,7 +93,8 @@ def measured_iterations(run: RunContext, training: Training) -> Iterator[tuple[i
 
 def past_alarms(run: RunContext, training: Training) -> Alarms:
     """Alarms that have seen the iterations before a resume, so that none is raised twice."""
-    alarms = Alarms(training.parts.learns_values, may_end=run.config.exact.problem is None)
+    config = run.config
+    alarms = Alarms(training.parts.learns_values, config.exact.problem is None, config.ppo.iterations)
     for row in read_rows(run.directory / "metrics.jsonl"):
         with suppress(KeyError, TypeError):  # a row that somebody edited
             alarms.look(row["step"], row)

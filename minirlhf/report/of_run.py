@@ -229,7 +229,8 @@ def alarms(metrics: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[tu
 
     learns_values=True is safe for every run: an untrained V has explained variance 0, which raises no alarm.
     """
-    alarm = Alarms(learns_values=True, may_end=config_value(config, "exact", "problem") is None)
+    may_end, last = config_value(config, "exact", "problem") is None, config_value(config, "ppo", "iterations")
+    alarm = Alarms(learns_values=True, may_end=may_end, last=last)
     for row in metrics:
         with suppress(KeyError, TypeError, ArithmeticError):  # a row that a run did not write
             for text in alarm.look(row["step"], row):

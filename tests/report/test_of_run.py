@@ -164,7 +164,7 @@ def test_the_alarms_of_a_run_are_found_again():
         "objective/score_length_correlation": 0.0, "response/eos_rate": 1.0, "response/length": 20.0,
         "response/repetition": 0.0, "policy/entropy_avg": 1.0, "value/explained_variance": 0.1, "count/updates": 4.0,
         "count/reward_errors": 0.0, "count/flat_batches": 0.0, "policy/logprob_grad_avg": 0.8, "episode": 8.0,
-        "objective/scores": 1.0, "objective/scores_std": 0.5,
+        "policy/grad_norm": 3.0, "objective/scores": 1.0, "objective/scores_std": 0.5,
     }  # fmt: skip
     rows = [{"step": 1, **calm}, {"step": 2, "count/updates": 1.0}, {"step": 3, **calm, "policy/entropy_avg": 0.1}]
     ((step, text),) = alarms(rows, {})

@@ -16,6 +16,7 @@ WELL = {
     "objective/scores": 1.0,
     "objective/scores_std": 0.5,
     "policy/logprob_grad_avg": 0.8,
+    "policy/grad_norm": 3.0,
     "episode": 8.0,
     "count/updates": 4.0,
     "count/reward_errors": 0.0,
@@ -36,11 +37,17 @@ IDLE = WELL | {"count/updates": 0.0, "count/masked_rows": 8.0, "objective/scores
         ({"policy/entropy_avg": 0.05}, "fell from 0.60 to 0.05 nats"),
         ({"count/flat_groups": 0.75}, "in 75% of the groups"),
         ({"value/explained_variance": -0.5}, "worse than a constant"),
+        ({"policy/grad_norm": 2e8}, "nearly all of the gradient (norm 2e+08)"),
         ({"policy/logprob_grad_avg": 0.0}, "gradient of the policy loss is 0 although the advantages are not"),
         ({"count/updates": 0.0, "count/masked_rows": 8.0, "count/unscored": 8.0}, "no reward applies to any"),
         ({"count/updates": 0.0, "count/masked_rows": 8.0, "response/eos_rate": 0.0}, "all are cut off"),
         ({"count/updates": 0.0, "count/masked_rows": 8.0, "count/unscored": 3.0}, "no response takes part: some have"),
-        ({"count/flat_batches": 1.0, "objective/scores_std": nan, "response/length": 1.0}, "of a single number"),
+        ({"count/flat_batches": 1.0}, "the advantages of all tokens are 0"),  # although the scores differ
+        ({"count/flat_batches": 1.0, "objective/scores_std": nan}, "of a single number"),  # one response that scored 1
+        (
+            {"count/flat_batches": 1.0, "objective/scores_std": nan, "objective/scores": 0.0, "response/length": 1.0},
+            "of a single number",
+        ),
     ],
 )
 def test_each_goes_off_once_and_alone(changed, said):
@@ -74,7 +81,7 @@ def test_what_is_no_cause_for_alarm():
     [
         ({"objective/scores_std": 0.0, "objective/scores": 0.25}, "the same score (now +0.25)"),
         ({"objective/scores_std": 2e-7, "objective/scores": -0.5}, "the same score (now -0.50)"),  # rounding
-        ({"count/flat_batches": 1.0}, "the advantages of all tokens are 0"),
+        ({"count/flat_batches": 1.0, "objective/scores_std": nan, "objective/scores": 0.0}, "all tokens are 0"),
         ({"response/eos_rate": 0.0}, "no response ends by itself"),
     ],
 )
@@ -89,6 +96,8 @@ def test_what_may_be_chance_is_said_once_all_of_the_first_16_responses_show_it(c
     assert not any(said in text for texts in heard({}, changed, changed) for text in texts)  # the first ones were well
     many = Alarms(learns_values=True)
     assert said in many.look(1, WELL | changed | {"episode": 16.0})[0]
+    short = Alarms(learns_values=True, last=1)  # it is the whole run
+    assert said in short.look(1, WELL | changed)[0]
 
 
 def test_a_problem_whose_responses_have_a_length_by_definition_is_not_cut_off():
