@@ -53,6 +53,7 @@ from minirlhf.text.files import corpus_hash, is_packaged
 
 FILE = FACTS["reward_model"]
 PREFIX = "reward-"
+ONLY_TIES = "no comparison prefers a side (probability 0.5), so that no preference is learned: add some that do"
 FEW = 50  # prompts below which the comparisons of the report also decide when to stop
 
 
@@ -154,7 +155,8 @@ def build_reward_model(
     longest, started, count = config.model.max_positions, perf_counter(), config.reward_model.ensemble
     encoded = [encode_pairs(part, start.tokenizer, longest) for part in (read.train, read.heldout) if part is not None]
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
-    idle = steps_too_small("reward_model", config.reward_model.lr, config.reward_model.grad_clip)
+    idle = [] if any(pair.probability != 0.5 for pair in pairs) else [ONLY_TIES]
+    idle += steps_too_small("reward_model", config.reward_model.lr, config.reward_model.grad_clip)
     given = [*read.train, *(read.heldout or [])]
     glued = meeting_note(((c.prompt, c.chosen, c.rejected) for c in given), "comparisons")
     for note in [*read.notes, *(note for part in encoded for note in part[1]), *glued, *idle]:

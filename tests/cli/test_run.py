@@ -263,6 +263,10 @@ def test_a_run_in_which_nothing_is_scored_says_so_once_and_measures_no_gain(tiny
     assert "<b>-</b><span>score gain" in (run / "report.html").read_text()
     assert "score gain -, better on - of the prompts" in done("evaluate", run).out
     assert measures_of(run)["score_gain"] is None
+    (run / "evaluation.json").unlink()
+    assert not any(
+        e["event"] == "warning" for e in done("run", "--resume", run, "--json").events
+    )  # not even on prompts
     resumed = done("run", "--resume", run, "--set", "ppo.iterations=2", "--json").events
     assert [e["step"] for e in resumed if e["event"] == "step"] == [2]
     assert not any("nothing is learned" in e.get("message", "") for e in resumed)
