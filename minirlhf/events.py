@@ -16,6 +16,7 @@ TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
 MAYBE: Schema = {"type": ["number", "null"]}  # null: nobody could say (NaN in a file of metrics)
+INTERVAL: Schema = {"type": ["array", "null"], "items": NUMBER}  # low, high; null: fewer than two numbers
 FLAG: Schema = {"type": "boolean"}
 ANYTHING: Schema = {"type": "object"}  # what a config or a key holds
 
@@ -59,8 +60,8 @@ REPORT = fields(
 SIDE = fields(
     "Reference or policy on the held-out prompts.",
     {
-        **{"score_mean": NUMBER, "score_std": NUMBER, "score_p90": NUMBER, "length_mean": NUMBER, "eos_rate": NUMBER},
-        **{"distinct_2": NUMBER, "distinct_share": NUMBER},
+        **{"score_mean": MAYBE, "score_std": MAYBE, "score_p90": MAYBE, "length_mean": NUMBER, "eos_rate": NUMBER},
+        **{"distinct_2": MAYBE, "distinct_share": NUMBER},
     },
     {"residual_std": MAYBE, "true_score_mean": NUMBER},
 )
@@ -151,16 +152,16 @@ EVENTS: dict[str, Schema] = {
         {
             **{"run_dir": TEXT, "report": TEXT, "prompts": WHOLE, "reference": SIDE, "policy": SIDE},
             **{
-                "score_gain": NUMBER,
-                "score_gain_ci95": several(NUMBER),
-                "win_rate": NUMBER,
+                "score_gain": MAYBE,
+                "score_gain_ci95": INTERVAL,
+                "win_rate": MAYBE,
                 "kl_nats_per_sequence": NUMBER,
             },
             **{"kl_coef": NUMBER, "samples": several(COMPLETED)},
             "seconds": {"type": "object", "additionalProperties": NUMBER},
         },
         {
-            **{"true_score_gain": NUMBER, "true_score_gain_ci95": several(NUMBER), "precision_error": NUMBER},
+            **{"true_score_gain": NUMBER, "true_score_gain_ci95": INTERVAL, "precision_error": NUMBER},
             **{"optimality": MAYBE, "exact": EXACT, "best_of_n": several(BEST_OF)},
         },
     ),

@@ -279,5 +279,5 @@ def finish_iteration(
     state.episodes += responses
     state.tokens += tokens
     seconds = sum(laps.seconds.values())
-    metrics |= laps.seconds | {"count/flat_batches": float(experience.flat)}
+    metrics |= laps.seconds
     metrics |= {"episode": float(state.episodes), "eps": responses / seconds, "tokens_per_s": tokens / seconds}

@@ -141,7 +141,8 @@ def test_a_single_token_is_whitened_to_zero():
     state = state_of(small_policy())
     e, metrics = iteration(state, tokens=1, texts=("ab",))
     assert e.advantages.tolist() == [[0.0]]
-    assert all(math.isfinite(value) for value in metrics.values())
+    unknown = {"objective/scores_std", "value/explained_variance"}  # of one number
+    assert {name for name, value in metrics.items() if not math.isfinite(value)} == unknown
     assert state.optimizer.gradients[0].isfinite().all()
 
 

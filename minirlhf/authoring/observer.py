@@ -36,7 +36,15 @@ METRICS = (
     *(f"objective/{name}" for name in ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores", "scores_std")),
     *("objective/score_length_correlation", "reward/friendly", "policy/approxkl_avg", "policy/clipfrac_avg"),
     *("policy/outside_avg", "policy/clamped_avg", "policy/entropy_avg", "policy/first_log_ratio", "policy/grad_norm"),
-    *("loss/policy_avg", "loss/value_avg", "val/ratio", "val/ratio_var", "val/clipfrac_avg", "val/num_eos_tokens"),
+    *(
+        "policy/logprob_grad_avg",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "val/ratio",
+        "val/ratio_var",
+        "val/clipfrac_avg",
+        "val/num_eos_tokens",
+    ),
     *("value/explained_variance", "response/length", "response/repetition", "response/eos_rate", "kl/coef", "lr"),
     *("episode", "eps", "tokens_per_s", "time/rollout", "time/score", "time/learn", "count/updates"),
     *("count/unscored", "count/reward_errors", "count/masked_rows", "count/flat_batches"),
@@ -116,7 +124,7 @@ def _random_experience() -> Experience:
     tensors = {name: torch.randn(shape, generator=g) for name in names}
     log_dist = torch.randn(*shape, words, generator=g).log_softmax(dim=-1)  # (8,R,V)
     scores = torch.randn(len(rollout), generator=g)
-    return Experience(rollout=rollout, scores=scores, ref_log_dist=lambda rows: log_dist[rows], **tensors)  # type: ignore[arg-type]
+    return Experience(rollout=rollout, scores=scores, ref_log_dist=lambda rows: log_dist[rows], **tensors)
 
 
 def _random_states() -> dict[str, Any]:

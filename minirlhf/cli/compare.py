@@ -75,11 +75,13 @@ class Progress:
         tell(cell_title(e))
 
     def _cell_finished(self, e: dict[str, Any]) -> None:
+        from minirlhf.report.page import number
+
         start = f"{cell_title(e)}: kept" if e["kept"] else f"  {e['seconds']:.1f} s"
         found = e["measures"]
         share = "" if found.get("optimality") is None else f", F {found['optimality']:.4f}"
         gain, kl = found["score_gain"], found["kl_nats_per_sequence"]
-        tell(f"{start}, score gain {gain:+.3f}, KL {kl:.2f} nats{share}")
+        tell(f"{start}, score gain {number(gain, '+.3f')}, KL {kl:.2f} nats{share}")
 
     def _cell_failed(self, e: dict[str, Any]) -> None:
         tell(f"  failed: {printable(e['message'])}")

@@ -137,9 +137,9 @@ def token_table(row: dict[str, Any], width: int) -> Any:
 
 
 def short_number(value: float | None) -> str:
-    """Number with three decimals, in scientific notation from 1e6, n/a for none."""
+    """Number with three decimals, in scientific notation from 1e6, - for none."""
     if value is None or value != value:
-        return "n/a"
+        return "-"
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 

@@ -36,7 +36,9 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
 
     saved = open_run(run, config, set_up(config.run))
     policy = saved.policy if side == "policy" else saved.reference.policy
-    use = prompts_to_use(config, saved.tokenizer, prompts)
+    use, note = prompts_to_use(config, saved.tokenizer, prompts)
+    if note:
+        click.echo(f"warning: {printable(note)}", err=True)
     pairs = PairSampler(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
     file = LabelFile(out.absolute())
     index, answered, skipped = file.next_index, 0, list[int]()

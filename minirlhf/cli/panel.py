@@ -236,7 +236,7 @@ class Panel:
         beside = f"{form.format(min(known))} to {form.format(max(known))}" if known else ""
         if what == "KL, nats" and self._kl_target is not None:
             beside = f"target {form.format(self._kl_target)}"
-        name, value = Text(what), form.format(values[-1]) if math.isfinite(values[-1]) else "n/a"
+        name, value = Text(what), form.format(values[-1]) if math.isfinite(values[-1]) else "-"
         name.truncate(LABEL - 1, overflow="ellipsis")
         name.pad_right(LABEL - name.cell_len)
         found = Text.assemble(name, (f"{value:>{VALUE}}", "bold"), "  ", (sparkline(course), "cyan"))
@@ -251,7 +251,7 @@ class Panel:
         s = self._sample
         if not s or rows < 3:
             return []
-        score = "n/a" if s["score"] is None else f"{s['score']:+.2f}"
+        score = "-" if s["score"] is None else f"{s['score']:+.2f}"
         advantages = [a or 0.0 for a in s["advantages"]]
         scale = max((abs(a) for a in advantages if math.isfinite(a)), default=0.0) or 1.0
         title = Text(f"a response of iteration {s['step']}, score {score}   advantage ")

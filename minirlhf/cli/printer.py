@@ -99,11 +99,19 @@ class Printer:
 
     def _step(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["iterations"]):
+            from minirlhf.report.page import number
+
             share = f"  F {e['exact/optimality']:.3f}" if "exact/optimality" in e else ""
+            score, kl, entropy, length = (
+                number(e[name], form)
+                for name, form in (
+                    *(("objective/scores", "+.3f"), ("objective/kl", ".2f")),
+                    *(("policy/entropy_avg", ".2f"), ("response/length", ".1f")),
+                )
+            )
             self._line(
-                f"  iteration {e['step']:4d}/{e['iterations']}  score {e['objective/scores']:+.3f}  "
-                f"kl {e['objective/kl']:6.2f}  entropy {e['policy/entropy_avg']:.2f}  "
-                f"length {e['response/length']:5.1f}  clipped {e.get('policy/clipfrac_avg', 0.0):.2f}  "
+                f"  iteration {e['step']:4d}/{e['iterations']}  score {score}  kl {kl:>6}  entropy {entropy}  "
+                f"length {length:>5}  clipped {number(e.get('policy/clipfrac_avg', 0.0), '.2f')}  "
                 f"{e['tokens_per_s']:,.0f} tokens/s{share}"
             )
 
@@ -133,6 +141,15 @@ def reward_model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def with_interval(summary: dict[str, Any], name: str) -> str:
+    """Text of a gain of the evaluation, - if it was not measured, with its 95 % interval if there is one."""
+    from minirlhf.report.page import number
+
+    ends = summary[f"{name}_ci95"]
+    interval = "" if ends is None else f" (95 % interval {ends[0]:+.3f} to {ends[1]:+.3f})"
+    return number(summary[name], "+.3f") + interval
+
+
 def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
     """Print samples with both completions, then the measures of reference and policy; at most 110 columns."""
     from minirlhf.report.of_run import sides
@@ -143,7 +160,7 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
         print(f"\n{printable(row['prompt'])} ...")
         for side in ("reference", "policy"):
             score = row[f"{side}_score"]
-            mark = f"{side:>9}    n/a  " if score is None else f"{side:>9} {score:+.2f}  "
+            mark = f"{side:>9} {number(score, '+.2f'):>5}  "
             print(
                 textwrap.fill(
                     printable(row[side].strip()) or "(nothing)",
@@ -155,15 +172,13 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
     print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
     for title, before, after, form in sides(summary):
         print(f"{title:<28} {number(before, form):>10} {number(after, form):>10}")
-    low, high = summary["score_gain_ci95"]
     print(
-        f"score gain {summary['score_gain']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "
-        f"better on {summary['win_rate']:.0%} of the prompts, "
+        f"score gain {with_interval(summary, 'score_gain')}, "
+        f"better on {number(summary['win_rate'], '.0%')} of the prompts, "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
     if "true_score_gain" in summary:
-        low, high = summary["true_score_gain_ci95"]
-        print(f"true score gain {summary['true_score_gain']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
+        print(f"true score gain {with_interval(summary, 'true_score_gain')}")
     if "exact" in summary:
         e = summary["exact"]
         share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"

@@ -63,6 +63,7 @@ def command(
     """
     from minirlhf.cli.options import resolve_config
     from minirlhf.pipeline.saved import config_file
+    from minirlhf.text.boundary import ending_note
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
@@ -70,6 +71,9 @@ def command(
     config, registry = resolve_config(
         preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
     )
+    note = ending_note([text])
+    if note:
+        click.echo(f"warning: {printable(note)}", err=True)
     rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
 
     if as_json:
@@ -205,7 +209,7 @@ def show_means(scores: Mapping[str, ScoresByLabel]) -> None:
 def marks(scores: ScoresByLabel, i: int) -> str:
     """Scores of completion i with their labels and trailing space; empty without rewards."""
     values = {printable(label): values[i] for label, values in scores.items()}
-    return "".join(f"{label} {'n/a' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
+    return "".join(f"{label} {'-' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
 
 
 def terminal_width() -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+SMALLEST_STEP = 1e-9  # half a unit in the last place of a float32 of 0.02: smaller steps leave such a weight as it is
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's m and v; with "step" they are the whole state of a parameter
 
 
@@ -35,6 +36,8 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        # torch's schedules warn if they move before the first step, which an iteration that teaches nothing leaves out.
+        self._opt_called = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Append a group; settings that it lacks are the defaults. (torch's own method imports the compiler.)"""
@@ -71,3 +74,18 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+
+def steps_too_small(section: str, lr: float, grad_clip: float, eps: float = 1e-8) -> list[str]:
+    """Sentence for the user if no step can change a weight of usual size (SMALLEST_STEP): none, or one.
+
+    A step of Adam is about lr m / (sqrt(v) + eps) with m and sqrt(v) at most grad_clip: lr min(1, grad_clip / eps).
+    """
+    if lr * min(1.0, grad_clip / eps) >= SMALLEST_STEP:
+        return []
+    cause = (
+        f"lr = {lr:g} is so small"
+        if lr < SMALLEST_STEP
+        else f"grad_clip = {grad_clip:g} is so far below Adam's epsilon, {eps:g},"
+    )
+    return [f"{section}.{cause} that no step changes a weight in float32, so that nothing is learned; raise it"]

@@ -47,13 +47,24 @@ def resolve_device(name: str) -> torch.device:
 
 
 def build_components(config: Config, registry: Registry, device: torch.device) -> Components:
-    """Resolve names and options; a class is constructed here (and may load what it needs)."""
-    return Components(
+    """Resolve names and options; a class is constructed here (and may load what it needs).
+
+    PluginError for a term of the loss that sees nothing of the policy: its gradient is 0, so it would train nothing.
+    """
+    found = Components(
         kl=registry.find("kl", config.kl.estimator).build(config.kl.options, device=device),
         advantage=registry.find("advantage", config.advantage.function).build(config.advantage.options, device=device),
         loss=registry.find("loss", config.loss.policy).build(config.loss.options, device=device),
         observers=[registry.find("observer", name).build({}, device=device) for name in config.run.observers],
     )
+    if not found.loss.names("logprobs"):
+        raise found.loss.error(
+            "does not take logprobs, so that it has no gradient to learn from", "take it as an input"
+        )
+    if config.kl.in_loss and config.kl.coef and not (found.kl.names("logprobs") or found.kl.names("log_dist")):
+        what = f"takes neither logprobs nor log_dist, so that with kl.place = {config.kl.place} it has no gradient"
+        raise found.kl.error(what, "take one of them as an input")
+    return found
 
 
 def build_rewards(

@@ -59,7 +59,7 @@ def run_ppo(run: RunContext, training: Training) -> None:
         for step, experience, metrics in measured_iterations(run, training):
             metrics_file.write({"step": step, **metrics})
             run.emit({"event": "step", "step": step, "iterations": last, **metrics})
-            for message in alarms.look(step, metrics) if metrics["count/updates"] else ():
+            for message in alarms.look(step, metrics):
                 run.warn(f"iteration {step}: {message}")
             if step % settings.log_every == 0:
                 for row in sample_rows(experience, settings.samples):
@@ -93,11 +93,11 @@ def measured_iterations(run: RunContext, training: Training) -> Iterator[tuple[i
 
 def past_alarms(run: RunContext, training: Training) -> Alarms:
     """Alarms that have seen the iterations before a resume, so that none is raised twice."""
-    alarms = Alarms(training.parts.learns_values)
+    config = run.config
+    alarms = Alarms(training.parts.learns_values, config.exact.problem is None, config.ppo.iterations)
     for row in read_rows(run.directory / "metrics.jsonl"):
         with suppress(KeyError, TypeError):  # a row that somebody edited
-            if row["count/updates"]:
-                alarms.look(row["step"], row)
+            alarms.look(row["step"], row)
     return alarms
 
 
@@ -110,14 +110,15 @@ def save_state(run: RunContext, training: Training, sizes: dict[str, int]) -> No
 
 
 def sample_rows(experience: Experience, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of samples.jsonl for the first `count` responses; kl in nats per sequence."""
+    """Rows of samples.jsonl for the first `count` responses; kl in nats per sequence; None for those without a part."""
     rollout = experience.rollout
     for row in range(min(count, len(rollout))):
+        part = experience.learnable[row]  # the scores of other rows are 0, which nobody gave
         yield {
             "prompt": rollout.prompts[row],
             "completion": rollout.completions[row],
-            "score": experience.scores[row].item(),
-            "kl": experience.kl[row][rollout.mask[row]].sum().item(),
+            "score": experience.scores[row].item() if part else None,
+            "kl": experience.kl[row][rollout.mask[row]].sum().item() if part else None,
             "terminated": bool(rollout.terminated[row]),
         }
 

@@ -123,7 +123,7 @@ def add_true_scores(result: Evaluation, config: Config) -> None:
         result.summary[side]["true_score_mean"] = values.mean().item()
     interval = bootstrap_interval(gain, config.evaluation.bootstrap, generator(config.run.seed, "bootstrap", 1))
     result.summary["true_score_gain"] = gain.mean().item()
-    result.summary["true_score_gain_ci95"] = list(interval)
+    result.summary["true_score_gain_ci95"] = interval
 
 
 def tell_seen(config: Config, models: RunModels, prompts: list[Prompt]) -> list[str]:

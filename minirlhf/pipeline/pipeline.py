@@ -52,7 +52,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
             return directory
         if not resume:
             write_config(context)
-        for message in doubts(config):
+        told = resume and as_written(context)  # a run that goes on unchanged has said it all before
+        for message in () if told else doubts(config):
             context.warn(message)
 
         base = prepare_base(config, device, emit)
@@ -67,6 +68,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
         prompts = fit_prompts_of(context, sources, base.tokenizer)
         both = [*prompts.train, *prompts.heldout]
         check_lengths(rewards, base.tokenizer, both, config.sampler.max_new_tokens)
+        for note in () if told else prompts.notes:
+            context.warn(note)
         training = prepare_training(context, sources, rewards, base, prompts)
         if resume:
             go_on(context, training, newest)
@@ -87,6 +90,12 @@ def write_config(run: RunContext) -> None:
     write_text(run.directory / "config.toml", dump_toml(run.config))
 
 
+def as_written(run: RunContext) -> bool:
+    """True if the directory's config.toml is this very configuration."""
+    written = (run.directory / "config.toml").read_text(encoding="utf-8", errors="replace")
+    return written == dump_toml(run.config)
+
+
 def train_rewards(run: RunContext, sources: Sources, base: Base) -> RewardModels:
     """Train the reward model, or reuse it; then build the rewards that waited for it beside those that are ready."""
     prepare_reward_model(run.config, base, run.device, run.emit)
@@ -95,13 +104,9 @@ def train_rewards(run: RunContext, sources: Sources, base: Base) -> RewardModels
 
 
 def fit_prompts_of(run: RunContext, sources: Sources, tokenizer: Tokenizer) -> Prompts:
-    """The prompts that leave room for a whole response; a warning for all that was done to get them."""
-    prompts = fit_to_context(
-        sources.candidates, tokenizer, run.config.model.max_positions - run.config.sampler.max_new_tokens
-    )
-    for note in prompts.notes:
-        run.warn(note)
-    return prompts
+    """The prompts that leave room for a whole response."""
+    longest = run.config.model.max_positions - run.config.sampler.max_new_tokens
+    return fit_to_context(sources.candidates, tokenizer, longest)
 
 
 def learn(run: RunContext, training: Training) -> float:

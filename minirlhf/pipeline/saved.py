@@ -83,9 +83,9 @@ def heldout_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     )
 
 
-def prompts_to_use(config: Config, tokenizer: Tokenizer, file: str | None) -> list[Prompt]:
-    """Prompts that fit the context: those of a file, or without one those that the run was trained on."""
+def prompts_to_use(config: Config, tokenizer: Tokenizer, file: str | None) -> tuple[list[Prompt], str | None]:
+    """Prompts that fit the context, and a note on them: those of a file, or without one those of the run's training."""
     if file is None:
-        return heldout_prompts(config, tokenizer).train
+        return heldout_prompts(config, tokenizer).train, None
     longest = config.model.max_positions - config.sampler.max_new_tokens - 1
-    return fit_prompts(read_prompts(file, config.corpus.errors), tokenizer, longest)[0]
+    return fit_prompts(read_prompts(file, config.corpus.errors), tokenizer, longest)

@@ -92,8 +92,8 @@ def table_of(labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[
 
 
 def interval(measure: Mapping[str, Any] | None, form: str) -> str:
-    """Text of a mean over the seeds with its 95 % interval, if there is one; n/a without a mean."""
+    """Text of a mean over the seeds with its 95 % interval, if there is one; - without a mean."""
     if measure is None or six_digits(measure["mean"]) is None:
-        return "n/a"
+        return "-"
     ends = [number(end, form) for end in measure.get("ci95", ())]
     return number(measure["mean"], form) + (f" [{', '.join(ends)}]" if ends else "")

@@ -103,7 +103,7 @@ def run_page(directory: Path) -> str:
         prompts=evaluation.get("prompts"),
         sides=list(sides(evaluation)),
         checks=list(checks(metrics)),
-        alarms=list(alarms(metrics)),
+        alarms=list(alarms(metrics, config)),
         beside=sorted(beside, key=gain, reverse=True),
         logged=len(logged),
         kept=len(shown),
@@ -171,7 +171,10 @@ def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, An
 
 
 def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Headline numbers of the evaluation, those that exist: (value, meaning with its 95 % interval)."""
+    """Headline numbers of the evaluation, those that exist: (value, meaning with its 95 % interval).
+
+    A gain that is null was not measured, because no reward applied; an optimality that is null has nothing to say.
+    """
     wanted = (
         ("score_gain", "+.3f", "score gain"),
         ("true_score_gain", "+.3f", "true score gain, which no reward saw"),
@@ -180,7 +183,8 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("optimality", ".4f", "optimality F"),
     )
     for key, form, what in wanted:
-        if six_digits(evaluation.get(key)) is not None:
+        unmeasured = key in ("score_gain", "win_rate") and key in evaluation and evaluation[key] is None
+        if unmeasured or six_digits(evaluation.get(key)) is not None:
             ends = evaluation.get(f"{key}_ci95")
             interval = ""
             if isinstance(ends, list) and len(ends) == 2:
@@ -197,7 +201,7 @@ def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
     before, after = evaluation.get("reference"), evaluation.get("policy")
     if isinstance(before, dict) and isinstance(after, dict):
         for name, key, form in SIDES:
-            if before.get(key) is not None:
+            if key in before:
                 yield name, before.get(key), after.get(key), form
 
 
@@ -220,17 +224,17 @@ def checks(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any, str, 
             yield name, seen[0], seen[-1], form, how
 
 
-def alarms(metrics: list[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+def alarms(metrics: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """Alarms of a run, recomputed from its metrics: (step, text).
 
     learns_values=True is safe for every run: an untrained V has explained variance 0, which raises no alarm.
     """
-    alarm = Alarms(learns_values=True)
+    may_end, last = config_value(config, "exact", "problem") is None, config_value(config, "ppo", "iterations")
+    alarm = Alarms(learns_values=True, may_end=may_end, last=last)
     for row in metrics:
         with suppress(KeyError, TypeError, ArithmeticError):  # a row that a run did not write
-            if row["count/updates"]:
-                for text in alarm.look(row["step"], row):
-                    yield row["step"], text
+            for text in alarm.look(row["step"], row):
+                yield row["step"], text
 
 
 def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const short = (x) => x === null || x === undefined ? "n/a" : String(Number(Number(x).toPrecision(4)));
+const short = (x) => x === null || x === undefined ? "-" : String(Number(Number(x).toPrecision(4)));
 
 // Make an element with attributes and children. A child that is a string becomes a text node, never markup.
 function make(tag, attributes, ...inside) {

@@ -76,6 +76,6 @@ def environment() -> Environment:
 
 
 def number(value: Any, form: str = ".3f") -> str:
-    """Number in this format; n/a for anything that is not a finite number."""
+    """Number in this format; - for anything that is not a finite number."""
     finite = type(value) in (int, float) and abs(value) < 1e300
-    return format(value, form) if finite else "n/a"
+    return format(value, form) if finite else "-"

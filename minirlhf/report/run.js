@@ -137,7 +137,7 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
       line.setAttribute("title", what);
       return line;
     });
-    const held = row.clipped === null ? "n/a" : row.clipped.includes(at) ? "yes" : "no";
+    const held = row.clipped === null ? "-" : row.clipped.includes(at) ? "yes" : "no";
     lines.push(make("tr", {}, make("th", { scope: "row" }, "held back by the clip"), make("td", { class: "num" }, held)));
     byId("numbers").replaceChildren(make("table", {}, make("caption", {}, `token ${at + 1} of ${row.tokens.length}`), make("tbody", {}, ...lines)));
     const choices = row.likeliest[at].map(([number, p, q]) => {

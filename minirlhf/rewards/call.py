@@ -51,7 +51,7 @@ class ScoreTable:
     extras: dict[str, list[Any]] = field(default_factory=dict)
 
     def tensors(self, rollout: Rollout) -> Scores:
-        """The same as tensors on the rollout's device, with the mean of each label among the metrics."""
+        """The same as tensors on the rollout's device; the mean of each label is a metric (NaN without a score)."""
         device, (b, r) = rollout.mask.device, rollout.mask.shape
         token_rewards = torch.zeros(b, r)
         for row, numbers in enumerate(self.token_rewards or []):
@@ -59,7 +59,7 @@ class ScoreTable:
         metrics = dict(self.metrics)
         for label, values in self.by_label.items():
             given = [v for v in values if v is not None]
-            metrics[f"reward/{label}"] = sum(given) / len(given) if given else 0.0
+            metrics[f"reward/{label}"] = sum(given) / len(given) if given else math.nan
         metrics["count/unscored"] = float(sum(v is None for v in self.total))
         return Scores(
             total=torch.tensor([v or 0.0 for v in self.total], device=device),

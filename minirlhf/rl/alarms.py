@@ -10,21 +10,44 @@ from dataclasses import dataclass, field
 from minirlhf.rl.metrics import Metrics
 
 SETTLED = 10  # iterations after which V should be of some use
+CHANCE = 16  # responses: of fewer, all may come out alike by chance
+DROWNED = 1e5  # gradient norm over |d policy loss / d log pi|; 1 to 100 is usual
+CERTAIN = 1e-3  # nats a token: below it hardly a token is left to chance
 
 
 @dataclass
 class Alarms:
-    """Alarms of one run; learns_values: True if V is trained."""
+    """Alarms of one run.
+
+    learns_values: True if V is trained; may_end: True if a response can end by itself; last: its last iteration.
+    """
 
     learns_values: bool
+    may_end: bool = True
+    last: int | None = None
     first: Metrics = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
+    idle: bool = True  # no iteration so far has taught the policy anything
+    cut_off: bool = True  # no response so far has ended by itself
 
     def look(self, step: int, metrics: Metrics) -> list[str]:
-        """Check the metrics of an iteration; return the alarms that are new."""
-        first = self.first or metrics
-        found = [(name, text) for name, text in self._alarms(first, step, metrics) if name not in self.said]
-        self.first = first
+        """Check the metrics of an iteration; return the alarms that are new.
+
+        An iteration without updates is no measure for later ones. One whose reward failed has a warning of its own.
+        """
+        if metrics["count/reward_errors"]:
+            return []
+        lost, by_chance = nothing_learned(metrics)
+        self.idle = self.idle and bool(lost)
+        self.cut_off = self.cut_off and metrics["response/eos_rate"] == 0
+        found = list[tuple[str, str]]()
+        enough = metrics["episode"] >= CHANCE or step == self.last
+        if lost and (not by_chance or (self.idle and enough)):
+            found.append(("nothing", lost))
+        if metrics["count/updates"]:
+            self.first = self.first or metrics
+            found += [*self._alarms(self.first, step, metrics), *self._idle_alarms(self.first, step, metrics)]
+        found = [(name, text) for name, text in found if name not in self.said]
         self.said |= {name for name, _ in found}
         return [text for _, text in found]
 
@@ -52,7 +75,7 @@ class Alarms:
                 f"only {ends:.0%} of the responses still end by themselves: set truncation.rule to penalty, or raise "
                 "kl.coef",
             )
-        if entropy < 0.2 * before:
+        if entropy < 0.2 * before and before >= CERTAIN:
             yield (
                 "entropy",
                 f"the entropy fell from {before:.2f} to {entropy:.2f} nats a token: the policy writes one thing; raise "
@@ -70,3 +93,63 @@ class Alarms:
                 f"V predicts the returns worse than a constant would (explained variance {explained:.2f}): raise "
                 "loss.value_coef, or take model.separate_critic, or a function without V",
             )
+
+    def _idle_alarms(self, first: Metrics, step: int, m: Metrics) -> Iterator[tuple[str, str]]:
+        """Alarms of a run that can hardly learn anything as it is."""
+        if self.cut_off and self.may_end and (m["episode"] >= CHANCE or step == self.last):
+            yield (
+                "eos",
+                "no response ends by itself, so that what is scored are beginnings and the end is never learned: raise "
+                "sampler.max_new_tokens, or set truncation.rule",
+            )
+        if m["policy/grad_norm"] > DROWNED * m["policy/logprob_grad_avg"] > 0:
+            yield (
+                "drowned",
+                f"nearly all of the gradient (norm {m['policy/grad_norm']:.1g}) comes from the value loss or the KL "
+                "loss, so that next to nothing is learned from the advantages: bring the scores to a usual scale "
+                "(normalize), or lower loss.value_coef or kl.coef",
+            )
+        if first["policy/entropy_avg"] < CERTAIN:
+            yield (
+                "entropy",
+                f"the entropy is {first['policy/entropy_avg']:.1g} nats a token from the start: all responses to a "
+                "prompt are the same, so that there is nothing to choose from; raise sampler.temperature",
+            )
+
+
+def nothing_learned(m: Metrics) -> tuple[str, bool]:
+    """Reason why this iteration taught the policy nothing, with advice ("" if it did), and True if it may be chance."""
+    if not m["count/updates"]:
+        if m["count/unscored"] == m["count/masked_rows"]:
+            reason = "no reward applies to any of the responses (each returned None)"
+            advice = "see what the rewards need, such as a column of the prompts"
+        elif not m["count/unscored"] and not m["response/eos_rate"]:
+            reason = "no response takes part, because all are cut off and truncation.rule = mask leaves those out"
+            advice = "raise sampler.max_new_tokens, or choose another rule"
+        else:
+            reason = "no response takes part: some have no score, or none to compare it with, others are cut off"
+            advice = "look at samples.jsonl and at truncation.rule"
+        return f"{reason}, so that nothing is learned: {advice}", False
+    if m.get("count/flat_groups", 0.0) > 0.5:
+        return "", False  # the alarm `groups` says more
+    score, spread = m["objective/scores"], m["objective/scores_std"]
+    # As for advantages in `tensors.whiten`, a smaller spread beside the scores is rounding. NaN: a single score.
+    if spread <= 1e-6 * abs(score):
+        return (
+            f"all responses of an iteration have the same score (now {score:+.2f}), so that nothing is "
+            "learned from it: use a graded reward, look at weights, clips and truncation.rule, or take more responses",
+            True,
+        )
+    if m["count/flat_batches"]:
+        return (
+            "the advantages of all tokens are 0, so that nothing is learned from the rewards: whitening or a baseline "
+            "leaves nothing of a single number; take more responses an iteration, or look at the advantage function",
+            spread != spread and score == 0 and m["response/length"] > 1,  # one response that scored 0
+        )
+    if m["policy/logprob_grad_avg"] == 0:
+        return (
+            "the gradient of the policy loss is 0 although the advantages are not, so that nothing is learned from "
+            "them: look at its formula and its options, and run `minirlhf plugins check`",
+            False,
+        )
+    return "", False

@@ -1,4 +1,4 @@
-"""Advice about configurations that run but optimise something else than they seem to.
+"""Advice about configurations that run but optimise something else than they seem to, or nothing at all.
 
 Not here: combinations that are refused (config/faults.py), and what metrics show during a run (alarms.py).
 """
@@ -7,11 +7,24 @@ from collections.abc import Iterator
 
 from minirlhf import PROJECT
 from minirlhf.config.schema import Config
+from minirlhf.models.optimizer import steps_too_small
 
 
 def doubts(config: Config) -> list[str]:
     """Sentences about choices that optimise something else than they seem to, each with the reason."""
-    return [*kl_doubts(config), *other_doubts(config)]
+    return [*kl_doubts(config), *idle_doubts(config), *other_doubts(config)]
+
+
+def idle_doubts(c: Config) -> Iterator[str]:
+    """Yield doubts about settings by which the policy learns nothing in the whole run."""
+    if c.ppo.critic_warmup >= c.ppo.iterations > 0:
+        yield (
+            f"ppo.critic_warmup = {c.ppo.critic_warmup} with ppo.iterations = {c.ppo.iterations}: only the value head "
+            "is trained in all of them, so that the policy learns nothing; lower it, or raise ppo.iterations"
+        )
+    if not any(reward.weight for reward in c.rewards.values()):
+        yield "every reward has weight 0: no score counts, so that nothing is learned from them; give one a weight"
+    yield from steps_too_small("ppo", c.ppo.lr, c.ppo.grad_clip, c.ppo.adam_eps)
 
 
 def other_doubts(c: Config) -> Iterator[str]:

@@ -18,8 +18,8 @@ class Experience:
 
     old_logprobs, ref_logprobs, old_values (B,R) of the policy that sampled and of the reference; kl (B,R) nats a token;
     scores (B,) after the rules; rewards, returns (B,R); advantages (B,R) whitened; ref_log_dist: distributions of the
-    reference, on request; flat: the advantages were all alike, so whitening left zeros; slot_returns (B,): target of V
-    behind the EOS where the score lands there (NaN for rows without one). Shapes and dtypes are checked (ValueError).
+    reference, on request; slot_returns (B,): target of V behind the EOS where the score lands there (NaN for rows
+    without one). Shapes and dtypes are checked (ValueError).
     """
 
     rollout: Rollout
@@ -32,7 +32,6 @@ class Experience:
     advantages: Tensor
     returns: Tensor
     ref_log_dist: LogDist
-    flat: bool = False
     slot_returns: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +68,6 @@ class Experience:
             advantages=whitened.advantages,
             returns=returns,
             ref_log_dist=reference.log_dist,
-            flat=whitened.degenerate,
             slot_returns=shaped.slot_returns,
         )
 

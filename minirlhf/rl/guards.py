@@ -14,7 +14,12 @@ from minirlhf.errors import DivergedError
 from minirlhf.rl.experience import PER_TOKEN, Experience
 
 LARGEST_FIRST_LOG_RATIO = 1e-3  # in float32 rounding gives 1e-5 at most
-OWN_METRICS = ("approxkl", "clamped", "entropy")  # policy/NAME_avg of the loop; `ppo.target_kl` reads the first
+OWN_METRICS = (
+    "approxkl",
+    "clamped",
+    "entropy",
+    "logprob_grad",
+)  # policy/NAME_avg of the loop; `ppo.target_kl` reads the first
 
 
 def check_experience(experience: Experience, step: int) -> None:

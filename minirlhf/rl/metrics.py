@@ -4,6 +4,7 @@ Every mean is over the mask (tokens), or over the rows that have one (responses)
 formula and unit, and a test compares the two. Not here: metrics that policy losses and rewards log themselves.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ Metrics = dict[str, float]
 
 
 def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, beta: float, eos: int) -> Metrics:
-    """Metrics of the responses of an iteration.
+    """Metrics of the responses of an iteration; NaN for means over responses that take part if none does.
 
     entropy (B,R); penalty (B,R): beta kl in the reward; beta: KL coefficient of this iteration; eos: id of EOS.
     """
@@ -35,16 +36,20 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
         "response/length": e.rollout.response_mask.sum() / len(e),
         "response/eos_rate": e.rollout.terminated.float().mean(),
         "count/masked_rows": (~rows).sum(),
+        "count/flat_batches": ~((e.advantages != 0) & mask).any(),
     }
     read = torch.stack([value.double() for value in values.values()]).tolist()
     metrics = dict(zip(values, read, strict=True))
-    metrics["objective/scores_std"] = moments(e.scores, rows).std()
+    scores = moments(e.scores, rows)
+    metrics["objective/scores_std"] = scores.std() if scores.count > 1 else math.nan
     metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
     log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
     metrics["objective/score_length_correlation"] = correlation(
         e.scores[rows], e.rollout.response_mask.sum(dim=1)[rows].to(e.scores)
     )
     metrics["response/repetition"] = repeated_triples(e.rollout.completion_id_lists)
+    if not scores.count:
+        metrics |= {name: math.nan for name in metrics if name.startswith(("objective/", "policy/", "value/"))}
     residual = residual_std(e.scores - beta * log_ratio, e.rollout.group, rows)
     if residual is not None:
         metrics |= {
@@ -144,10 +149,10 @@ def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str,
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the mask: 1 = perfect, 0 = no better than a constant.
 
-    0 as well for returns that do not vary, but for rounding.
+    NaN for returns that do not vary, but for rounding: there is nothing to explain.
     """
     total = moments(returns, mask)
-    return 1.0 - moments(returns - values, mask).variance() / total.variance() if total.varies else 0.0
+    return 1.0 - moments(returns - values, mask).variance() / total.variance() if total.varies else math.nan
 
 
 def update_metrics(updates: list[Metrics], beta: float, lr: float) -> Metrics:
@@ -157,8 +162,8 @@ def update_metrics(updates: list[Metrics], beta: float, lr: float) -> Metrics:
     ratios = torch.tensor([u["val/ratio"] for u in updates], dtype=torch.float64)
     return {
         **means,
-        "val/ratio_var": float(ratios.var()) if len(updates) > 1 else 0.0,
-        "policy/first_log_ratio": updates[0]["log_ratio"] if updates else 0.0,
+        "val/ratio_var": float(ratios.var()) if len(updates) > 1 else 0.0 if updates else math.nan,
+        "policy/first_log_ratio": updates[0]["log_ratio"] if updates else math.nan,
         "count/updates": float(len(updates)),
         "kl/coef": beta,
         "lr": lr,

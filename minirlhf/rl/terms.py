@@ -179,7 +179,16 @@ def one_slot_more(
 def policy_loss(
     loss: Built, new: PolicyOutput, micro: Experience, beta: float, later: DeferredChecks | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Policy loss of a micro-batch: (b,R) a token, and its metrics under the names that are logged."""
-    inputs = LossInputs(new.logprobs, micro.old_logprobs, micro.ref_logprobs, micro.advantages, micro.mask, beta)
+    """Policy loss of a micro-batch: (b,R) a token, and its metrics under the names that are logged.
+
+    One metric is ours, logprob_grad (b,R): |d loss / d log pi| of each token, by which a loss that teaches nothing is
+    recognised (alarms.py). The gradient of the parameters cannot tell, because the value loss is in it.
+    """
+    taken = new.logprobs.view_as(new.logprobs)  # so that the gradient below is of this loss alone, and stops here
+    inputs = LossInputs(taken, micro.old_logprobs, micro.ref_logprobs, micro.advantages, micro.mask, beta)
     values, logged = compute_loss(loss, inputs, later)
-    return values, {f"policy/{name}_avg": value for name, value in logged.items()}
+    found = None
+    if values.requires_grad and taken.requires_grad:
+        (found,) = torch.autograd.grad(values.sum(), taken, retain_graph=True, allow_unused=True)
+    pull = torch.zeros_like(values) if found is None else found.abs()
+    return values, {f"policy/{name}_avg": value for name, value in (logged | {"logprob_grad": pull}).items()}

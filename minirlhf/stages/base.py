@@ -21,6 +21,7 @@ from minirlhf.config.schema import Config
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
+from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer, TransformerConfig
@@ -33,6 +34,7 @@ from minirlhf.store.files import complete_directory, read_json, write_json
 from minirlhf.store.layout import artifact_name
 from minirlhf.store.weights import load_transformer, save_transformer
 from minirlhf.streams import generator
+from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations, tell_shared
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
@@ -157,7 +159,8 @@ def sft_examples(config: Config, tokenizer: Tokenizer) -> tuple[list[sft.Example
     fitting, more = sft.encode_demonstrations(data[0], tokenizer, config.model.max_positions)
     check_enough(fitting, str(config.corpus.demonstrations))
     examples, held = hold_out(fitting, settings.heldout_share, generator(settings.seed, "sft/split", 0))
-    return examples, held, [*data[1], *more, *tell_shared(examples, held, "demonstrations")]
+    glued = meeting_note(((d.prompt, d.completion) for d in data[0]), "demonstrations")
+    return examples, held, [*data[1], *more, *glued, *tell_shared(examples, held, "demonstrations")]
 
 
 def build_sft(
@@ -167,7 +170,7 @@ def build_sft(
     started, settings, data = perf_counter(), config.sft, sft_examples(config, base.tokenizer)
     assert data is not None, "the caller has seen that there are demonstrations"
     examples, held, notes = data
-    for note in notes:
+    for note in [*notes, *steps_too_small("sft", settings.lr, settings.grad_clip)]:
         emit({"event": "warning", "message": note})
     model, steps = copy.deepcopy(base.trunk), sft.sft_steps(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
@@ -193,6 +196,10 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     """Train the tokenizer and the transformer; the directory appears when it is complete."""
     started, documents = perf_counter(), load_documents(config.corpus)
     emit({"event": "stage", "stage": "pretrain", "documents": len(documents.train), "steps": config.pretrain.steps})
+    parts = ((d.text[: d.start], d.text[d.start :]) for d in documents.train if d.start)
+    idle = steps_too_small("pretrain", config.pretrain.lr, config.pretrain.grad_clip)
+    for note in [*meeting_note(parts, "documents that are made of both"), *idle]:
+        emit({"event": "warning", "message": note})
     texts = [document.text for document in documents.train]
     tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
     data = windows(texts, tokenizer, config.pretrain.sequence_length)

@@ -83,11 +83,10 @@ def evaluate(
             "distinct_2": distinct_share(bigrams[name][:equal]),
             "distinct_share": distinct_share(texts[name]),
         }
-    low, high = bootstrap_interval(gain, resamples, generator(sampling.seed, "bootstrap", 0))
     summary |= {
-        "score_gain": mean_or_zero(gain),
-        "score_gain_ci95": [low, high],
-        "win_rate": mean_or_zero((gain > 0).double() + 0.5 * (gain == 0).double()),
+        "score_gain": mean_or_none(gain),
+        "score_gain_ci95": bootstrap_interval(gain, resamples, generator(sampling.seed, "bootstrap", 0)),
+        "win_rate": mean_or_none((gain > 0).double() + 0.5 * (gain == 0).double()),
         "kl_nats_per_sequence": kl.mean().item(),
     }
     rows = [
@@ -182,29 +181,30 @@ def json_scores(scores: Tensor) -> list[float | None]:
     return [None if score != score else score for score in scores.tolist()]
 
 
-def score_statistics(scores: Tensor) -> dict[str, float]:
-    """Mean, unbiased standard deviation and 90th percentile (linear interpolation) of some scores."""
-    if not len(scores):
-        return {"score_mean": 0.0, "score_std": 0.0, "score_p90": 0.0}
+def score_statistics(scores: Tensor) -> dict[str, float | None]:
+    """Mean, unbiased standard deviation and 90th percentile (linear interpolation) of some scores; None if unknown."""
     return {
-        "score_mean": mean_or_zero(scores),
-        "score_std": scores.std().item() if len(scores) > 1 else 0.0,
-        "score_p90": scores.quantile(0.9).item(),
+        "score_mean": mean_or_none(scores),
+        "score_std": scores.std().item() if len(scores) > 1 else None,
+        "score_p90": scores.quantile(0.9).item() if len(scores) else None,
     }
 
 
-def mean_or_zero(x: Tensor) -> float:
-    """Mean of x (n,); 0 for an empty one."""
-    return x.mean().item() if len(x) else 0.0
+def mean_or_none(x: Tensor) -> float | None:
+    """Mean of x (n,); None for an empty one: nothing was measured, and 0 would look like a measurement."""
+    return x.mean().item() if len(x) else None
 
 
-def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator) -> tuple[float, float]:
-    """95 % percentile interval of the mean of gains (n,), prompts resampled with replacement."""
-    if not len(gains):
-        return 0.0, 0.0
+def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator) -> list[float] | None:
+    """95 % percentile interval of the mean of gains (n,), prompts resampled with replacement: [low, high].
+
+    None for fewer than two gains: resampling one number always gives that number, which says nothing of its error.
+    """
+    if len(gains) < 2:
+        return None
     picks = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
     means = gains[picks].mean(dim=1)
-    return means.quantile(0.025).item(), means.quantile(0.975).item()
+    return [means.quantile(0.025).item(), means.quantile(0.975).item()]
 
 
 def bigrams_of(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
@@ -213,6 +213,6 @@ def bigrams_of(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
     return [pair for ids in texts for pair in pairwise(ids)]
 
 
-def distinct_share(items: Sequence[object]) -> float:
-    """Share of distinct items; it falls with the number of items, so compare only equal numbers."""
-    return len(set(items)) / len(items) if items else 0.0
+def distinct_share(items: Sequence[object]) -> float | None:
+    """Share of distinct items, None without any; it falls with the number of items, so compare only equal numbers."""
+    return len(set(items)) / len(items) if items else None

@@ -24,6 +24,7 @@ from minirlhf.config.toml import dump_toml
 from minirlhf.errors import UsageError
 from minirlhf.events import Emit
 from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.signals import Terminated
@@ -46,12 +47,14 @@ from minirlhf.store.layout import artifact_name
 from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_scorer
 from minirlhf.streams import generator
+from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons, tell_shared
 from minirlhf.text.files import corpus_hash, is_packaged
 from minirlhf.text.splits import shared_note
 
 FILE = FACTS["reward_model"]
 PREFIX = "reward-"
+ONLY_TIES = "no comparison prefers a side (probability 0.5), so that no preference is learned: add some that do"
 # Prompts below which the comparisons of the report also decide when to stop; those without a prompt count like prompts.
 FEW = 50
 
@@ -174,7 +177,12 @@ def build_reward_model(
     pairs, watched, heldout = divide(encoded[0][0], encoded[1][0] if read.heldout else None, config)
     notes = [*read.notes, *(note for part in encoded for note in part[1])]
     notes += [*tell_shared(pairs, heldout, "comparisons"), *tell_tuned(config, start, heldout)]
-    for note in [*notes, *tell_ties(watched, heldout)]:
+    notes += meeting_note(
+        ((c.prompt, c.chosen, c.rejected) for c in [*read.train, *(read.heldout or [])]), "comparisons"
+    )
+    notes += tell_ties(watched, heldout) if any(not pair.tie for pair in pairs) else [ONLY_TIES]
+    notes += steps_too_small("reward_model", config.reward_model.lr, config.reward_model.grad_clip)
+    for note in notes:
         emit({"event": "warning", "message": note})
     apart = len(watched) if watched is not heldout else 0  # 0: those of the report decide when to stop as well
     sizes = {"pairs": len(pairs), "watched": apart, "heldout": len(heldout), "ensemble": count}

@@ -32,21 +32,27 @@ class Outcome:
 def measures_of(directory: Path) -> Measures:
     """Compared numbers of a run's evaluation.json; true score and optimality only if the run has them.
 
-    optimality is None where nothing can be gained. InputError if the file is no evaluation.
+    None where nothing was measured (no reward applied), and where nothing can be gained (optimality). InputError if the
+    file is no evaluation.
     """
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
-        measures: Measures = {"score_mean": float(found["policy"]["score_mean"])}
-        measures |= {name: float(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
+        measures: Measures = {"score_mean": float_or_none(found["policy"]["score_mean"])}
+        measures |= {name: float_or_none(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
         if "true_score_gain" in found:
             measures["true_score_mean"] = float(found["policy"]["true_score_mean"])
         if "optimality" in found:
-            measures["optimality"] = None if found["optimality"] is None else float(found["optimality"])
+            measures["optimality"] = float_or_none(found["optimality"])
         measures["seconds_ppo"] = float(found["seconds"]["ppo"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError("not the evaluation of a run", str(file), "remove the run's directory") from None
     return measures
+
+
+def float_or_none(value: Any) -> float | None:
+    """Number of a JSON file; None for null."""
+    return None if value is None else float(value)
 
 
 def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def over_seeds(values: list[float | None]) -> Iterator[tuple[str, Any]]:
     known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     yield "mean", known.mean().item() if len(known) else None
     if len(known) > 1:
-        yield "ci95", list(bootstrap_interval(known, RESAMPLES, generator(0, "compare", 0)))
+        yield "ci95", bootstrap_interval(known, RESAMPLES, generator(0, "compare", 0))
     if len(known) >= 4:
         cut = len(known) // 4
         yield "iqm", known.sort().values[cut : len(known) - cut].mean().item()

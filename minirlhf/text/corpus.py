@@ -5,13 +5,13 @@ here: file formats (files.py), and rows with two sides (comparisons.py).
 """
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minirlhf.errors import InputError
+from minirlhf.text.boundary import SPACELESS, ending_note
 from minirlhf.text.comparisons import PROMPT_FIELDS, demonstration_of, has_sides
 from minirlhf.text.files import clean, corpus_files, kind_of, names_of, read_text, rows_of, text_documents
 from minirlhf.text.splits import held_out_groups
@@ -24,19 +24,14 @@ if TYPE_CHECKING:
 FEW_HELD_OUT = 64
 FEW_PROMPTS = 10
 
-# Letters of scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Chinese.
-_SPACELESS = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
-)
-
 
 @dataclass(frozen=True)
 class Document:
-    """Text to learn from; columns: the other fields of its row."""
+    """Text to learn from; columns: the other fields of its row; start: index of its completion, 0 for plain text."""
 
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
+    start: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,26 +68,26 @@ def _field(row: Any, accepted: tuple[str, ...], where: str) -> str:
 
 def _read(
     source: str, which: str, accepted: tuple[str, ...], errors: str, reserved: Collection[str]
-) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield (text, columns, FILE:LINE) of every row of a source."""
+) -> Iterator[tuple[str, dict[str, Any], str, int]]:
+    """Yield (text, columns, FILE:LINE, start of a completion in the text or 0) of every row of a source."""
     for path in corpus_files(source, which=which):
         if path.suffix.lower() == ".txt":
             for number, part in text_documents(read_text(path, errors)):
-                yield part, {}, f"{path}:{number}"
+                yield part, {}, f"{path}:{number}", 0
             continue
         for where, row in rows_of(path, errors):
             if which == "text" and has_sides(row):  # a comparison is a text, too: the better one; so is an answer
                 shown, fault = demonstration_of(row, where, errors)
                 if not shown.completion.strip():
                     raise InputError(fault, where, "remove the row")
-                yield f"{shown.prompt}{shown.completion}", {}, where
+                yield f"{shown.prompt}{shown.completion}", {}, where, len(shown.prompt)
                 continue
             name = _field(row, accepted, where)
             columns = {key: value for key, value in row.items() if key != name}
             taken = [key for key in columns if key in reserved]
             if taken:
                 raise InputError(f"field {taken[0]!r} is an input of every reward", where, "rename it")
-            yield clean(row[name], name, where, errors), columns, where
+            yield clean(row[name], name, where, errors), columns, where, 0
 
 
 def read_documents(source: str, errors: str = "strict") -> list[Document]:
@@ -101,7 +96,8 @@ def read_documents(source: str, errors: str = "strict") -> list[Document]:
     A comparison serves with its prompt and chosen side, a demonstration with both parts. errors: "strict", or "replace"
     (U+FFFD for bytes that are not UTF-8). Errors: InputError with FILE:LINE.
     """
-    return [Document(text, columns) for text, columns, _ in _read(source, "text", ("text",), errors, ())]
+    rows = _read(source, "text", ("text",), errors, ())
+    return [Document(text, columns, start) for text, columns, _, start in rows]
 
 
 def read_prompts(
@@ -113,7 +109,7 @@ def read_prompts(
     other field may have. Duplicates stay (`fit_prompts` reports them). Errors: InputError with FILE:LINE.
     """
     rows = _read(source, which, PROMPT_FIELDS, errors, reserved)
-    return [Prompt(text, columns, where) for text, columns, where in rows]
+    return [Prompt(text, columns, where) for text, columns, where, _ in rows]
 
 
 # ---- splits ------------------------------------------------------------------------------------------------
@@ -194,7 +190,7 @@ def openings(documents: Sequence[Document], words: int) -> list[Prompt]:
 def _opening(text: str, words: int) -> str:
     """Opening of one text; "" if the text is no longer than that."""
     head = text[:200]
-    if 2 * len(_SPACELESS.findall(head)) > sum(character.isalpha() for character in head):
+    if 2 * len(SPACELESS.findall(head)) > sum(character.isalpha() for character in head):
         end = words
         while end < len(text) and unicodedata.category(text[end]).startswith("M"):
             end += 1  # a vowel sign belongs to the letter before it
@@ -204,7 +200,7 @@ def _opening(text: str, words: int) -> str:
 
 
 def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: int) -> tuple[list[Prompt], str | None]:
-    """Keep prompts of at most `max_tokens` tokens, BOS not counted; return (prompts, note on dropped or repeated ones).
+    """Keep prompts of at most `max_tokens` tokens, BOS not counted; return (prompts, note on what is odd about them).
 
     Errors: InputError if none is left.
     """
@@ -224,6 +220,8 @@ def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: i
     repeats = len(kept) - len({prompt.text for prompt in kept})
     if repeats:
         notes.append(f"{repeats} of {len(kept)} prompts repeat another and are kept")
+    ends = ending_note([prompt.text for prompt in kept])
+    notes += [ends] if ends else []
     return kept, "; ".join(notes) or None
 
 

@@ -136,7 +136,7 @@ def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed,
     assert result.code == 3
     assert result.out.splitlines()[:3] == [
         "variant       seeds  failed    score  score gain    KL  optimality F  ppo, s  beats first in optimality F",
-        "kl.coef=0.25      0       1      n/a         n/a   n/a           n/a     n/a",
+        "kl.coef=0.25      0       1        -           -     -             -       -",
         "kl.coef=0.5       1       0  +10.500      +0.500  1.00        0.8750     1.5",
     ]
     assert "  failed: the loss\\x1b is not finite\n" in result.err
@@ -150,7 +150,7 @@ def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed,
 def test_where_nothing_can_be_gained_there_is_no_share_to_show(stubbed, tmp_path):
     stubbed({}, {(0.25, 0): None})
     result = done("compare", "tiny", "--set", "kl.coef=0.25", "--seeds", 1, "--out", tmp_path)
-    assert result.out.splitlines()[1] == "tiny         1  +10.250      +0.250  0.50           n/a     1.5"
+    assert result.out.splitlines()[1] == "tiny         1  +10.250      +0.250  0.50             -     1.5"
     assert result.err.endswith("score gain +0.250, KL 0.50 nats\n")
 
 

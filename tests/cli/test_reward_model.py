@@ -135,3 +135,12 @@ def test_a_run_trains_the_reward_model_that_it_waits_for_and_finds_it_again(tiny
     third = done("run", tmp_path / "a" / "config.toml", "--out", tmp_path / "c", "--json").events
     assert [e["reused"] for e in third if e.get("stage") == "reward_model"] == [True]
     assert (tmp_path / "c" / "model" / "model.safetensors").read_bytes() == weights[0]
+
+
+def test_comparisons_of_which_none_prefers_a_side_teach_no_preference(tiny, tmp_path):
+    ties = [{"prompt": f"the cat {i}", "chosen": " good", "rejected": " bad", "probability": 0.5} for i in range(8)]
+    (tmp_path / "ties.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ties))
+    quick = ("--set", "reward_model.epochs=1", "--set", "reward_model.samples=2", "--out", tmp_path / "rm")
+    events = done("reward-model", tmp_path / "ties.jsonl", *tiny, *quick, "--json").events
+    (said,) = [e["message"] for e in events if e["event"] == "warning"]
+    assert said.startswith("no comparison prefers a side")

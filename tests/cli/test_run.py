@@ -12,6 +12,7 @@ from minirlhf.cli.lines import tell
 from minirlhf.pipeline import pipeline as composition
 from minirlhf.pipeline import precision
 from minirlhf.rl.guards import OWN_METRICS
+from minirlhf.studies.summary import measures_of
 from tests.cli.calling import call, done, refused
 
 SIX_LINES = """from minirlhf import hookimpl
@@ -265,6 +266,40 @@ def test_fewer_than_ten_prompts_serve_for_both_and_the_run_says_so(tiny, tmp_pat
     result = done("run", *tiny, "--set", f"corpus.prompts={queries}", "--out", tmp_path / "run")
     assert "warning: only 2 distinct prompts: evaluation uses the training prompts" in result.err
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["prompts"] == 2
+
+
+def test_a_run_in_which_nothing_is_scored_says_so_once_and_measures_no_gain(tiny, tmp_path):
+    (tmp_path / "none.py").write_text("def none(completions):\n    return [None] * len(completions)\n")
+    run, sets = tmp_path / "run", ("--set", "run.checkpoint_every=1", "--set", "ppo.iterations=1")
+    events = done("run", *tiny, "--reward", f"{tmp_path}/none.py:none", *sets, "--out", run, "--json").events
+    said = [e["message"] for e in events if e["event"] == "warning" and "nothing is learned" in e["message"]]
+    assert [text.partition(" (")[0] for text in said] == ["iteration 1: no reward applies to any of the responses"]
+    (step,) = [e for e in events if e["event"] == "step"]
+    assert [step[n] for n in ("objective/scores", "objective/kl", "reward/none", "count/updates")] == [None] * 3 + [0]
+    last = events[-1]
+    assert [last[name] for name in ("score_gain", "score_gain_ci95", "win_rate")] == [None, None, None]
+    assert last["policy"]["score_mean"] is None
+    assert {row.get("score") for row in rows(run / "samples.jsonl")} == {None}
+    assert "<b>-</b><span>score gain" in (run / "report.html").read_text()
+    assert "score gain -, better on - of the prompts" in done("evaluate", run).out
+    assert measures_of(run)["score_gain"] is None
+    (run / "evaluation.json").unlink()
+    assert not any(
+        e["event"] == "warning" for e in done("run", "--resume", run, "--json").events
+    )  # not even on prompts
+    resumed = done("run", "--resume", run, "--set", "ppo.iterations=2", "--json").events
+    assert [e["step"] for e in resumed if e["event"] == "step"] == [2]
+    assert not any("nothing is learned" in e.get("message", "") for e in resumed)
+
+
+def test_a_policy_loss_that_sees_nothing_of_the_policy_is_refused_before_anything_is_trained(tiny, tmp_path):
+    (tmp_path / "blind.py").write_text("def blind(advantages):\n    return -advantages\n")
+    refused(5, "run", *tiny, "--loss", f"{tmp_path}/blind.py:blind", "--set", f"run.bases={tmp_path / 'bases'}",
+            "--out", tmp_path / "run", said=("blind", "does not take logprobs", "no gradient"))  # fmt: skip
+    assert not (tmp_path / "bases").exists()
+    (tmp_path / "deaf.py").write_text("def deaf(old_logprobs, ref_logprobs):\n    return old_logprobs - ref_logprobs\n")
+    refused(5, "run", *tiny, "--kl", f"{tmp_path}/deaf.py:deaf", "--set", "kl.place=both",
+            "--out", tmp_path / "other", said=("deaf", "kl.place = both", "no gradient"))  # fmt: skip
 
 
 # ---- a terminal that goes away -----------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_scores_come_first_and_their_means_last(finished, mine):
     ]
     *lines, empty, means = done("sample", finished[0], "the cat", "-n", 4, *rewards, "--seed", 3).out.splitlines()
     for line, row, short in zip(lines, rows, shorts, strict=True):
-        mark = "n/a" if short is None else "+0.50"
+        mark = "-" if short is None else "+0.50"
         assert line.startswith(f"letters {len(row['completion']):+.2f}  short {mark}  the cat")
     assert (empty, means) == ("", f"   policy  letters {sum(lengths) / 4:+.2f}  short +0.50  mean of 4")
     (one,) = done("sample", finished[0], "the cat", "--reward", "length").out.splitlines()
@@ -113,7 +113,7 @@ def test_scores_come_first_and_their_means_last(finished, mine):
 
 def test_means_are_of_what_was_given(capsys):
     sample.show_means({"base": {"a": [0.0, 1.0, None], "b": [None, None, None]}, "policy": {}})
-    assert capsys.readouterr().out == "\n     base  a +0.50  b n/a  mean of 3\n"
+    assert capsys.readouterr().out == "\n     base  a +0.50  b -  mean of 3\n"
 
 
 def test_without_rewards_the_policy_alone_is_a_line_a_completion(finished):
@@ -140,7 +140,7 @@ def test_in_a_pipe_a_completion_is_a_line_of_its_side(monkeypatch, capsys):
         "     base  a +0.50  [bold]one[/bold]\\x1b[31m",
         "   policy  a -1.00  two words",
         "",
-        "     base  a n/a  (nothing)",
+        "     base  a -  (nothing)",
         "   policy  a +2.00  four",
     ]
 
@@ -158,7 +158,7 @@ def test_a_wide_terminal_has_a_column_a_side_and_reads_no_markup(monkeypatch, ca
         ["base", "policy"],
         ["a", "+0.50", "a", "-1.00"],
         ["[bold]one[/bold]\\x1b[31m", "two", "words"],
-        ["a", "n/a", "a", "+2.00"],
+        ["a", "-", "a", "+2.00"],
         ["(nothing)", "four"],
     ]
 

@@ -64,6 +64,34 @@ def test_a_run_goes_through_every_stage_and_its_config_runs_again(quick, tmp_pat
     done("evaluate", tmp_path / "run")
 
 
+def test_texts_that_meet_or_end_in_the_wrong_way_are_counted_once_in_each_file(quick, finished, tmp_path):
+    def put(name, *each):
+        path, lines = tmp_path / f"{name}.jsonl", [json.dumps(row(i)) + "\n" for row in each for i in range(20)]
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    glued = put("shown", lambda i: {"prompt": f"the cat {i}?", "completion": "it is good today"})
+    pairs = put(
+        "pairs",
+        lambda i: {"prompt": f"a dog {i}?", "chosen": "good", "rejected": " bad"},
+        lambda i: {"prompt": f"a dog {i}?", "chosen": " good", "rejected": " bad"},
+    )
+    ends = put("ends", lambda i: {"prompt": f"my tea {i} "})
+    files = {"text": glued, "demonstrations": glued, "preferences": pairs, "prompts": ends}
+    sets = (*(f"corpus.{key}={path}" for key, path in files.items()), f"run.bases={tmp_path}", "pretrain.steps=2")
+    options = ("--reward", "trained", *(part for s in sets for part in ("--set", s)), "--out", tmp_path / "run")
+    events = done("run", *quick, *options, "--json").events
+    said = [e["message"] for e in events if e["event"] == "warning" and " space" in e["message"]]
+    assert [text.partition(", such")[0] for text in said] == [
+        "in 16 of 16 documents that are made of both prompt and completion meet without a space",  # 4 are held out
+        "in 20 of 20 demonstrations prompt and completion meet without a space",
+        "in 20 of 40 comparisons prompt and completion meet without a space",
+        "20 of 20 prompts end in a space",
+    ]
+    for command in (("evaluate", finished[0], "--prompts", ends), ("sample", finished[0], "my tea ")):
+        assert "in a space, such as 'my tea" in done(*command).err
+
+
 def test_a_normalised_reward_is_measured_on_the_reference_before_the_run_and_in_an_evaluation(tiny, tmp_path):
     sets = ("rewards.length.normalize=true", "rewards.length.clip=1.5", "evaluation.samples=0")
     options = ("--reward", "length=2", *(part for s in sets for part in ("--set", s)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from minirlhf.models.optimizer import AdamW
+from minirlhf.models.optimizer import AdamW, steps_too_small
 from tests.helpers import seeded
 
 SHAPES = [(3, 4), (5,), (2, 2, 2)]
@@ -62,3 +62,15 @@ def test_a_step_imports_no_compiler():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_steps_that_no_weight_of_float32_feels():
+    """A weight of 0.02 lies 1.86e-9 from the next float: 1e-9 moves it, 0.9e-9 does not."""
+    weight = torch.tensor(0.02)
+    assert (weight + 1e-9 > weight, weight + 0.9e-9 > weight) == (True, False)
+    assert steps_too_small("sft", 1e-9, 1.0) == []
+    assert steps_too_small("sft", 1e-3, 1e-13) == []  # 1e-3 x 1e-13 / 1e-8 = 1e-8
+    (text,) = steps_too_small("sft", 0.9e-9, 1.0)
+    assert text.startswith("sft.lr = 9e-10 is so small")
+    (text,) = steps_too_small("ppo", 1e-3, 1e-12, 1e-5)  # 1e-3 x 1e-12 / 1e-5 = 1e-10
+    assert text.startswith("ppo.grad_clip = 1e-12 is so far below Adam's epsilon, 1e-05")

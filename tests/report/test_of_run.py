@@ -163,9 +163,11 @@ def test_the_alarms_of_a_run_are_found_again():
     calm = {
         "objective/score_length_correlation": 0.0, "response/eos_rate": 1.0, "response/length": 20.0,
         "response/repetition": 0.0, "policy/entropy_avg": 1.0, "value/explained_variance": 0.1, "count/updates": 4.0,
+        "count/reward_errors": 0.0, "count/flat_batches": 0.0, "policy/logprob_grad_avg": 0.8, "episode": 8.0,
+        "policy/grad_norm": 3.0, "objective/scores": 1.0, "objective/scores_std": 0.5,
     }  # fmt: skip
     rows = [{"step": 1, **calm}, {"step": 2, "count/updates": 1.0}, {"step": 3, **calm, "policy/entropy_avg": 0.1}]
-    ((step, text),) = alarms(rows)
+    ((step, text),) = alarms(rows, {})
     assert step == 3
     assert "entropy fell from 1.00 to 0.10" in text
 
@@ -184,6 +186,8 @@ def test_cards_and_frontier_leave_out_what_is_not_known():
     assert list(cards({"score_gain": 0.5, "score_gain_ci95": [0.4, 0.6], "win_rate": "x"})) == [
         ("+0.500", "score gain, 95 % interval +0.400 to +0.600")
     ]
+    unmeasured = {"score_gain": None, "score_gain_ci95": None, "win_rate": None, "optimality": None}
+    assert [value for value, _ in cards(unmeasured)] == ["-", "-"]
     point = {"n": 2, "kl": math.log(2) - 0.5, "score": 1.0}
     evaluation = {"best_of_n": [point, 7], "kl_nats_per_sequence": 2.0, "policy": {"score_mean": 3.0}}
     assert frontier(evaluation, {}) == {

@@ -95,8 +95,8 @@ def test_uplot_is_the_file_that_was_published(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "form", "shown"),
     [
-        (0.25, ".0%", "25%"), (1, "+.2f", "+1.00"), (None, ".3f", "n/a"), (float("nan"), ".3f", "n/a"),
-        ("x", ".3f", "n/a"), (True, ".3f", "n/a"),
+        (0.25, ".0%", "25%"), (1, "+.2f", "+1.00"), (None, ".3f", "-"), (float("nan"), ".3f", "-"),
+        ("x", ".3f", "-"), (True, ".3f", "-"),
     ],
 )  # fmt: skip
 def test_numbers_for_people(value, form, shown):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import time
 import warnings
 from dataclasses import replace
@@ -89,6 +90,10 @@ def test_a_score_is_normalised_then_cut_then_weighed():
     result = rewards.call(RewardBatch(**BATCH))
     assert result.total == [3.0, -1.5, None]
     assert result.by_label == {"a": [4.0, 0.0, None]}
+    metrics = result.tensors(random_rollout(3)).metrics
+    assert metrics["reward/a"] == 2.0  # the mean of those that were given
+    nobody = shaped(lambda completions: [None] * 3).call(RewardBatch(**BATCH)).tensors(random_rollout(3))
+    assert math.isnan(nobody.metrics["reward/a"])
     assert shaped(lambda completions: [4.0, -9.0, 0.5], clip=2).call(RewardBatch(**BATCH)).total == [2.0, -2.0, 0.5]
 
 

@@ -73,6 +73,7 @@ def test_every_metric_of_a_rollout_by_hand():
             "response/length": 2.5,
             "response/eos_rate": 0.5,
             "count/masked_rows": 0,
+            "count/flat_batches": 1,  # its advantages are 0
             "value/explained_variance": 1 - 0.2 / 2.5,
             "objective/score_length_correlation": -1,  # two points: 1 with three tokens, 4 with two
             "response/repetition": 0,
@@ -92,20 +93,32 @@ def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
     )
     assert out["objective/kl"] == pytest.approx(0.6, abs=1e-10)
     assert out["objective/scores"] == 1
-    assert out["objective/scores_std"] == 0
+    assert math.isnan(out["objective/scores_std"])  # of one score
     assert out["objective/non_score_reward"] == -3
     assert out["count/masked_rows"] == 1
     assert out["response/length"] == 2.5
     assert out["val/num_eos_tokens"] == 1
 
 
-def test_a_rollout_without_any_scored_row_has_finite_metrics():
+def test_of_a_rollout_without_any_scored_row_what_was_not_measured_is_nan():
     whole = experience()
     nobody = replace(whole, rollout=whole.rollout.keeping(torch.tensor([False, False])))
     out = rollout_metrics(nobody, torch.full((2, 3), NAN), torch.full((2, 3), NAN), 0.1, EOS)
-    assert all(math.isfinite(value) for value in out.values())
+    unknown = {name for name, value in out.items() if math.isnan(value)}
+    assert unknown == {name for name in out if name.startswith(("objective/", "policy/", "value/"))}
     assert out["count/masked_rows"] == 2
-    assert out["objective/kl"] == 0
+    assert (out["response/length"], out["response/eos_rate"]) == (2.5, 0.5)  # the responses are there
+
+
+def test_a_batch_is_flat_if_no_token_of_the_mask_has_an_advantage():
+    def flat(*advantages):
+        a = torch.zeros(2, 3).masked_scatter(MASK, torch.tensor(advantages)).masked_fill(~MASK, NAN)
+        return rollout_metrics(experience(advantages=a), torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)[
+            "count/flat_batches"
+        ]
+
+    assert flat(0.0, 0.0, 0.0, 0.0, 0.0) == 1.0
+    assert flat(0.0, 0.0, 0.0, 1e-9, 0.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -123,8 +136,8 @@ def test_explained_variance_is_1_0_and_negative(values, expected):
     assert explained_variance(returns, guess, MASK) == pytest.approx(expected, abs=1e-10)
 
 
-def test_returns_without_variance_explain_nothing_and_divide_by_nothing():
-    assert explained_variance(torch.full((2, 3), 4.0), torch.zeros(2, 3), MASK) == 0.0
+def test_of_returns_without_variance_there_is_nothing_to_explain():
+    assert math.isnan(explained_variance(torch.full((2, 3), 4.0), torch.zeros(2, 3), MASK))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -172,13 +185,10 @@ def test_updates_are_averaged_and_the_first_log_ratio_is_the_first_ones():
 
 
 def test_an_iteration_without_updates_still_has_its_counts():
-    assert update_metrics([], 0.07, 1e-3) == {
-        "val/ratio_var": 0.0,
-        "policy/first_log_ratio": 0.0,
-        "count/updates": 0.0,
-        "kl/coef": 0.07,
-        "lr": 1e-3,
-    }
+    metrics = update_metrics([], 0.07, 1e-3)
+    assert math.isnan(metrics.pop("val/ratio_var"))
+    assert math.isnan(metrics.pop("policy/first_log_ratio"))
+    assert metrics == {"count/updates": 0.0, "kl/coef": 0.07, "lr": 1e-3}
 
 
 def test_the_residual_is_the_spread_within_prompts_pooled():
@@ -225,5 +235,5 @@ def test_what_differs_by_rounding_alone_does_not_vary():
     assert flat_groups(close, together, everyone) == 1
     assert flat_groups(far, together, everyone) == 0
     mask = torch.ones(1, 3, dtype=torch.bool)
-    assert explained_variance(close.unsqueeze(0), torch.tensor([[1.0, 2.0, 3.0]]), mask) == 0
+    assert math.isnan(explained_variance(close.unsqueeze(0), torch.tensor([[1.0, 2.0, 3.0]]), mask))
     assert explained_variance(far.unsqueeze(0), far.unsqueeze(0), mask) == 1

@@ -1,15 +1,18 @@
 """Inputs of components: the fields are those of the contract, and rows with a slot behind the EOS by hand."""
 
+import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minirlhf.builtin.advantages import gae
+from minirlhf.builtin.losses import ratio
 from minirlhf.components.component import INPUTS
 from minirlhf.errors import PluginError
 from minirlhf.rl.guards import OWN_METRICS
-from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, compute_loss, one_slot_more
+from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, compute_loss, one_slot_more, policy_loss
 from tests.helpers import built
 
 
@@ -56,3 +59,24 @@ def test_a_loss_cannot_log_under_a_name_of_the_loop(name):
     x, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(PluginError, match=f"logs a metric '{name}', but policy/{name}_avg is a metric of the loop"):
         compute_loss(built("loss", loss), LossInputs(x, x, x, x, mask, 0.0))
+
+
+def constant(logprobs, advantages):
+    return 0.0 * logprobs + advantages
+
+
+@pytest.mark.parametrize(("loss", "factor"), [(ratio, 1.0), (constant, 0.0)])
+def test_the_gradient_of_the_loss_alone_at_the_log_probs(loss, factor):
+    """d(-A rho)/d log pi = -A rho, with rho = e^0.5 on the second token; a constant has none. Junk is not asked."""
+    new = SimpleNamespace(logprobs=torch.tensor([[-1.0, -1.5, torch.nan]], requires_grad=True))
+    mask = torch.tensor([[True, True, False]])
+    micro = SimpleNamespace(
+        old_logprobs=torch.tensor([[-1.0, -2.0, 0.0]]), ref_logprobs=torch.zeros(1, 3),
+        advantages=torch.tensor([[2.0, -3.0, 9.0]]), mask=mask,
+    )  # fmt: skip
+    values, logged = policy_loss(built("loss", loss), new, micro, 1.0)
+    found = logged["policy/logprob_grad_avg"]
+    assert found[mask].tolist() == pytest.approx([2.0 * factor, 3.0 * math.exp(0.5) * factor])
+    assert new.logprobs.grad is None  # nothing is left behind for the backward pass
+    values.sum().backward()
+    assert new.logprobs.grad[0, :2].tolist() == pytest.approx([-2.0 * factor, 3.0 * math.exp(0.5) * factor])

@@ -230,12 +230,23 @@ def test_what_nobody_scored_is_null_and_leaves_every_mean_and_its_pair(monkeypat
     assert result.summary["reference"]["length_mean"] == pytest.approx(13 / 4)  # a text is a text
 
 
-def test_when_nobody_scored_anything_the_numbers_are_finite(monkeypatch):
+def test_what_was_not_measured_is_null_and_never_0(monkeypatch):
     result = summary_of(monkeypatch, dict.fromkeys(SCORES))
-    assert result.summary["score_gain"] == 0.0
-    assert result.summary["score_gain_ci95"] == [0.0, 0.0]
-    assert result.summary["policy"]["score_mean"] == 0.0
+    for name in ("score_gain", "score_gain_ci95", "win_rate"):
+        assert result.summary[name] is None, name
+    for side in ("reference", "policy"):
+        assert [result.summary[side][f"score_{name}"] for name in ("mean", "std", "p90")] == [None, None, None]
     assert {row["policy_score"] for row in result.rows} == {None}
+    assert result.summary["policy"]["distinct_2"] == pytest.approx(3 / 7)  # needs no score
+
+
+def test_one_prompt_with_both_scores_has_a_gain_but_neither_spread_nor_interval(monkeypatch):
+    result = summary_of(monkeypatch, dict.fromkeys(SCORES) | {"abc": 1.0, "aaaa": 3.0, "ab": 0.0})
+    assert result.summary["score_gain"] == 2.0  # abc -> aaaa; the score of ab has no partner
+    assert result.summary["score_gain_ci95"] is None
+    assert result.summary["win_rate"] == 1.0
+    assert result.summary["reference"]["score_std"] is None
+    assert result.summary["policy"]["score_std"] == pytest.approx(math.sqrt(4.5))
 
 
 def test_distinct_2_is_taken_at_equal_numbers_of_bigrams(monkeypatch):
@@ -249,7 +260,7 @@ def test_distinct_2_is_taken_at_equal_numbers_of_bigrams(monkeypatch):
 
 def test_bigrams_stay_inside_a_response_and_leave_eos_out():
     assert bigrams_of([[3, 4, EOS], [5], [], [6, 6, 6]], EOS) == [(3, 4), (6, 6), (6, 6)]
-    assert distinct_share([]) == 0.0
+    assert distinct_share([]) is None  # such as bigrams of responses of one token
     assert distinct_share(["a", "a", "b", "a"]) == 0.5
 
 
@@ -257,16 +268,17 @@ def test_bigrams_stay_inside_a_response_and_leave_eos_out():
 
 
 def test_the_bootstrap_interval_on_data_whose_answer_is_known():
-    assert bootstrap_interval(torch.full((9,), 0.3).double(), 100, seeded()) == pytest.approx((0.3, 0.3))
-    assert bootstrap_interval(torch.tensor([0.0, 1.0]).double(), 500, seeded()) == (0.0, 1.0)  # each 1/4 of resamples
-    assert bootstrap_interval(torch.tensor([]).double(), 100, seeded()) == (0.0, 0.0)
+    assert bootstrap_interval(torch.full((9,), 0.3).double(), 100, seeded()) == pytest.approx([0.3, 0.3])
+    assert bootstrap_interval(torch.tensor([0.0, 1.0]).double(), 500, seeded()) == [0.0, 1.0]  # each 1/4 of resamples
+    for known in ([], [0.3]):  # resampling one number gives it again, however wrong it is
+        assert bootstrap_interval(torch.tensor(known).double(), 100, seeded()) is None
     # 400 numbers of mean 2 and population std 3: the mean's own error is 3/20, 95 % of it 1.96 times that
     gains = 2 + 3 * torch.tensor([1.0, -1.0] * 200).double()
     # The end of an interval from 4,000 resamples is known to 0.15 x sqrt(0.025 x 0.975 / 4000) / 0.058 = 0.006, and the
     # means of these numbers are 0.015 apart.
     low, high = bootstrap_interval(gains, 4000, seeded())
     assert (low, high) == pytest.approx((2 - 1.96 * 0.15, 2 + 1.96 * 0.15), abs=0.03)
-    assert bootstrap_interval(gains, 4000, seeded()) == (low, high)
+    assert bootstrap_interval(gains, 4000, seeded()) == [low, high]
 
 
 def test_a_policy_that_was_pushed_towards_the_reward_shows_it():
