@@ -29,6 +29,7 @@ class Alarms:
     said: set[str] = field(default_factory=set)
     idle: bool = True  # no iteration so far has taught the policy anything
     cut_off: bool = True  # no response so far has ended by itself
+    unused: set[str] | None = None  # reward/LABEL of the rewards that have given no score so far
 
     def look(self, step: int, metrics: Metrics) -> list[str]:
         """Check the metrics of an iteration; return the alarms that are new.
@@ -40,6 +41,8 @@ class Alarms:
         lost, by_chance = nothing_learned(metrics)
         self.idle = self.idle and bool(lost)
         self.cut_off = self.cut_off and metrics["response/eos_rate"] == 0
+        silent = {name for name, x in metrics.items() if x != x and name.startswith("reward/") and name.count("/") == 1}
+        self.unused = silent if self.unused is None else self.unused & silent
         found = list[tuple[str, str]]()
         enough = metrics["episode"] >= CHANCE or step == self.last
         if lost and (not by_chance or (self.idle and enough)):
@@ -108,6 +111,13 @@ class Alarms:
                 f"nearly all of the gradient (norm {m['policy/grad_norm']:.1g}) comes from the value loss or the KL "
                 "loss, so that next to nothing is learned from the advantages: bring the scores to a usual scale "
                 "(normalize), or lower loss.value_coef or kl.coef",
+            )
+        if self.unused and (m["episode"] >= 8 * CHANCE or step == self.last):
+            labels = ", ".join(sorted(name.removeprefix("reward/") for name in self.unused))
+            yield (
+                "unused",
+                f"no response so far has a score by {labels} (None each time), although others score: see what it "
+                "needs, such as a column of the prompts, or leave it out",
             )
         if first["policy/entropy_avg"] < CERTAIN:
             yield (

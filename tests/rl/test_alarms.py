@@ -122,6 +122,17 @@ def test_an_iteration_without_updates_is_no_measure_for_later_ones_and_a_failed_
     assert "fell from 1.00 to 0.10" in message
 
 
+def test_a_reward_that_never_applies_beside_others_is_named_after_128_responses_or_at_the_end():
+    row = WELL | {"reward/a": nan, "reward/b": 1.0, "reward/a/detail": nan, "reward/c": nan}
+    alarms = Alarms(learns_values=True)
+    assert alarms.look(1, row | {"episode": 64.0}) == []
+    (message,) = alarms.look(2, row | {"reward/c": 0.0, "episode": 128.0})
+    assert "no response so far has a score by a (None each time)" in message
+    assert alarms.look(3, row | {"episode": 192.0}) == []
+    (message,) = Alarms(learns_values=True, last=1).look(1, row)
+    assert "by a, c (" in message
+
+
 def test_a_policy_that_leaves_nothing_to_chance_is_said_at_once():
     (message,) = Alarms(learns_values=True).look(1, WELL | {"policy/entropy_avg": 2e-4})
     assert "0.0002 nats a token from the start" in message
