@@ -95,7 +95,7 @@ def past_alarms(run: RunContext, training: Training) -> Alarms:
     """Alarms that have seen the iterations before a resume, so that none is raised twice."""
     alarms = Alarms(training.parts.learns_values)
     for row in read_rows(run.directory / "metrics.jsonl"):
-        with suppress(KeyError, TypeError):  # a row that somebody edited
+        with suppress(KeyError, TypeError, ArithmeticError):  # a row that somebody edited
             if row["count/updates"]:
                 alarms.look(row["step"], row)
     return alarms

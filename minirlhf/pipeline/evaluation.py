@@ -92,6 +92,7 @@ def reevaluate(
     Returns the evaluation, and notes on prompts that were left out.
     """
     run = RunContext(config, registry, set_up(config.run), directory, lambda _: None)
+    beta = final_beta(directory, config.kl)
     rewards = build_rewards(filled_rewards(config)[0], registry, run.device)
     models = open_run(directory, config, run.device)
     if prompts_file is None or rewards.normalized:
@@ -104,5 +105,4 @@ def reevaluate(
     rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
     if rewards.normalized:
         fit_rewards(run, rewards, models.reference, own.train, models.tokenizer)
-    beta = final_beta(directory, config.kl)
     return evaluate_run(run, models, rewards, prompts.heldout, beta), prompts.notes

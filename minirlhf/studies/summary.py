@@ -12,7 +12,7 @@ import torch
 
 from minirlhf.errors import InputError
 from minirlhf.stages.evaluate import bootstrap_interval
-from minirlhf.store.files import read_json
+from minirlhf.store.files import checked_number, read_json
 from minirlhf.streams import generator
 from minirlhf.studies.grid import Variant
 
@@ -37,14 +37,14 @@ def measures_of(directory: Path) -> Measures:
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
-        measures: Measures = {"score_mean": float(found["policy"]["score_mean"])}
-        measures |= {name: float(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
+        measures: Measures = {"score_mean": checked_number(found["policy"]["score_mean"])}
+        measures |= {name: checked_number(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
         if "true_score_gain" in found:
-            measures["true_score_mean"] = float(found["policy"]["true_score_mean"])
+            measures["true_score_mean"] = checked_number(found["policy"]["true_score_mean"])
         if "optimality" in found:
-            measures["optimality"] = None if found["optimality"] is None else float(found["optimality"])
-        measures["seconds_ppo"] = float(found["seconds"]["ppo"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+            measures["optimality"] = None if found["optimality"] is None else checked_number(found["optimality"])
+        measures["seconds_ppo"] = checked_number(found["seconds"]["ppo"])
+    except (KeyError, TypeError, ValueError):
         raise InputError("not the evaluation of a run", str(file), "remove the run's directory") from None
     return measures
 

@@ -1,6 +1,7 @@
 """Comparisons with a stub in place of `run`: what is run and what is kept, and every number by hand."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -424,6 +425,16 @@ def test_an_evaluation_that_is_none_is_refused_before_the_first_run(tmp_path):
     assert stub.ran == []
 
 
+@pytest.mark.parametrize("value", ["NaN", "1e400", "1" + "0" * 400, '"inf"', '"1.0"', "true", "null", "[]"])
+@pytest.mark.parametrize("key", ["score_gain", "score_mean"])
+def test_an_evaluation_that_somebody_changed_is_one_line(tmp_path, key, value):
+    events_of(Stub(), tmp_path, 1)
+    file = tmp_path / HIGH / "s0" / "evaluation.json"
+    file.write_text(re.sub(rf'"{key}": [^,}}]+', f'"{key}": {value}', file.read_text()))
+    with pytest.raises(InputError, match=r"evaluation\.json"):
+        events_of(Stub(), tmp_path, 1)
+
+
 def test_two_comparisons_do_not_work_in_one_directory(tmp_path):
     def second(*_):
         compare(cells(), tmp_path, lambda event: None, Stub(), jobs=1)
@@ -435,7 +446,7 @@ def test_two_comparisons_do_not_work_in_one_directory(tmp_path):
 
 def test_a_run_that_is_at_work_in_a_cell_is_left_alone(tmp_path):
     place = tmp_path / LOW / "s0"
-    with locked(place / ".lock"):
+    with locked(place / ".lock", print):
         events, failure = events_of(Stub(), tmp_path, 1)
     assert "another process works here" in str(failure)
     assert [e["seed"] for e in events if e["event"] == "cell_failed"] == [0]
