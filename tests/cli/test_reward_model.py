@@ -2,9 +2,11 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from datetime import datetime
 
 import pytest
 
+from minirlhf.stages import preferences
 from tests.cli.calling import done, refused
 
 
@@ -115,3 +117,24 @@ def test_a_run_trains_the_reward_model_that_it_waits_for_and_finds_it_again(tiny
     third = done("run", tmp_path / "a" / "config.toml", "--out", tmp_path / "c", "--json").events
     assert [e["reused"] for e in third if e.get("stage") == "reward_model"] == [True]
     assert (tmp_path / "c" / "model" / "model.safetensors").read_bytes() == weights[0]
+
+
+def test_two_of_one_second_get_a_directory_each(tiny, tmp_path, monkeypatch):
+    class Now:
+        @staticmethod
+        def now():
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    begun = []
+
+    def build(config, directory, *_):  # stands for the training; the second begins while the first is at work
+        begun.append(directory.name)
+        if len(begun) == 1:
+            done("reward-model", pairs, *tiny)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preferences, "datetime", Now)
+    monkeypatch.setattr(preferences, "build_reward_model", build)
+    pairs = rows(tmp_path / "pairs.jsonl")
+    done("reward-model", pairs, *tiny)
+    assert begun == ["reward-model-tiny-20260102-030405", "reward-model-tiny-20260102-030405-2"]
