@@ -87,12 +87,13 @@ class LabelFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, list[dict[str, Any]]()
-        self._starts, self._size = list[int](), 0  # bytes before each row, bytes of the file
+        self._places = list[tuple[int, int]]()  # bytes of the file before each row, and with it
         if path.exists():
+            starts, size = list[int](), path.stat().st_size
             for start, where, row in edited_rows(path):
                 self.rows.append(checked_label(row, where))
-                self._starts.append(start)
-            self._size = path.stat().st_size
+                starts.append(start)
+            self._places = list(zip(starts, [*starts[1:], size], strict=False))
 
     @property
     def next_index(self) -> int:
@@ -101,23 +102,23 @@ class LabelFile:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; it is on disk before the next pair is shown."""
-        start, self._size = append_line(self.path, json.dumps(row, ensure_ascii=False))
+        self._places.append(append_line(self.path, json.dumps(row, ensure_ascii=False)))
         self.rows.append(row)
-        self._starts.append(start)
 
     def undo(self) -> int | None:
         """Remove the last row; returns the number of its pair, None if there is no row.
 
-        UsageError if somebody else has changed the file since it was read or written here.
+        UsageError if that row is not the last of the file, because somebody else has changed it meanwhile.
         """
         if not self.rows:
             return None
-        if not self.path.is_file() or self.path.stat().st_size != self._size:
+        start, size = self._places[-1]
+        if not self.path.is_file() or self.path.stat().st_size != size:
             todo = "what you answered is in it; undo it there"
             raise UsageError("somebody else has changed the file meanwhile", str(self.path), todo)
+        os.truncate(self.path, start)
+        self._places.pop()
         index: int = self.rows.pop()["index"]
-        self._size = self._starts.pop()
-        os.truncate(self.path, self._size)
         return index
 
 

@@ -59,7 +59,9 @@ def test_a_run_on_an_odd_file_system_ends_as_any_other_with_one_warning(tiny, tm
     monkeypatch.setattr(os, "rename", lambda a, b: refuse(errno.EXDEV)() if directory(a) else rename(a, b))
     monkeypatch.setattr(os, "chmod", refuse(errno.EPERM))
     monkeypatch.delattr(os, "link")
-    result = done("run", *tiny, "--out", tmp_path / "odd", "--set", f"run.bases={tmp_path / 'bases'}", "--json")
+    sets = (f"run.bases={tmp_path / 'bases'}", "pretrain.steps=2", "ppo.iterations=1")
+    more = [part for value in sets for part in ("--set", value)]
+    result = done("run", *tiny, *more, "--out", tmp_path / "odd", "--json")
     assert result.events[0]["event"] == "run_started"
     said = [e["message"] for e in result.events if e["event"] == "warning" and "locked" in e["message"]]
     assert len(said) == 1

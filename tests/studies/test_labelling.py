@@ -88,6 +88,9 @@ def test_what_somebody_else_appended_is_neither_overwritten_nor_undone(tmp_path)
     assert len(LabelFile(path).rows) == 5
     assert mine.undo() == 1
     assert len(LabelFile(path).rows) == 4
+    with pytest.raises(UsageError, match="somebody else has changed the file"):
+        mine.undo()  # row 0, behind which theirs are
+    assert len(LabelFile(path).rows) == 4
     path.unlink()
     with pytest.raises(UsageError, match="somebody else has changed the file"):
         mine.undo()
