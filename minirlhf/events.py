@@ -115,7 +115,9 @@ EVENTS: dict[str, Schema] = {
         {"step": WHOLE, "from": {"type": ["string", "null"]}},
     ),
     "already_finished": event("already_finished", "Nothing is left to do.", {"run_dir": TEXT}),
-    "warning": event("warning", "A sentence for the user.", {"message": TEXT}),
+    "warning": event(
+        "warning", "A sentence for the user; owner: the process that is waited for.", {"message": TEXT}, {"owner": TEXT}
+    ),
     "stage": {"oneOf": STAGES},
     "pretrain": event(
         "pretrain",

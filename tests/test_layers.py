@@ -1,4 +1,4 @@
-"""Rules of the house that only a test can keep: rows, circles, sizes, names, docstrings, imports, no pickle.
+"""Rules of the house that only a test can keep: rows, circles, sizes, names, docstrings, imports, lines, no pickle.
 
 docs/architecture.md states them for people. A comment at the list of an exception says why it is one.
 """
@@ -284,3 +284,13 @@ def test_nothing_is_pickled(path):
             assert node.module != "torch" or not {"load", "save"} & {alias.name for alias in node.names}
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
             assert node.attr not in ("load", "save", "jit")
+
+
+# ---- lines ------------------------------------------------------------------------------------------------
+
+
+def test_lines_end_at_newlines_alone():
+    """str.splitlines also ends them at U+2028, U+0085, form feeds and more, which may stand within a text."""
+    files = [*FILES, *sorted(PLUGINS.glob("*.py"))]
+    found = [(path, node) for path in files for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
+    assert [f"{path}:{node.lineno}" for path, node in found if node.attr == "splitlines"] == []

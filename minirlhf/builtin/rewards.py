@@ -151,7 +151,7 @@ def _lexicon() -> dict[str, int]:
     lexicon: dict[str, int] = {}
     sign = 0
     text = resources.files("minirlhf.builtin").joinpath("sentiment_words.txt").read_text("utf-8")
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line in signs:
             sign = signs[line]
         elif not line.startswith("#"):

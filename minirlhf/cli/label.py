@@ -1,5 +1,6 @@
 """minirlhf label: the dialogue with the person who judges. Pairs and their file are in studies/labelling.py."""
 
+import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from minirlhf.cli.lines import printable
+from minirlhf.cli.printer import Printer
 
 if TYPE_CHECKING:
-    from minirlhf.studies.labelling import PairToJudge
+    from minirlhf.studies.labelling import LabelFile, PairSampler, PairToJudge
 
 
 @click.command("label")
@@ -24,23 +26,40 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
 
     Answer l(eft), r(ight), t(ie), s(kip), u(ndo) or q(uit), and Enter. The same command goes on where it stopped.
     """
-    from minirlhf.cli.options import check_folder, resolve_config
-    from minirlhf.pipeline.saved import config_file
+    from minirlhf.cli.options import check_folder
+    from minirlhf.store.lock import locked
 
     check_folder(out)
+    file = Path(os.path.realpath(out))  # the file has one lock, whatever links lead to it
+    with locked(file.with_name(f".{file.name}.lock"), Printer(), of=file):
+        total = label(run, file, side, prompts, count, seed)
+    click.echo(f"{total} comparisons in {out}")
+
+
+def label(run: Path, out: Path, side: str, prompts: str | None, count: int | None, seed: int) -> int:
+    """Open the run and the file, and ask until `count` answers are given; returns the rows of the file."""
+    from minirlhf.cli.options import resolve_config
+    from minirlhf.pipeline.saved import config_file
+
     config, _ = resolve_config(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
 
     from minirlhf.pipeline.build import set_up
     from minirlhf.pipeline.saved import open_run, prompts_to_use
     from minirlhf.studies.labelling import LabelFile, PairSampler
 
+    file = LabelFile(out)
     saved = open_run(run, config, set_up(config.run))
     policy = saved.policy if side == "policy" else saved.reference.policy
     use, note = prompts_to_use(config, saved.tokenizer, prompts)
     if note:
         click.echo(f"warning: {printable(note)}", err=True)
     pairs = PairSampler(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
-    file = LabelFile(out.absolute())
+    ask_for_pairs(pairs, file, count)
+    return len(file.rows)
+
+
+def ask_for_pairs(pairs: "PairSampler", file: "LabelFile", count: int | None) -> None:
+    """Show pairs and write the answers into the file, `count` of them or until the person quits."""
     index, answered, skipped = file.next_index, 0, list[int]()
     while count is None or answered < count:
         shown = pairs(index)
@@ -60,7 +79,6 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
             file.add(shown.judged(answer))
             answered, skipped = answered + 1, []
         index = shown.index + 1
-    click.echo(f"{len(file.rows)} comparisons in {out}")
 
 
 def ask(shown: "PairToJudge", done: int) -> str:

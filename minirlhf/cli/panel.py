@@ -138,7 +138,7 @@ class Panel:
         self._over(f"reward model made: held-out accuracy {or_dash(e['report']['accuracy'])}")
 
     def _over(self, line: str) -> None:
-        self._finished.append(line.splitlines()[0])
+        self._finished.append(line.split("\n")[0])
         self._stage, self._steps, self._ticks = {}, 0, []
 
     def _on_sample(self, e: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ class Panel:
         """Lines of the current stage: a bar with steps and time left, then its notes."""
         if not self._stage:
             return []
-        first, *notes = stage_line(self._stage).splitlines()
+        first, *notes = stage_line(self._stage).split("\n")
         done = self._ticks[-1][1] if self._ticks else 0
         if not self._steps or self._stage["stage"] == "evaluation":
             lines = [Text(first, style="bold")]

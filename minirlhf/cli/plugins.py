@@ -101,7 +101,8 @@ def show_component(name: str, plugins: tuple[str, ...], kind: str | None, as_jso
         click.echo(f"  takes    {taken or 'nothing'}")
         for option in component.options.values():
             click.echo(f"  option   {option}")
-        for line in (inspect.getdoc(component.fn) or "").splitlines():
+        text = inspect.getdoc(component.fn)
+        for line in text.split("\n") if text else ():
             click.echo(f"  {printable(line)}".rstrip())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.config.schema import KLConfig, RunConfig
-from minirlhf.errors import UsageError, UserError
+from minirlhf.errors import InputError, UsageError, UserError
 from minirlhf.events import Emit
 from minirlhf.pipeline.context import RunContext
 from minirlhf.ppo import PPOState
@@ -22,9 +22,9 @@ from minirlhf.signals import Terminated
 from minirlhf.stages.base import Base
 from minirlhf.stages.evaluate import Evaluation
 from minirlhf.store import checkpoint
-from minirlhf.store.files import complete_directory, read_json, write_json
+from minirlhf.store.files import checked_number, complete_directory, read_json, write_json
 from minirlhf.store.jsonl import JsonLines
-from minirlhf.store.layout import check_run
+from minirlhf.store.layout import check_run, claim_directory
 from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_policy
 
@@ -45,15 +45,17 @@ def finished(run: RunContext, newest: Path) -> bool:
 
 
 @contextmanager
-def run_directory(settings: RunConfig, out: Path | None, resume: bool, emit: Emit) -> Iterator[Path]:
+def run_directory(
+    settings: RunConfig, out: Path | None, resume: bool, emit: Emit
+) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
     """Make a run's directory, or open an existing one to resume it; hold its lock, and yield its absolute path.
 
-    A run that is stopped says how to resume it. A directory that holds no config.toml, because its run was killed
-    before that was written, counts as empty. UsageError if `out` is in use, or holds no run to resume.
+    Yielded as well: the warnings of the lock, to be emitted behind the run's first event. A run that is stopped says
+    how to resume it. A directory that holds no config.toml, because its run was killed before that was written, counts
+    as empty. UsageError if `out` is in use, or holds no run to resume.
     """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = out or Path("runs") / f"{settings.preset}-{stamp}-s{settings.seed}"
-    directory = Path(os.path.abspath(directory))
+    named = Path("runs") / f"{settings.preset}-{datetime.now():%Y%m%d-%H%M%S}-s{settings.seed}"
+    directory = Path(os.path.abspath(out or claim_directory(named)))
     if resume:
         check_run(directory)
     else:
@@ -61,12 +63,13 @@ def run_directory(settings: RunConfig, out: Path | None, resume: bool, emit: Emi
         with suppress(FileExistsError):
             directory.mkdir()
         check_unused(directory)  # before a lock file is put there, and once more under the lock
-    with locked(directory / ".lock"):
+    early = list[dict[str, Any]]()
+    with locked(directory / ".lock", early.append):
         if not resume:
             check_unused(directory)
         how = f"go on with: minirlhf run --resume {shlex.quote(str(directory))}"
         try:
-            yield directory
+            yield directory, early
         except (KeyboardInterrupt, Terminated) as signal:
             raise type(signal)(how) from signal
         except UserError:
@@ -88,13 +91,18 @@ def check_unused(directory: Path) -> None:
 
 
 def final_beta(directory: Path, kl: KLConfig) -> float:
-    """The KL coefficient that a run ended with; the config's where it was fixed or is not recorded."""
-    if kl.controller == "fixed":
+    """The KL coefficient that a run ended with; the config's where it was fixed, or no evaluation was written.
+
+    InputError for an evaluation that is damaged.
+    """
+    file = directory / "evaluation.json"
+    if kl.controller == "fixed" or not file.exists():
         return kl.coef
     try:
-        return float(read_json(directory / "evaluation.json")["kl_coef"])
-    except (UserError, KeyError, TypeError, ValueError):
-        return kl.coef
+        return checked_number(read_json(file)["kl_coef"])
+    except (KeyError, ValueError):
+        todo = "remove it: kl.coef is used then"
+        raise InputError("not the evaluation of a run (no kl_coef)", str(file), todo) from None
 
 
 def save_models(directory: Path, state: PPOState, base: Base) -> None:
@@ -105,8 +113,8 @@ def save_models(directory: Path, state: PPOState, base: Base) -> None:
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
             try:
                 os.link(base.directory / name, temporary / name)
-            except OSError:  # on another file system, or one without links
-                shutil.copy2(base.directory / name, temporary / name)
+            except (OSError, AttributeError):  # on another file system, or one or a system without links
+                shutil.copyfile(base.directory / name, temporary / name)
         write_json(temporary / "reference.json", {"weights_sha256": state.reference.hash})
 
 

@@ -96,7 +96,7 @@ def past_alarms(run: RunContext, training: Training) -> Alarms:
     config = run.config
     alarms = Alarms(training.parts.learns_values, config.exact.problem is None, config.ppo.iterations)
     for row in read_rows(run.directory / "metrics.jsonl"):
-        with suppress(KeyError, TypeError):  # a row that somebody edited
+        with suppress(KeyError, TypeError, ArithmeticError):  # a row that somebody edited
             alarms.look(row["step"], row)
     return alarms
 

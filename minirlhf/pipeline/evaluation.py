@@ -152,6 +152,7 @@ def reevaluate(
             warnings.append(event["message"])
 
     run = RunContext(config, registry, set_up(config.run), directory, keep_warning)
+    beta = final_beta(directory, config.kl)
     rewards = build_rewards(filled_rewards(config)[0], registry, run.device)
     models = open_run(directory, config, run.device)
     if prompts_file is None or rewards.normalized:
@@ -169,5 +170,5 @@ def reevaluate(
     if remembering := rewards.states():
         saved = newest_components(directory / "checkpoints")
         rewards.restore({label: saved[f"reward/{label}"] for label in remembering if f"reward/{label}" in saved})
-    result = evaluate_run(run, models, rewards, prompts.heldout, final_beta(directory, config.kl))
+    result = evaluate_run(run, models, rewards, prompts.heldout, beta)
     return result, [*prompts.notes, *warnings]

@@ -43,10 +43,12 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
     """
     clock, device = StageClock(), set_up(config.run)
     sources = check_sources(config, registry, device)
-    with run_directory(config.run, out, resume, emit) as directory:
+    with run_directory(config.run, out, resume, emit) as (directory, early):
         context = RunContext(config, registry, device, directory, emit)
         started = {"event": "run_started", "run_dir": str(directory), "seed": config.run.seed}
         emit({**started, **versions(config.run, device)})
+        for event in early:
+            emit(event)
         newest = newest_checkpoint(context) if resume else None
         if newest is not None and finished(context, newest):
             return directory

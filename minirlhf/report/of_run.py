@@ -118,7 +118,7 @@ def run_title(config: dict[str, Any], directory: Path) -> str:
 def is_evaluated(row: dict[str, Any]) -> bool:
     """True if a row of samples.jsonl is of the evaluation: a prompt with completions and scores of both sides."""
     texts = all(isinstance(row.get(name), str) for name in ("prompt", "reference", "policy"))
-    return texts and all(is_number(row.get(f"{side}_score")) for side in ("reference", "policy"))
+    return texts and all(is_number(row.get(f"{side}_score", "")) for side in ("reference", "policy"))
 
 
 def gain(row: dict[str, Any]) -> float:

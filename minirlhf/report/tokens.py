@@ -60,7 +60,7 @@ def sound(row: dict[str, Any]) -> bool:
     if not isinstance(tokens, list) or not tokens or not is_list(tokens, str) or not isinstance(row.get("prompt"), str):
         return False
     size = len(tokens)
-    if not is_whole(row.get("step")) or not is_number(row.get("score")):
+    if not is_whole(row.get("step")) or not is_number(row.get("score", "")) or "clipped" not in row:
         return False
     if not all(is_list(row.get(name), float, size) for name in COLUMNS):
         return False

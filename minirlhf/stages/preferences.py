@@ -43,7 +43,7 @@ from minirlhf.stages.reward_model import (
 from minirlhf.stages.reward_report import measured, report
 from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, write_json, write_text
-from minirlhf.store.layout import artifact_name
+from minirlhf.store.layout import artifact_name, claim_directory
 from minirlhf.store.lock import locked
 from minirlhf.store.weights import save_scorer
 from minirlhf.streams import generator
@@ -61,16 +61,16 @@ FEW = 50
 
 def train_reward_model(config: Config, out: Path | None, device: torch.device, emit: Emit) -> Path:
     """Read `corpus.preferences`, train, report; return the directory. Faults of the file are found before training."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = (out or Path("runs") / f"reward-model-{config.run.preset}-{stamp}").absolute()
-    if directory.exists():
-        raise UsageError("the directory exists", str(directory), "choose another --out, or remove it")
+    if out is not None and out.exists():
+        raise UsageError("the directory exists", str(out.absolute()), "choose another --out, or remove it")
     pairs = read_pairs(config)
     read_sft_data(config)
     start = prepare_start(config, prepare_base(config, device, emit), device, emit)
+    named = Path("runs") / f"reward-model-{config.run.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    directory = (out or claim_directory(named, progress.progress_directory)).absolute()
     going = progress.progress_directory(directory)
     try:
-        with locked(going / ".lock"):
+        with locked(going / ".lock", emit, of=directory):
             build_reward_model(config, directory, start, pairs, device, emit)
             progress.discard_progress(going)
     except (KeyboardInterrupt, Terminated) as told:

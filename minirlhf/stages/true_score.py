@@ -36,4 +36,4 @@ def aspects(text: str) -> set[str]:
 @cache
 def _nouns() -> frozenset[str]:
     text = resources.files("minirlhf.builtin").joinpath("aspect_words.txt").read_text("utf-8")
-    return frozenset(word for line in text.splitlines() if not line.startswith("#") for word in line.split())
+    return frozenset(word for line in text.split("\n") if not line.startswith("#") for word in line.split())

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from minirlhf.errors import CheckpointError
-from minirlhf.store.files import complete_directory, discard, verify
+from minirlhf.store.files import complete_directory, discard, move_directory, verify
 from minirlhf.store.state import STATE, checked_count, finite_tensors, read_facts, restore_state, write_state
 from minirlhf.store.weights import read_tensors, save_tensors
 
@@ -107,7 +107,7 @@ def set_aside(newest: Path) -> None:
     for path in all_of(newest.parent):
         if path.name > newest.name:
             names = (path.with_name(f"damaged-{path.name}-{number}") for number in itertools.count(1))
-            path.rename(next(name for name in names if not os.path.lexists(name)))
+            move_directory(path, next(name for name in names if not os.path.lexists(name)))
 
 
 def split_state(components: dict[str, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ A manifest holds the SHA-256 and the size of every file of a directory: safetens
 but not a flipped bit. Not here: locks (lock.py), and files that grow line by line (jsonl.py).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.errors import CheckpointError, InputError, UserError
+from minirlhf.text.files import parse_json, read_bytes
 
 MANIFEST = "MANIFEST.json"
 LARGEST_MANIFEST = 1 << 24  # bytes
 LEFT = ".tmp-"  # first part of a directory's name while it is being filled
+# Errors of a rename that the file system does not know: overlayfs for a directory of its lower layer, object stores.
+NO_RENAME = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP}
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # errors of an fsync that the file system does not know
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one rename: a reader sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -46,9 +51,15 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
+    """Flush a file or the entries of a directory to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as fault:
+        # Some file systems cannot flush a directory. A power cut may then undo the rename, and the manifest of what is
+        # found instead tells whether it is whole.
+        if fault.errno not in NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -71,10 +82,33 @@ def complete_directory(path: Path) -> Iterator[Path]:
         write_json(temporary / MANIFEST, {"format": 1, "files": entries})
         _sync(temporary)
         discard(path)
-        temporary.rename(path)
+        move_directory(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_directory(source: Path, target: Path) -> None:
+    """Rename a directory. Where the file system cannot, copy it, the manifest last: until then a reader refuses it."""
+    try:
+        source.rename(target)
+        return
+    except OSError as fault:
+        if fault.errno not in NO_RENAME:
+            raise
+    try:
+        target.mkdir()
+        for part in sorted(source.rglob("*"), key=lambda part: part.name == MANIFEST):  # a folder before what is in it
+            copied = target / part.relative_to(source)
+            if part.is_dir():
+                copied.mkdir()
+            else:
+                shutil.copyfile(part, copied)  # without permission bits, which the file system may not have
+            _sync(copied)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    shutil.rmtree(source)
 
 
 def discard(path: Path) -> None:
@@ -84,7 +118,13 @@ def discard(path: Path) -> None:
     elif path.exists():
         away = path.with_name(f"{LEFT}{path.name}-{os.getpid()}-old")
         shutil.rmtree(away, ignore_errors=True)  # left by a killed process with the same pid
-        path.rename(away)
+        try:
+            path.rename(away)
+        except OSError as fault:
+            if fault.errno not in NO_RENAME:
+                raise
+            (path / MANIFEST).unlink(missing_ok=True)  # without it a reader refuses what is left of the directory
+            away = path
         shutil.rmtree(away)
 
 
@@ -116,11 +156,20 @@ def verify(path: Path) -> None:
 
 
 def read_json(path: Path, refusal: type[UserError] = InputError) -> dict[str, Any]:
-    """Read the object of a JSON file; raises `refusal` if the file holds none."""
+    """Read the object of a JSON file, strictly (no NaN, no field given twice); raises `refusal` if it holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise refusal(f"not readable as JSON ({fault})", str(path), "give a saved model or run") from None
+        value = parse_json(read_bytes(path).decode("utf-8-sig"), str(path))
+    except (InputError, ValueError) as fault:
+        line = getattr(fault.__cause__, "lineno", None)  # of a JSONDecodeError
+        where, reason = f"{path}:{line}" if line else str(path), str(fault).partition(f": {path}")[0]
+        raise refusal(f"not readable as JSON ({reason})", where, "give a saved model or run") from None
     if not isinstance(value, dict):
         raise refusal("not a JSON object", str(path), "give a saved model or run")
     return value
+
+
+def checked_number(value: Any) -> float:
+    """A number from `read_json`, which lets only finite ones through; ValueError for anything else."""
+    if type(value) not in (int, float):
+        raise ValueError(f"{str(value)[:40]!r} is no number")
+    return float(value)

@@ -12,6 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from minirlhf.errors import InputError
+from minirlhf.text.files import parse_json, read_bytes
+
+BOM = b"\xef\xbb\xbf"
+
 
 def json_line(row: dict[str, Any]) -> str:
     """One JSON object without newline; a NaN or infinity becomes null, which every JSON reader understands."""
@@ -43,7 +48,7 @@ def cut(path: Path, size: int, step: int) -> list[str]:
     if len(content) >= size and (not size or content[size - 1 : size] == b"\n"):
         os.truncate(path, size)
         return []
-    kept = b"".join(line + b"\n" for line in content.splitlines() if _step_of(line) <= step)
+    kept = b"".join(line + b"\n" for line in content.split(b"\n") if _step_of(line) <= step)
     path.write_bytes(kept)
     return [f"{path} was changed: its whole lines up to step {step} are kept, others may be missing"]
 
@@ -76,12 +81,50 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
                     yield {key: math.nan if value is None else value for key, value in row.items()}
 
 
+def edited_rows(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yield (bytes before its line, FILE:LINE, value) of each row of a file that a person may have edited.
+
+    A byte order mark, CRLF and blank lines are fine. Anything else that is not JSON in UTF-8 is an InputError with
+    FILE:LINE: unlike `each_row`, nothing is left out.
+    """
+    start = 0
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+        where, content = f"{path}:{number}", line.removeprefix(BOM) if number == 1 else line
+        if content.strip():
+            try:
+                text = content.decode()
+            except UnicodeDecodeError as fault:
+                what = f"invalid UTF-8 (byte 0x{content[fault.start]:02x})"
+                raise InputError(what, where, "save the file as UTF-8") from None
+            yield start, where, parse_json(text, where)
+        start += len(line) + 1
+
+
+def append_line(path: Path, line: str) -> tuple[int, int]:
+    """Append a line and flush it to the disk; return the file's size in bytes before and after it.
+
+    A last line without its newline gets one first. If the disk fails, the file is as it was.
+    """
+    with path.open("a+b") as file:
+        start = file.seek(0, os.SEEK_END)
+        file.seek(max(0, start - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        try:
+            file.write(b"\n" * torn + line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, start)
+            raise
+        return start, file.tell()
+
+
 class JsonLines:
     """File of JSON lines to append to; `with JsonLines(path) as rows: rows.write({...})`."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, row: dict[str, Any]) -> None:
         self._file.write(json_line(row) + "\n")

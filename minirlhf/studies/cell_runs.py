@@ -51,7 +51,7 @@ def run_cell(cell: Cell, directory: Path, warn: Emit, runner: Runner) -> tuple[M
     for message in cell.registry.warnings:
         warn({"event": "warning", "message": message})
     if directory.exists():
-        with locked(directory / ".lock"):  # refused while another process runs in it
+        with locked(directory / ".lock", warn):  # refused while another process runs in it
             shutil.rmtree(directory)
     return measures_of(runner(cell.config, cell.registry, directory, warn)), perf_counter() - began
 
@@ -68,7 +68,7 @@ def cell_runner(
     if jobs == 1:
         yield lambda cell: run_cell(cell, cell_directory(directory, cell), warn, runner)
         return
-    children = Children()
+    children = Children(warn)
     with at_once(jobs, children, warn) as pool:
         warnings: dict[Path, list[dict[str, Any]]] = {cell_directory(directory, cell): [] for cell in cells}
         parallel_runner = children if runner is run else runner

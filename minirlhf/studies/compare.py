@@ -23,6 +23,7 @@ from minirlhf.pipeline.pipeline import run
 from minirlhf.report.of_compare import write_compare_page
 from minirlhf.signals import Terminated
 from minirlhf.store.files import write_json
+from minirlhf.store.layout import claim_directory
 from minirlhf.store.lock import locked
 from minirlhf.studies.cell_runs import Runner, cell_runner, finished_measures, jobs_that_fit
 from minirlhf.studies.grid import RESULT, Cell, Variant, cell_directory, stem
@@ -30,9 +31,9 @@ from minirlhf.studies.summary import Outcome, summary
 
 
 def default_directory(presets: Sequence[str]) -> Path:
-    """runs/compare-NAME-DATE-TIME"""
+    """Make runs/compare-NAME-DATE-TIME, which was not there, and return it."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(stem(preset) for preset in presets))[:64]
-    return Path("runs") / f"compare-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return claim_directory(Path("runs") / f"compare-{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def compare(
@@ -46,7 +47,7 @@ def compare(
     """
     directory = directory.absolute()
     try:
-        with locked(directory / ".lock"):
+        with locked(directory / ".lock", emit):
             outcomes, failure = run_cells(cells, directory, emit, runner, jobs)
             write_comparison(outcomes, directory, emit)
     except (KeyboardInterrupt, Terminated) as fault:

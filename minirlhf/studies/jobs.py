@@ -40,10 +40,13 @@ class RunLost(UserError):
 
 
 class Children:
-    """Runs in child processes, started from any thread; forwards only their warnings."""
+    """Runs in child processes, started from any thread; forwards only their warnings.
 
-    def __init__(self) -> None:
-        self._alive, self._told = set[subprocess.Popen[str]](), False
+    That a child waits for a process goes to `warn` at once, unless both are children: they make what they share once.
+    """
+
+    def __init__(self, warn: Emit = lambda _: None) -> None:
+        self._warn, self._alive, self._told = warn, set[subprocess.Popen[str]](), False
         self._changed = threading.Condition()
 
     def __call__(self, config: Config, registry: Registry, directory: Path, emit: Emit) -> Path:
@@ -59,7 +62,10 @@ class Children:
                         with suppress(ValueError):  # a line that a plugin printed
                             event = json.loads(line)
                             if isinstance(event, dict) and event.get("event") == "warning":
-                                emit(event)
+                                if "owner" not in event:
+                                    emit(event)
+                                elif not self._is_child(str(event["owner"])):
+                                    self._warn(event)
             finally:
                 with self._changed:
                     self._alive.remove(process)
@@ -85,6 +91,11 @@ class Children:
             )  # fmt: skip
             self._alive.add(process)
         return process
+
+    def _is_child(self, owner: str) -> bool:
+        """True if the owner of a lock, `pid N on HOST`, is a running child."""
+        with self._changed:
+            return any(owner.startswith(f"pid {process.pid} on ") for process in self._alive)
 
     def tell(self, number: int) -> None:
         """Send a signal to every running child and start no further ones."""

@@ -7,17 +7,20 @@ Not here: asking the person (cli/label.py).
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minirlhf.errors import InputError
+from minirlhf.errors import InputError, UsageError
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
-from minirlhf.store.files import write_text
+from minirlhf.store.jsonl import append_line, edited_rows
+from minirlhf.store.state import checked_count
 from minirlhf.streams import generator
+from minirlhf.text.comparisons import comparison_of
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -78,19 +81,19 @@ class PairSampler:
 class LabelFile:
     """File of comparisons: read when opened, one row appended or taken back at a time, always complete on disk.
 
-    InputError for a line that `minirlhf label` did not write.
+    Nothing but its own last row is ever changed, so that what somebody else has appended meanwhile is not lost. The
+    caller holds its lock. InputError for a line that `minirlhf label` did not write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, list[dict[str, Any]]()
+        self._places = list[tuple[int, int]]()  # bytes of the file before each row, and with it
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                try:
-                    row = json.loads(line)
-                    self.rows.append({**row, "index": int(row["index"])})
-                except (ValueError, KeyError, TypeError):
-                    where = f"{path}:{number}"
-                    raise InputError("not a line of `minirlhf label`", where, "give another --out") from None
+            starts, size = list[int](), path.stat().st_size
+            for start, where, row in edited_rows(path):
+                self.rows.append(checked_label(row, where))
+                starts.append(start)
+            self._places = list(zip(starts, [*starts[1:], size], strict=False))
 
     @property
     def next_index(self) -> int:
@@ -99,16 +102,32 @@ class LabelFile:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; it is on disk before the next pair is shown."""
+        self._places.append(append_line(self.path, json.dumps(row, ensure_ascii=False)))
         self.rows.append(row)
-        self._write()
 
     def undo(self) -> int | None:
-        """Remove the last row; returns the number of its pair, None if there is no row."""
+        """Remove the last row; returns the number of its pair, None if there is no row.
+
+        UsageError if that row is not the last of the file, because somebody else has changed it meanwhile.
+        """
         if not self.rows:
             return None
+        start, size = self._places[-1]
+        if not self.path.is_file() or self.path.stat().st_size != size:
+            todo = "what you answered is in it; undo it there"
+            raise UsageError("somebody else has changed the file meanwhile", str(self.path), todo)
+        os.truncate(self.path, start)
+        self._places.pop()
         index: int = self.rows.pop()["index"]
-        self._write()
         return index
 
-    def _write(self) -> None:
-        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+
+def checked_label(row: Any, where: str) -> dict[str, Any]:
+    """A row as `PairToJudge.judged` makes it; InputError for any other."""
+    try:
+        checked_count(row["index"])
+    except (KeyError, TypeError, ValueError):
+        what = "not a line of `minirlhf label` (no index, a whole number from 0)"
+        raise InputError(what, where, "mend the line, or give another --out") from None
+    comparison_of(row, where, "strict")  # as `minirlhf reward-model` will read it
+    return dict(row)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.config.schema import Config
-from minirlhf.errors import UsageError, UserError
+from minirlhf.errors import InputError, UsageError, UserError
 from minirlhf.events import Emit
 from minirlhf.models.generate import generate
 from minirlhf.models.rollout import Rollout
@@ -35,7 +35,7 @@ from minirlhf.stages.evaluate import ROWS, best_of_n_kl, chances_of_best
 from minirlhf.stages.preferences import FILE as REPORT
 from minirlhf.stages.preferences import read_pairs, reward_model_directory
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
-from minirlhf.store.files import read_json, write_json
+from minirlhf.store.files import checked_number, read_json, write_json
 from minirlhf.streams import generator
 from minirlhf.studies.cell_runs import Runner
 from minirlhf.studies.compare import compare
@@ -214,8 +214,13 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def accuracy_of(cell: Cell) -> float:
-    """Held-out accuracy of the reward model of a finished run."""
-    return float(read_json(reward_model_directory(cell.config) / REPORT)["report"]["accuracy"])
+    """Held-out accuracy of the reward model of a finished run; InputError if its report does not say."""
+    file = reward_model_directory(cell.config) / REPORT
+    try:
+        return checked_number(read_json(file)["report"]["accuracy"])
+    except (KeyError, TypeError, ValueError):
+        what, todo = "not the report of a reward model", "remove the reward model's directory, and run it again"
+        raise InputError(what, str(file), todo) from None
 
 
 def reference_responses(run_directory: Path, config: Config, samples: int) -> list[Rollout]:

@@ -12,7 +12,7 @@ import torch
 
 from minirlhf.errors import InputError
 from minirlhf.stages.evaluate import bootstrap_interval
-from minirlhf.store.files import read_json
+from minirlhf.store.files import checked_number, read_json
 from minirlhf.streams import generator
 from minirlhf.studies.grid import Variant
 
@@ -38,21 +38,21 @@ def measures_of(directory: Path) -> Measures:
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
-        measures: Measures = {"score_mean": float_or_none(found["policy"]["score_mean"])}
-        measures |= {name: float_or_none(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
+        measures: Measures = {"score_mean": number_or_none(found["policy"]["score_mean"])}
+        measures |= {name: number_or_none(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
         if "true_score_gain" in found:
-            measures["true_score_mean"] = float(found["policy"]["true_score_mean"])
+            measures["true_score_mean"] = checked_number(found["policy"]["true_score_mean"])
         if "optimality" in found:
-            measures["optimality"] = float_or_none(found["optimality"])
-        measures["seconds_ppo"] = float(found["seconds"]["ppo"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+            measures["optimality"] = number_or_none(found["optimality"])
+        measures["seconds_ppo"] = checked_number(found["seconds"]["ppo"])
+    except (KeyError, TypeError, ValueError):
         raise InputError("not the evaluation of a run", str(file), "remove the run's directory") from None
     return measures
 
 
-def float_or_none(value: Any) -> float | None:
+def number_or_none(value: Any) -> float | None:
     """Number of a JSON file; None for null."""
-    return None if value is None else float(value)
+    return None if value is None else checked_number(value)
 
 
 def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """`minirlhf label`: answers become lines, undo and skip do what they say, and a file is gone on with."""
 
 import json
+import os
 
 import pytest
 
 from minirlhf.cli.lines import printable
+from minirlhf.store import lock
+from minirlhf.store.lock import locked
 from minirlhf.studies import labelling
 from minirlhf.text.comparisons import read_comparisons
 from tests.cli.calling import call, done, refused
@@ -83,6 +86,36 @@ def test_prompts_of_ones_own_and_either_side(finished, tmp_path, side):
     out = tmp_path / "a.jsonl"
     label(finished[0], out, ["l", "r", "q"], "--prompts", tmp_path / "p.txt", "--from", side)
     assert {row["prompt"] for row in lines(out)} == {"my tea"}
+
+
+@pytest.mark.parametrize("place", ["the file", "a link to it"])
+def test_the_second_of_two_who_label_into_one_file_is_refused_before_a_model_is_opened(
+    finished, tmp_path, monkeypatch, place
+):
+    out = tmp_path / "pairs.jsonl"
+    other = tmp_path / "link.jsonl" if place == "a link to it" else out
+    if place == "a link to it":
+        other.symlink_to(out)
+    monkeypatch.setattr("minirlhf.pipeline.saved.open_run", None)
+    with locked(tmp_path / ".pairs.jsonl.lock", print):
+        refused(2, "label", finished[0], "--out", other, said=(f"another process works here (pid {os.getpid()} on",))
+    assert not out.exists()
+
+
+def test_where_files_cannot_be_locked_there_is_one_warning(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "_warned", set())
+    result = label(finished[0], tmp_path / "a.jsonl", ["l", "q"])
+    assert result.err.count("warning: files cannot be locked here") == 1
+    assert len(lines(tmp_path / "a.jsonl")) == 1
+
+
+def test_a_damaged_file_is_refused_before_a_model_is_opened(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("minirlhf.pipeline.saved.open_run", None)
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
+    (tmp_path / "b.jsonl").mkdir()
+    refused(2, "label", finished[0], "--out", tmp_path / "a.jsonl", said=("invalid UTF-8 (byte 0xe9)", "a.jsonl:1"))
+    refused(2, "label", finished[0], "--out", tmp_path / "b.jsonl", said=("is a folder", "b.jsonl"))
 
 
 def test_a_file_of_something_else_is_refused_and_kept(finished, tmp_path):

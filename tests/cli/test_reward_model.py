@@ -2,9 +2,11 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from datetime import datetime
 
 import pytest
 
+from minirlhf.stages import preferences
 from tests.cli.calling import done, refused
 
 
@@ -144,3 +146,24 @@ def test_comparisons_of_which_none_prefers_a_side_teach_no_preference(tiny, tmp_
     events = done("reward-model", tmp_path / "ties.jsonl", *tiny, *quick, "--json").events
     (said,) = [e["message"] for e in events if e["event"] == "warning"]
     assert said.startswith("no comparison prefers a side")
+
+
+def test_two_of_one_second_get_a_directory_each(tiny, tmp_path, monkeypatch):
+    class Now:
+        @staticmethod
+        def now():
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    begun = []
+
+    def build(config, directory, *_):  # stands for the training; the second begins while the first is at work
+        begun.append(directory.name)
+        if len(begun) == 1:
+            done("reward-model", pairs, *tiny)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preferences, "datetime", Now)
+    monkeypatch.setattr(preferences, "build_reward_model", build)
+    pairs = rows(tmp_path / "pairs.jsonl")
+    done("reward-model", pairs, *tiny)
+    assert begun == ["reward-model-tiny-20260102-030405", "reward-model-tiny-20260102-030405-2"]

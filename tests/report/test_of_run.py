@@ -98,6 +98,7 @@ KEYS += [
         ({"metrics": {"step": 1, "count/updates": 1.0, "response/length": 10**400, "response/eos_rate": 1.0,
                       "objective/score_length_correlation": 0.0, "response/repetition": 0.0,
                       "policy/entropy_avg": 10**400, "value/explained_variance": 0.0}}, ""),
+        ({"samples": {"prompt": "p", "reference": "a", "policy": "b", "policy_score": 0.5}}, ""),
         ({}, "[run]\nseed = " + "9" * 6000),
         ({}, "[ppo]\niterations = 0x" + "f" * 6000),
     ],
@@ -105,7 +106,7 @@ KEYS += [
 def test_numbers_that_no_run_has_are_no_traceback(tmp_path, files, toml):
     (tmp_path / "config.toml").write_text(toml)
     for name, content in files.items():
-        (tmp_path / f"{name}.json{'l' * (name == 'metrics')}").write_text(json.dumps(content))
+        (tmp_path / f"{name}.json{'l' * (name in ('metrics', 'samples'))}").write_text(json.dumps(content))
     data(run_page(tmp_path))
 
 

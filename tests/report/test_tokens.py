@@ -63,3 +63,10 @@ def test_fields_that_are_not_needed_may_be_missing(tmp_path):
 )  # fmt: skip
 def test_what_no_run_writes_is_left_out(tmp_path, changes):
     assert len(read(tmp_path, row(**changes), row())) == 1
+
+
+@pytest.mark.parametrize("name", list(row()))
+def test_a_row_without_one_of_its_fields_is_left_out(tmp_path, name):
+    changed = row()
+    del changed[name]
+    assert len(read(tmp_path, changed, row())) == (2 if name == "terminated" else 1)

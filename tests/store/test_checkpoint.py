@@ -1,5 +1,6 @@
 """A checkpoint is the whole state: every item comes back to the bit, and these tests would see one that does not."""
 
+import errno
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from minirlhf.store import checkpoint
 from minirlhf.store.files import MANIFEST, complete_directory
 from minirlhf.tensors import Moments
 from tests.helpers import seeded, small_policy
+from tests.store.test_files import no_rename
 
 FACTS = {"torch": "2"}
 COMPONENTS = {
@@ -279,3 +281,12 @@ def test_pruning_keeps_the_newest_and_touches_nothing_else(tmp_path):
     checkpoint.prune(checkpoint.directory_of(tmp_path, 100), 2)
     damaged.rmdir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000100", "step_of_mine"]
+
+
+def test_a_damaged_checkpoint_is_set_aside_where_directories_cannot_be_renamed(tmp_path, monkeypatch):
+    paths = [checkpoint.save_checkpoint(tmp_path, fresh(steps=n), COMPONENTS, FACTS) for n in (1, 2)]
+    (paths[1] / "state.json").write_text("{}")
+    no_rename(monkeypatch, errno.EXDEV)
+    checkpoint.set_aside(paths[0])
+    assert checkpoint.all_of(tmp_path) == [paths[0]]
+    assert (tmp_path / "damaged-step_00000002-1" / "state.json").read_text() == "{}"

@@ -4,12 +4,22 @@ import errno
 import json
 import os
 import shutil
+import stat
 
 import pytest
 
-from minirlhf.errors import CheckpointError
+from minirlhf.errors import CheckpointError, InputError
 from minirlhf.store import files
-from minirlhf.store.files import MANIFEST, complete_directory, verify, write_json, write_text
+from minirlhf.store.files import (
+    MANIFEST,
+    checked_number,
+    complete_directory,
+    discard,
+    read_json,
+    verify,
+    write_json,
+    write_text,
+)
 
 
 def make(path, **contents):
@@ -95,6 +105,121 @@ def test_json_is_strict(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- odd file systems ------------------------------------------------------------------------------------
+
+
+def no_rename(monkeypatch, number):
+    """os.rename as overlayfs has it for a directory of a lower layer, or an object store for any; of files it works."""
+    sound = os.rename
+
+    def rename(source, target, **options):
+        if os.path.isdir(source):
+            raise OSError(number, os.strerror(number), str(source))
+        return sound(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", rename)
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_directories_cannot_be_renamed_they_are_copied_manifest_last(tmp_path, monkeypatch, number):
+    no_rename(monkeypatch, number)
+    copied, sound = [], shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda a, b: copied.append(b.name) or sound(a, b))
+    for text in ("1", "2"):  # the second one replaces the first
+        with complete_directory(tmp_path / "it") as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / "a").write_text(text)
+            (temporary / "z").write_text(text)
+    verify(tmp_path / "it")
+    assert (tmp_path / "it" / "sub" / "a").read_text() == "2"
+    assert list(tmp_path.iterdir()) == [tmp_path / "it"]
+    assert copied[2] == copied[5] == MANIFEST
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    no_rename(monkeypatch, errno.EXDEV)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        make(tmp_path / "it", a="1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_renamed_away_is_no_whole_one_while_it_is_removed(tmp_path, monkeypatch):
+    path = make(tmp_path / "it", a="1")
+    no_rename(monkeypatch, errno.EXDEV)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before
+    discard(path)
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        verify(path)
+
+
+def test_a_directory_that_cannot_be_flushed_is_made_all_the_same_and_a_file_that_cannot_is_not(tmp_path, monkeypatch):
+    sound = os.fsync
+
+    def fsync(handle, *, files=False):
+        if files or stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sound(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    verify(make(tmp_path / "it", a="1"))
+    monkeypatch.setattr(os, "fsync", lambda handle: fsync(handle, files=True))
+    files._sync(tmp_path / "it")
+    with pytest.raises(OSError, match="Invalid argument"):
+        files._sync(tmp_path / "it" / "a")
+
+
+# ---- JSON that somebody edited ----------------------------------------------------------------------------
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"x": "\xe2\x80\xa8"}\r\n')
+    assert read_json(tmp_path / "a.json") == {"x": "\u2028"}
+
+
+EDITED = {
+    "no number": (b'{"x": NaN}', "NaN is not JSON"),
+    "infinite": (b'{"x": 1e400}', "is not finite"),
+    "too large for a float": (b'{"x": 1' + b"0" * 400 + b"}", "is not finite"),
+    "twice": (b'{"x": 1, "x": 2}', "'x' is given twice"),
+    "deep": (b"[" * 100_000, "nested too deep"),
+    "latin-1": (b'{"x": "caf\xe9"}', "can't decode byte 0xe9"),
+    "torn": (b'{\n  "x": 1,\n  "y', "a.json:3"),
+    "a list": (b"[1]", "not a JSON object"),
+    "empty": (b"", "not readable as JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", EDITED)
+def test_damaged_json_is_one_line(tmp_path, damage):
+    content, said = EDITED[damage]
+    (tmp_path / "a.json").write_bytes(content)
+    for refusal in (InputError, CheckpointError):
+        with pytest.raises(refusal) as error:
+            read_json(tmp_path / "a.json", refusal)
+        assert said in str(error.value)
+        assert str(error.value).count(str(tmp_path / "a.json")) == 1
+
+
+def test_a_directory_and_a_pipe_are_no_json(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    os.mkfifo(tmp_path / "b.json")
+    for name in ("a.json", "b.json", "c.json"):
+        with pytest.raises(InputError, match="not readable as JSON"):
+            read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", ["1", True, None, [], "inf"])
+def test_a_number_is_a_number(value):
+    assert checked_number(2) == 2.0
+    with pytest.raises(ValueError, match="is no number"):
+        checked_number(value)
 
 
 # ---- the manifest notices ---------------------------------------------------------------------------------

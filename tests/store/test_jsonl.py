@@ -1,11 +1,16 @@
 """JSON lines that every reader understands."""
 
+import errno
 import json
 import math
+import os
 
 import pytest
 
-from minirlhf.store.jsonl import JsonLines, json_line, read_rows
+from minirlhf.errors import InputError
+from minirlhf.store.jsonl import JsonLines, append_line, cut, edited_rows, json_line, read_rows
+
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r"  # at which str.splitlines ends a line
 
 
 def test_what_is_not_finite_becomes_null_at_any_depth():
@@ -48,8 +53,59 @@ def test_a_value_that_is_not_json_is_our_bug_and_not_half_a_line(tmp_path):
 
 def test_a_line_ends_with_a_newline_and_with_nothing_else(tmp_path):
     """str.splitlines would also break at U+2028, U+2029 and U+0085, which JSON leaves as they are."""
-    rows = [{"step": 1, "prompt": "a\u2028b\u2029c\x85d\r\ne"}, {"step": 2}]
+    rows = [{"step": 1, "prompt": "a\u2028b\u2029c\x85d\r\ne"}, {"step": 2, "prompt": f"a{SEPARATORS}b"}]
     with JsonLines(tmp_path / "rows.jsonl") as file:
         for row in rows:
             file.write(row)
     assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_file_that_somebody_changed_is_cut_at_newlines_alone(tmp_path):
+    """A lone CR within a line makes it no row of ours; the row behind it is none either, and neither becomes two."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1}\r\n\n{"step": 9}\r{"step": 1}\n{"step": 2, "x": "\xe2\x80\xa8"}\n')
+    assert cut(path, 9999, 2) != []
+    assert path.read_bytes() == b'{"step": 1}\r\n{"step": 2, "x": "\xe2\x80\xa8"}\n'
+
+
+# ---- files that a person may have edited ------------------------------------------------------------------
+
+
+def test_edited_rows_with_their_places(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"b": "\xe2\x80\xa8"}')
+    assert list(edited_rows(path)) == [(0, f"{path}:1", {"a": 1}), (18, f"{path}:4", {"b": "\u2028"})]
+    path.write_bytes(b"")
+    assert list(edited_rows(path)) == []
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xe9", b"[" * 100_000, b'{"x": 1e400}', b'{"x": NaN}', b"\xef\xbb\xbf{}", b"{", b"\0"]
+)
+def test_an_edited_row_that_is_none_is_refused_with_its_line(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"{}\n\n" + line + b"\n{}\n")
+    with pytest.raises(InputError, match=r"a\.jsonl:3"):
+        list(edited_rows(path))
+
+
+def test_a_line_is_appended_behind_whatever_is_there(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert append_line(path, "a\u2028") == (0, 5)
+    assert append_line(path, "b") == (5, 7)
+    path.write_bytes(b"no newline")
+    assert append_line(path, "c") == (10, 13)
+    assert path.read_bytes() == b"no newline\nc\n"
+
+
+def test_a_line_that_the_disk_does_not_take_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    append_line(path, "a")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        append_line(path, "b")
+    assert path.read_text() == "a\n"

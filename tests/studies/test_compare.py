@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from datetime import datetime
 from functools import cache
 from threading import Event
 
@@ -17,7 +18,7 @@ from minirlhf.store.lock import locked
 from minirlhf.studies import cell_runs
 from minirlhf.studies.compare import WarnOnce, compare, default_directory
 from minirlhf.studies.grid import grid, resolve_cells, split_values, variations
-from minirlhf.studies.summary import improvement, over_seeds
+from minirlhf.studies.summary import improvement, measures_of, over_seeds
 
 LOW, HIGH = "tiny.kl.coef=0.25", "tiny.kl.coef=0.5"
 
@@ -139,7 +140,18 @@ def test_directories_are_safe_and_each_variant_has_its_own():
     assert all(name.startswith("x-") for name in same[:2])
     assert same[2] == "toml"
     assert same[3].startswith("compare.json-")
-    assert default_directory(["tiny", "my/own.toml"]).match("runs/compare-tiny-own-2*-*")
+
+
+def test_two_comparisons_of_one_second_get_a_directory_each(tmp_path, monkeypatch):
+    class Now:
+        @staticmethod
+        def now():
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minirlhf.studies.compare.datetime", Now)
+    names = [str(default_directory(["tiny", "my/own.toml"])) for _ in range(2)]
+    assert names == ["runs/compare-tiny-own-20260102-030405", "runs/compare-tiny-own-20260102-030405-2"]
 
 
 # ---- cells -------------------------------------------------------------------------------------------------
@@ -424,6 +436,25 @@ def test_an_evaluation_that_is_none_is_refused_before_the_first_run(tmp_path):
     assert stub.ran == []
 
 
+EVALUATION = (
+    '{"policy": {"score_mean": 1.0, "true_score_mean": 1.0}, "score_gain": 1.0, "kl_nats_per_sequence": 1.0, '
+    '"true_score_gain": 1.0, "optimality": 1.0, "seconds": {"ppo": 1.0}}'
+)
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e400", "1" + "0" * 400, '"inf"', '"1.0"', "true", "[]"])
+@pytest.mark.parametrize(
+    "key", ["score_mean", "true_score_mean", "score_gain", "kl_nats_per_sequence", "optimality", "ppo"]
+)
+def test_an_evaluation_that_somebody_changed_is_one_line(tmp_path, key, value):
+    file = tmp_path / "evaluation.json"
+    file.write_text(EVALUATION)
+    assert set(measures_of(tmp_path).values()) == {1.0}
+    file.write_text(EVALUATION.replace(f'"{key}": 1.0', f'"{key}": {value}'))
+    with pytest.raises(InputError, match=r"evaluation\.json"):
+        measures_of(tmp_path)
+
+
 def test_two_comparisons_do_not_work_in_one_directory(tmp_path):
     def second(*_):
         compare(cells(), tmp_path, lambda event: None, Stub(), jobs=1)
@@ -435,7 +466,7 @@ def test_two_comparisons_do_not_work_in_one_directory(tmp_path):
 
 def test_a_run_that_is_at_work_in_a_cell_is_left_alone(tmp_path):
     place = tmp_path / LOW / "s0"
-    with locked(place / ".lock"):
+    with locked(place / ".lock", print):
         events, failure = events_of(Stub(), tmp_path, 1)
     assert "another process works here" in str(failure)
     assert [e["seed"] for e in events if e["event"] == "cell_failed"] == [0]

@@ -91,6 +91,20 @@ def test_of_a_child_come_its_warnings_and_its_error(children_that, tmp_path):
     assert "it is" in (tmp_path / "v" / "s0.log").read_text()
 
 
+def test_a_wait_for_another_process_is_said_at_once_and_one_for_another_child_is_not(children_that, tmp_path):
+    """A child that says it waits for itself stands for two children that need the same base."""
+    children_that(
+        "import json, os\n"
+        "for owner in (f'pid {os.getpid()} on here', 'pid 1 on here', 'unknown'):\n"
+        "    print(json.dumps({'event': 'warning', 'message': 'waiting', 'owner': owner}))\n"
+    )
+    (cell,) = cells(1)
+    at_once, held_back = [], []
+    Children(at_once.append)(cell.config, cell.registry, tmp_path / "v" / "s0", held_back.append)
+    assert [event["owner"] for event in at_once] == ["pid 1 on here", "unknown"]
+    assert held_back == []
+
+
 @pytest.mark.parametrize("deaf", [False, True])
 def test_an_interrupt_leaves_no_child_behind_and_a_second_one_kills(deaf, children_that, tmp_path):
     children_that(f"DEAF = {deaf}\n{WAITING}")

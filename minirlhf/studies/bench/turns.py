@@ -59,10 +59,8 @@ class Contestant:
 
     def died(self) -> UsageError:
         """Error with the last line of the log."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return UsageError(
-            f"{self.name} ended", lines[-1] if lines else "it said nothing", "see `minirlhf bench --help`"
-        )
+        lines = self.log.read_text(errors="replace").strip().split("\n")
+        return UsageError(f"{self.name} ended", lines[-1] or "it said nothing", "see `minirlhf bench --help`")
 
 
 @contextmanager
