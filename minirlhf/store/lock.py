@@ -17,6 +17,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`. If another process holds it: wait, or raise UsageError with its pid."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -29,4 +30,19 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
         yield
     finally:
-        os.close(handle)
+        if handle in _held:
+            _held.remove(handle)
+            os.close(handle)
+
+
+_held = set[int]()  # open lock files
+
+
+def _close_in_child() -> None:
+    """Close the lock files in a forked child: a worker that outlives a killed run must not hold the run's lock."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
