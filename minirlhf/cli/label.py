@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from minirlhf.cli.lines import printable
+from minirlhf.cli.lines import printable, tell
 
 if TYPE_CHECKING:
     from minirlhf.studies.labelling import PairToJudge
@@ -58,19 +58,19 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
             file.add(shown.judged(answer))
             answered, skipped = answered + 1, []
         index = shown.index + 1
-    click.echo(f"{len(file.rows)} comparisons in {out}")
+    print(f"{len(file.rows)} comparisons in {out}")
 
 
 def ask(shown: "PairToJudge", done: int) -> str:
     """Show a pair and ask until the answer is valid; returns it in full. End of input counts as quit."""
     from minirlhf.studies.labelling import ANSWERS
 
-    click.echo(f"\n{done} done. {printable(shown.prompt)} ...", err=True)
+    tell(f"\n{done} done. {printable(shown.prompt)} ...")
     for name, text in (("left", shown.left), ("right", shown.right)):
         lines = textwrap.fill(
             printable(text.strip()), width=100, initial_indent=f"{name:>6}  ", subsequent_indent=" " * 8
         )
-        click.echo(lines, err=True)
+        tell(lines)
     while True:
         try:
             answer = click.prompt("l r t s u q", prompt_suffix=": ", err=True).strip().lower()
@@ -78,4 +78,4 @@ def ask(shown: "PairToJudge", done: int) -> str:
             return "quit"
         if answer[:1] in ANSWERS and ANSWERS[answer[:1]].startswith(answer):
             return ANSWERS[answer[:1]]
-        click.echo("left, right, tie, skip, undo or quit", err=True)
+        tell("left, right, tie, skip, undo or quit")
