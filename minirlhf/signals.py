@@ -68,13 +68,13 @@ def time_limit(seconds: float | None, said: str) -> Iterator[None]:
 
 
 def act(number: int, frame: FrameType | None) -> None:
-    """Signal handler that acts at once, unless an import is running.
+    """Signal handler that acts at once, unless an import or a fork is running.
 
-    Within an import the exception would be swallowed, or leave a module half imported: there the signal is repeated a
-    little later.
+    Within an import the exception would be swallowed, or leave a module half imported, and within a fork it would be
+    swallowed: there the signal is repeated a little later.
     """
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code is _unblock.__code__:
             again = threading.Timer(0.05, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
@@ -199,9 +199,6 @@ def _let_go() -> None:
     """
     if not _earlier:
         return
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "set_num_threads"):
-        torch.set_num_threads(1)  # OpenMP's threads are not in the child, which would wait for them for ever
     signal.set_wakeup_fd(-1)
     recording = bool(_waiting) and _waiting[0].asked is None
     for number, old in _earlier.items():
@@ -209,6 +206,25 @@ def _let_go() -> None:
         signal.signal(number, _ignore_first(old) if shared else old)
     _earlier.clear()
     _waiting.clear()
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)  # OpenMP's threads are not in the child, which would wait for them for ever
+    _unblock()
+
+
+def _block() -> None:
+    """Hold signals back until a fork is over: a child that is ended at once must not handle one as its parent does."""
+    if _earlier:
+        _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _earlier)
+
+
+def _unblock() -> None:
+    before = vars(_mask).pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_mask = threading.local()  # `before`: signals that a thread which is forking had blocked
 
 
 def _ignore_first(old: Any) -> Handler:
@@ -221,4 +237,4 @@ def _ignore_first(old: Any) -> Handler:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_let_go)

@@ -3,6 +3,7 @@
 import multiprocessing.process
 import os
 import signal
+from contextlib import suppress
 from time import sleep
 from types import SimpleNamespace
 
@@ -39,6 +40,29 @@ def test_a_forked_child_has_the_signals_of_a_program_of_its_own():
         assert handlers() != before
         assert in_child(lambda: handlers() == before == OWN)
     assert handlers() == before
+
+
+def test_a_child_that_is_ended_at_once_ends():
+    """A signal between the fork and the hook would be handled as in the parent, and swallowed."""
+    with handled(act):
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                sleep(20)
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_signal_during_a_fork_is_not_lost(monkeypatch):
+    """The hook that lets it in cannot raise."""
+    with pytest.raises(Terminated), handled(act):
+        signals._block()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(Terminated):
+            signals._unblock()
+        sleep(5)
 
 
 def test_a_child_ignores_the_first_ctrl_c_if_its_parent_only_records_it():

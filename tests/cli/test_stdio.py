@@ -32,8 +32,8 @@ os.write(1, b"raw\n")
 print("old", file=sys.__stdout__, flush=True)
 child = os.fork()
 if child == 0:
-    print("forked", flush=True)
-    os._exit(0)
+    print("forked")
+    sys.exit()
 os.waitpid(child, 0)
 sys.stderr.write("\u8336\n")
 stdio.finish(embedded=False)
@@ -106,7 +106,7 @@ def test_a_current_directory_that_is_gone_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    refused(2, "config", "show", said=("the current directory is gone; cd into",))
+    refused(2, "plugins", "list", said=("the current directory is gone; cd into",))
 
 
 def test_a_prompt_is_utf_8_whatever_the_locale(finished):
