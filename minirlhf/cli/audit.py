@@ -45,14 +45,14 @@ def command(
             from minirlhf.store.jsonl import json_line
 
             for row in found:
-                click.echo(json_line(row))
+                print(json_line(row))
         else:
             print_table(found)
     if not as_json:
-        click.echo("\nverdicts")
+        print("\nverdicts")
         for row in rows:
             if "verdict" in row:
-                click.echo(f"  {row['kind']:<9} {row['verdict']}")
+                print(f"  {row['kind']:<9} {row['verdict']}")
     if svg is not None:
         from minirlhf.store.files import write_text
         from minirlhf.studies.audit.picture import picture
@@ -102,11 +102,11 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the table of one component."""
     first = rows[0]
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
-    click.echo(f"\n{first['kind']} {first['name']} (of {first['owner']})")
-    click.echo(" " * 30 + "".join(f"{column.replace('_', ' '):>19}" for column in shown))
+    print(f"\n{first['kind']} {first['name']} (of {first['owner']})")
+    print(" " * 30 + "".join(f"{column.replace('_', ' '):>19}" for column in shown))
     for row in rows:
         cells = "".join(f"{cell(row, column):>19}" for column in shown)
-        click.echo(f"  {row_label(row):<28}{cells}".rstrip())
+        print(f"  {row_label(row):<28}{cells}".rstrip())
 
 
 def cell(row: dict[str, Any], column: str) -> str:

@@ -1,10 +1,13 @@
 """minirlhf config show | schema: the resolved configuration, and the schemas of configurations and events."""
 
+import codecs
 import json
-from typing import Any
+import sys
+from typing import Any, TextIO
 
 import click
 
+from minirlhf.cli.lines import tell
 from minirlhf.cli.options import config_options, resolve_config
 
 
@@ -24,8 +27,21 @@ def show_config(as_json: bool, **options: Any) -> None:
     from minirlhf.rl.doubts import doubts
 
     for doubt in doubts(config):
-        click.echo(f"warning: {doubt}", err=True)
-    click.echo(json.dumps(to_dict(config), ensure_ascii=False) if as_json else dump_toml(config), nl=as_json)
+        tell(f"warning: {doubt}")
+    if as_json:
+        print(json.dumps(to_dict(config)))
+    else:
+        print(dump_toml(config) if utf_8(sys.stdout) else ascii_toml(dump_toml(config)), end="")
+
+
+def utf_8(stream: TextIO) -> bool:
+    """True if a stream writes UTF-8, as a configuration file must be."""
+    return stream.encoding is None or codecs.lookup(stream.encoding).name == "utf-8"
+
+
+def ascii_toml(text: str) -> str:
+    """TOML whose letters outside ASCII, which stand in strings alone, are escapes."""
+    return "".join(c if c.isascii() else f"\\u{ord(c):04x}" if c <= "\uffff" else f"\\U{ord(c):08x}" for c in text)
 
 
 @command.command("schema")
@@ -35,4 +51,4 @@ def schema(events: bool) -> None:
     from minirlhf.config.toml import json_schema
     from minirlhf.events import events_schema
 
-    click.echo(json.dumps(events_schema() if events else json_schema(), indent=2))
+    print(json.dumps(events_schema() if events else json_schema(), indent=2))

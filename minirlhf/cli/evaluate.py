@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from minirlhf.cli.lines import printable
+from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import plugin_option, resolve_config
 
 
@@ -40,8 +40,8 @@ def command(
 
     result, notes = reevaluate(run, config, registry, None if prompts is None else str(Path(prompts).absolute()))
     for note in notes:
-        click.echo(f"warning: {printable(note)}", err=True)
+        tell(f"warning: {printable(note)}")
     if as_json:
-        click.echo(json_line(result.summary))
+        print(json_line(result.summary))
     else:
         print_evaluation(result.summary, result.rows[: config.evaluation.samples])

@@ -32,7 +32,7 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
     row = logged_response(run, step, response)
     check_quantity(by, row)
     if as_json:
-        click.echo(json_line(row).encode("utf-8", "replace").decode("utf-8"))
+        print(json_line(row))
         return
 
     from rich.console import Console

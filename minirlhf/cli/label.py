@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from minirlhf.cli.lines import printable
+from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.printer import Printer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
     file = Path(os.path.realpath(out))  # the file has one lock, whatever links lead to it
     with locked(file.with_name(f".{file.name}.lock"), Printer(), of=file):
         total = label(run, file, side, prompts, count, seed)
-    click.echo(f"{total} comparisons in {out}")
+    print(f"{total} comparisons in {out}")
 
 
 def label(run: Path, out: Path, side: str, prompts: str | None, count: int | None, seed: int) -> int:
@@ -52,7 +52,7 @@ def label(run: Path, out: Path, side: str, prompts: str | None, count: int | Non
     policy = saved.policy if side == "policy" else saved.reference.policy
     use, note = prompts_to_use(config, saved.tokenizer, prompts)
     if note:
-        click.echo(f"warning: {printable(note)}", err=True)
+        tell(f"warning: {printable(note)}")
     pairs = PairSampler(policy, saved.tokenizer, use, config.sampler.max_new_tokens, seed)
     ask_for_pairs(pairs, file, count)
     return len(file.rows)
@@ -85,12 +85,12 @@ def ask(shown: "PairToJudge", done: int) -> str:
     """Show a pair and ask until the answer is valid; returns it in full. End of input counts as quit."""
     from minirlhf.studies.labelling import ANSWERS
 
-    click.echo(f"\n{done} done. {printable(shown.prompt)} ...", err=True)
+    tell(f"\n{done} done. {printable(shown.prompt)} ...")
     for name, text in (("left", shown.left), ("right", shown.right)):
         lines = textwrap.fill(
             printable(text.strip()), width=100, initial_indent=f"{name:>6}  ", subsequent_indent=" " * 8
         )
-        click.echo(lines, err=True)
+        tell(lines)
     while True:
         try:
             answer = click.prompt("l r t s u q", prompt_suffix=": ", err=True).strip().lower()
@@ -98,4 +98,4 @@ def ask(shown: "PairToJudge", done: int) -> str:
             return "quit"
         if answer[:1] in ANSWERS and ANSWERS[answer[:1]].startswith(answer):
             return ANSWERS[answer[:1]]
-        click.echo("left, right, tie, skip, undo or quit", err=True)
+        tell("left, right, tie, skip, undo or quit")

@@ -3,18 +3,20 @@
 Commands are imported when they are called: `--help` must not wait for torch.
 """
 
+import contextlib
 import errno
 import importlib
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import minirlhf
+from minirlhf.cli import stdio
 from minirlhf.cli.lines import printable, tell
-from minirlhf.errors import ConfigError, DiskError, UserError
+from minirlhf.errors import ConfigError, DiskError, UsageError, UserError
 from minirlhf.signals import Terminated, act, handled
 
 # Name -> (module, help). The help texts stand here so that listing the commands imports none of them.
@@ -47,7 +49,14 @@ class ReaderGone(Exception):
 class Commands(click.Group):
     """Click group that imports a command when it is used and suggests the nearest name for an unknown one."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:  # which prints --help
+        try:
+            return super().make_context(*arguments, **options)
+        except BrokenPipeError as fault:
+            raise ReaderGone from fault
+
     def invoke(self, ctx: click.Context) -> None:
+        os.getcwd()  # torch cannot be imported where the current directory is gone: that is said at once
         try:
             super().invoke(ctx)
         except BrokenPipeError as fault:
@@ -89,18 +98,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # OpenMP threads wait for each other by spinning. If another process takes a core, they spin for a whole scheduler
     # slice: a 2-thread step was 75 times slower beside one busy process. A short spin before sleeping costs little.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # Closed by the caller (>&- or 2>&-): what would be printed there goes nowhere, and progress not to stdout instead.
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for the whole process
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    stdio.open_streams()
+    stdio.claim_stdout()
+    code = 0
     try:
         with handled(act):
             group.main(args=arguments, prog_name="minirlhf", standalone_mode=False)
             sys.stdout.flush()
     except BaseException as fault:
-        sys.exit(report_fault(fault))
-    sys.exit(0)
+        code = report_fault(fault)
+    stdio.finish(embedded=arguments is not None)
+    sys.exit(code)
 
 
 def report_fault(fault: BaseException) -> int:
@@ -116,14 +124,15 @@ def report_fault(fault: BaseException) -> int:
         to_stderr(f"{said}; {cause}" if cause is not None and str(cause) else said)
         return 143 if terminated else 130
     if isinstance(fault, (ReaderGone, BrokenPipeError)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE  # the code of a program that SIGPIPE killed
+    if isinstance(fault, (OSError, UnicodeEncodeError)):
+        fault = of_the_place(fault) or fault
     if isinstance(fault, OSError) and fault.errno in DISK:
         fault = DiskError(
             f"cannot write ({fault.strerror})", str(fault.filename or ""), "free the disk, or choose another place"
         )
     if isinstance(fault, click.exceptions.NoArgsIsHelpError):
-        click.echo(fault.format_message(), err=True)
+        tell(fault.format_message())
         return fault.exit_code
     if isinstance(fault, click.ClickException):
         to_stderr(f"error: {' '.join(fault.format_message().split())}")
@@ -138,6 +147,21 @@ def report_fault(fault: BaseException) -> int:
     return unexpected(fault)
 
 
+def of_the_place(fault: OSError | UnicodeEncodeError) -> UsageError | None:
+    """Error about the current directory or the locale, if these caused the fault."""
+    if isinstance(fault, UnicodeEncodeError):
+        names = sys.getfilesystemencoding()
+        if names == "utf-8" or fault.encoding != names:
+            return None
+        where = repr(fault.object) if len(str(fault.object)) < 200 else ""
+        return UsageError(f"the locale has no such letters in names of files ({names})", where, "set LC_ALL=C.UTF-8")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return UsageError("the current directory is gone", todo="cd into one that exists")
+    return None
+
+
 def unexpected(fault: BaseException) -> int:
     """Report a bug with its traceback, or exhausted memory in one line; returns 1."""
     import traceback
@@ -148,11 +172,13 @@ def unexpected(fault: BaseException) -> int:
             "error: out of memory; lower ppo.micro_batch_size, ppo.prompts_per_iteration or sampler.max_new_tokens"
         )
         return 1
-    traceback.print_exception(fault)
+    with contextlib.suppress(OSError):  # nobody can be told; the exit code still says it
+        traceback.print_exception(fault)
     to_stderr(f"error: this is a bug in minirlhf {minirlhf.__version__}; please report the lines above")
     return 1
 
 
 def to_stderr(text: str) -> None:
     """Print one line to stderr, with control characters of files and plugins escaped."""
-    tell(printable(text))
+    with contextlib.suppress(OSError):  # nobody can be told; the exit code still says it
+        tell(printable(text))

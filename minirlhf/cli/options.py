@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.lines import tell
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -138,5 +140,5 @@ def resolve_config(
     options = overrides(device, flags)
     config, registry = load_config(preset, options=options, sets=sets, rewards=rewards, plugins=plugins)
     for warning in registry.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        tell(f"warning: {warning}")
     return config, registry

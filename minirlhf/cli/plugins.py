@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.lines import printable
+from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import plugin_option
 from minirlhf.components.component import KINDS
 
@@ -27,7 +27,7 @@ def loaded(plugins: tuple[str, ...]) -> "Registry":
 
     registry = load_plugins(plugins)
     for warning in registry.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        tell(f"warning: {warning}")
     return registry
 
 
@@ -43,14 +43,14 @@ def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
     owners = registry.plugins if kind is None else []
     if as_json:
         for component in rows:
-            click.echo(json.dumps(component_facts(component, registry)))
+            print(json.dumps(component_facts(component, registry)))
         for plugin in owners:
-            click.echo(json.dumps(plugin_facts(plugin, registry)))
+            print(json.dumps(plugin_facts(plugin, registry)))
         return
     head = ("kind", "name", "owner", "options", "")
     print_columns([head, *((c.kind, c.name, c.owner, ", ".join(c.options), c.doc) for c in rows)])
     if owners:
-        click.echo()
+        print()
         print_columns(
             [
                 ("plugin", "version", "source", ""),
@@ -65,7 +65,7 @@ def print_columns(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in cells) for i in range(len(rows[0]) - 1)]
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        click.echo(f"{line}  {row[-1]}".rstrip())
+        print(f"{line}  {row[-1]}".rstrip())
 
 
 def status(plugin: "Plugin", registry: "Registry") -> str:
@@ -91,31 +91,31 @@ def show_component(name: str, plugins: tuple[str, ...], kind: str | None, as_jso
         return
     for component in named(registry, name, kind):
         if as_json:
-            click.echo(json.dumps(component_facts(component, registry)))
+            print(json.dumps(component_facts(component, registry)))
             continue
         plugin = registry.plugin(component.owner, component.path)
         taken = ", ".join([*component.inputs, *component.columns, *(["**columns"] if component.takes_columns else [])])
-        click.echo(f"{component.name}: {component.kind} of plugin {component.owner}")
-        click.echo(printable(f"  plugin   {f'{plugin.version}, ' if plugin.version else ''}{plugin.source}"))
-        click.echo(f"  defined  {component.where}")
-        click.echo(f"  takes    {taken or 'nothing'}")
+        print(f"{component.name}: {component.kind} of plugin {component.owner}")
+        print(printable(f"  plugin   {f'{plugin.version}, ' if plugin.version else ''}{plugin.source}"))
+        print(f"  defined  {component.where}")
+        print(f"  takes    {taken or 'nothing'}")
         for option in component.options.values():
-            click.echo(f"  option   {option}")
+            print(f"  option   {option}")
         text = inspect.getdoc(component.fn)
         for line in text.split("\n") if text else ():
-            click.echo(f"  {printable(line)}".rstrip())
+            print(f"  {printable(line)}".rstrip())
 
 
 def show_plugin(plugin: "Plugin", registry: "Registry", as_json: bool) -> None:
     """Print a plugin: its source, its status and its components."""
     if as_json:
-        click.echo(json.dumps(plugin_facts(plugin, registry)))
+        print(json.dumps(plugin_facts(plugin, registry)))
         return
-    click.echo(f"{plugin.owner}: plugin{f' {plugin.version}' if plugin.version else ''}, {plugin.source}")
-    click.echo(printable(f"  {status(plugin, registry)}"))
+    print(f"{plugin.owner}: plugin{f' {plugin.version}' if plugin.version else ''}, {plugin.source}")
+    print(printable(f"  {status(plugin, registry)}"))
     for component in registry.listing():
         if component.owner == plugin.owner:
-            click.echo(f"  {component.kind:<9}  {component.name}")
+            print(f"  {component.kind:<9}  {component.name}")
 
 
 @command.command("new")
@@ -132,13 +132,13 @@ def new(name: str, kind: str, package: bool) -> None:
     if any(c.name == name for c in loaded(()).listing()):
         raise UsageError(f"a component is called {name!r} already", todo="choose another name")
     for path in write_plugin(Path(), name, kind, package=package):
-        click.echo(path)
+        print(path)
     if package:
-        click.echo(f"next: pip install -e {path.parent}", err=True)
+        tell(f"next: pip install -e {path.parent}")
     else:
-        click.echo(f"next: minirlhf plugins check {name}.py", err=True)
+        tell(f"next: minirlhf plugins check {name}.py")
     how = "" if package else f"--plugin {name}.py "
-    click.echo(f"then: minirlhf run {how}{USES[kind].replace('NAME', name)}", err=True)
+    tell(f"then: minirlhf run {how}{USES[kind].replace('NAME', name)}")
 
 
 @command.command("check")
@@ -189,17 +189,17 @@ def print_findings(component: "Component", options: dict[str, Any], rows: "list[
     built = prepare(component, options)
     findings = check(built, rows)
     first = next(findings)  # raises here, before anything is printed, if prompts or options are missing
-    click.echo(f"{component.kind} {component.name} of {component.owner}, {component.where}")
+    print(f"{component.kind} {component.name} of {component.owner}, {component.where}")
     failed = 0
     for finding in chain([first], findings):
         failed += not finding.holds
         line = f"  {'ok  ' if finding.holds else 'FAIL'}  {finding.name:<20}  {finding.found}"
-        click.echo(printable(line.rstrip()))
+        print(printable(line.rstrip()))
         if not finding.holds and finding.todo:
-            click.echo(f"        {'':<20}  -> {finding.todo}")
+            print(f"        {'':<20}  -> {finding.todo}")
     if not failed and component.kind in ("kl", "advantage", "loss"):
         for verdict in verdicts(built, registry):
-            click.echo(printable(f"  info  {'audit':<20}  {verdict}"))
+            print(printable(f"  info  {'audit':<20}  {verdict}"))
     return failed
 
 

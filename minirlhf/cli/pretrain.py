@@ -23,4 +23,4 @@ def command(ui: str, as_json: bool, **options: Any) -> None:
     with progress(ui, as_json) as emit:
         base = prepare_base(config, set_up(config.run), emit)
     if not as_json:
-        click.echo(base.directory)
+        print(base.directory)

@@ -5,11 +5,11 @@ Not here: the choice between printer and panel (ui.py), the texts that both shar
 
 import sys
 import textwrap
-from shutil import get_terminal_size
 from time import monotonic
 from typing import Any
 
 from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line, tell
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 EVERY = 1.0  # seconds between two progress lines of one stage: a pipe or a log gets a readable number of them
@@ -19,12 +19,12 @@ class Printer:
     """Event sink that prints. as_json: every event to stdout as one line of JSON; quiet: results and warnings only."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
-        self._as_json, self._quiet = as_json, quiet
+        self._as_json, self._quiet, self._out = as_json, quiet, sys.stdout
         self._last = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self._as_json:
-            print(json_line(event), flush=True)
+            print(json_line(event), file=self._out, flush=True)
             return
         handler = getattr(self, f"_{event['event']}", None)
         if handler is not None:
@@ -155,7 +155,7 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
     from minirlhf.report.of_run import sides
     from minirlhf.report.page import number
 
-    width = min(110, get_terminal_size((110, 24)).columns) if sys.stdout.isatty() else 110
+    width = min(110, columns() or 110)
     for row in samples:
         print(f"\n{printable(row['prompt'])} ...")
         for side in ("reference", "policy"):

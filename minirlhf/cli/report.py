@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from minirlhf.cli.lines import tell
+
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -16,6 +18,6 @@ def command(run: Path, wanted: bool) -> None:
     from minirlhf.report.of_run import write_report
 
     path = write_report(run).absolute()
-    click.echo(path)
+    print(path)
     if wanted and click.launch(path.as_uri()) != 0:
-        click.echo("warning: no browser was found; open the file by hand", err=True)
+        tell("warning: no browser was found; open the file by hand")

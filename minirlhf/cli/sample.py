@@ -1,5 +1,6 @@
 """minirlhf sample: completions of a prompt by stages of a run, with their scores, printed."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.lines import printable
+from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import FiniteRange, plugin_option
+from minirlhf.cli.stdio import columns
 
 if TYPE_CHECKING:
     from minirlhf.components.registry import Registry
@@ -67,13 +69,13 @@ def command(
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
-    text = read_stdin() if prompt == "-" else prompt or ""
+    text = read_prompt(prompt or "")
     config, registry = resolve_config(
         preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
     )
     note = ending_note([text])
     if note:
-        click.echo(f"warning: {printable(note)}", err=True)
+        tell(f"warning: {printable(note)}")
     rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
 
     if as_json:
@@ -152,20 +154,20 @@ def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str,
         for side, rollout in rollouts.items():
             about = {"prompt": text, "completion": rollout.completions[i], "from": side, "terminated": ended[side][i]}
             given = {label: values[i] for label, values in scores[side].items()}
-            click.echo(json_line({**about, "scores": given} if given else about))
+            print(json_line({**about, "scores": given} if given else about))
 
 
 def show_lines(text: str, rollout: "Rollout", given: ScoresByLabel) -> None:
     """Print one line for each completion: its scores, the prompt, the completion."""
     for i, completion in enumerate(rollout.completions):
-        click.echo(marks(given, i) + printable(text + completion))
+        print(marks(given, i) + printable(text + completion))
 
 
 def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, ScoresByLabel]) -> None:
     """Print the prompt, then the n-th completions of all sides: as a table, or as lines if the terminal is narrow."""
     if text:
-        click.echo(f"{printable(text)} ...")
-    width = terminal_width()
+        print(f"{printable(text)} ...")
+    width = columns()
     shown = {
         side: [(marks(scores[side], i), printable(c.strip()) or "(nothing)") for i, c in enumerate(rollout.completions)]
         for side, rollout in rollouts.items()
@@ -174,11 +176,11 @@ def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str
         show_table(shown, width)
         return
     for row in zip(*shown.values(), strict=True):
-        click.echo()
+        print()
         for side, (mark, completion) in zip(shown, row, strict=True):
             start = f"{side:>9}  "
             line = start + mark + completion
-            click.echo(line if width is None else textwrap.fill(line, width, subsequent_indent=" " * len(start)))
+            print(line if width is None else textwrap.fill(line, width, subsequent_indent=" " * len(start)))
 
 
 def show_table(shown: Mapping[str, list[tuple[str, str]]], width: int) -> None:
@@ -199,11 +201,11 @@ def show_table(shown: Mapping[str, list[tuple[str, str]]], width: int) -> None:
 def show_means(scores: Mapping[str, ScoresByLabel]) -> None:
     """Print one line for each scored side: mean score of each reward over the completions that it scored."""
     if any(scores.values()):
-        click.echo()
+        print()
     for side, given in ((side, given) for side, given in scores.items() if given):
         known = {label: [value for value in values if value is not None] for label, values in given.items()}
         means = {label: [sum(values) / len(values) if values else None] for label, values in known.items()}
-        click.echo(f"{side:>9}  {marks(means, 0)}mean of {len(next(iter(given.values())))}")
+        print(f"{side:>9}  {marks(means, 0)}mean of {len(next(iter(given.values())))}")
 
 
 def marks(scores: ScoresByLabel, i: int) -> str:
@@ -212,18 +214,17 @@ def marks(scores: ScoresByLabel, i: int) -> str:
     return "".join(f"{label} {'-' if value is None else f'{value:+.2f}'}  " for label, value in values.items())
 
 
-def terminal_width() -> int | None:
-    """Width of the terminal in columns; None if stdout is no terminal."""
-    import shutil
+def read_prompt(typed: str) -> str:
+    """Read a prompt as UTF-8, whatever the locale (InputError if it is none): as typed, or for - from stdin.
 
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def read_stdin() -> str:
-    """Read stdin as UTF-8 text without trailing line ends; InputError if it is not UTF-8."""
+    Trailing line ends of stdin are left out.
+    """
     from minirlhf.errors import InputError
 
     try:
+        if typed != "-":
+            return os.fsencode(typed).decode("utf-8")
         return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as fault:
-        raise InputError(f"the prompt is not UTF-8 (byte {fault.start + 1})", "standard input") from None
+        where = "standard input" if typed == "-" else "PROMPT"
+        raise InputError(f"the prompt is not UTF-8 (byte {fault.start + 1})", where, "give it as UTF-8") from None

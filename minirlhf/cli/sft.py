@@ -38,4 +38,4 @@ def command(
     with progress(ui, as_json) as emit:
         start = prepare_start(config, prepare_base(config, on, emit), on, emit)
     if not as_json:
-        click.echo(start.directory)
+        print(start.directory)

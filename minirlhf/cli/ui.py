@@ -6,7 +6,7 @@ Not here: the panel (panel.py) and the printer (printer.py) themselves.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from minirlhf.cli.printer import Printer
@@ -26,8 +26,11 @@ def progress(ui: str, as_json: bool) -> Iterator[Callable[[dict[str, Any]], None
 
         with Panel() as panel:
             yield panel
-    else:
-        yield Printer(as_json=as_json, quiet=ui == "quiet")
+        return
+    printer = Printer(as_json=as_json, quiet=ui == "quiet")
+    # Events are for programs: a thread that a plugin left behind must not print between them.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield printer
 
 
 def attended() -> bool:

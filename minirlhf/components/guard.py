@@ -7,13 +7,16 @@ import contextlib
 import functools
 import inspect
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from minirlhf import signals
 from minirlhf.errors import PluginError
-from minirlhf.signals import Terminated
+from minirlhf.signals import SIGNALS, Terminated
 
 
 @contextlib.contextmanager
@@ -28,28 +31,53 @@ def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None
     except (KeyboardInterrupt, Terminated):
         raise
     except BaseException as fault:
+        signals.leave_if_asked(f"{title} failed")
         at = _raised_at(fault, {path, _filename(code)}) or where
         raise PluginError(f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it") from fault
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Context in which prints go to stderr; it restores working directory, default dtype and grad mode.
+    """Context in which prints go to stderr; it restores the state of the process on which a run relies.
 
-    stdout holds results, which programs read.
+    stdout holds results, which programs read. Restored are stderr (opened again if it was closed), the handlers of the
+    signals that stop a run, the working directory, and torch's default dtype and device, grad mode and CPU threads.
     """
     torch = sys.modules.get("torch")
-    here = _cwd()
-    mode = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
+    here, err = _cwd(), sys.stderr
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
+    mode = _torch_mode(torch) if torch else None
+    around, signals.plugin_call = signals.plugin_call, object()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        signals.plugin_call = around
+        if err.closed:
+            err = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = err
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
         if here and _cwd() != here:
             os.chdir(here)
-        if torch and mode and mode != (torch.get_default_dtype(), torch.is_grad_enabled()):
-            torch.set_default_dtype(mode[0])
-            torch.set_grad_enabled(mode[1])
+        if torch and mode and mode != _torch_mode(torch):
+            dtype, grad, threads, device = mode
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(grad)
+            torch.set_num_threads(threads)
+            torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _torch_mode(torch: Any) -> tuple[Any, bool, int, Any]:
+    """Default dtype, grad mode, number of CPU threads (sums depend on it) and default device."""
+    return (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.get_default_device(),
+    )
 
 
 def _describe(fault: BaseException) -> str:

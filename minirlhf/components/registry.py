@@ -9,7 +9,6 @@ A plugin that the user named fails for any fault. An entry point with a fault is
 package that somebody installed must not stop every command.
 """
 
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -29,6 +28,7 @@ import minirlhf
 from minirlhf import PROJECT, hookspecs
 from minirlhf.components.component import KINDS, NOUNS, Component
 from minirlhf.components.guard import definition_place, isolated, naming
+from minirlhf.components.plugin_file import FromSource, module_spec
 from minirlhf.components.signature import read_component
 from minirlhf.errors import PluginError, UsageError, nearest
 
@@ -260,21 +260,20 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
 
 
 def _run_file(path: Path, owner: str) -> ModuleType:
-    """Run a plugin file as a module of its own name, from its source: no bytecode is read or left behind."""
+    """Run a plugin file as a module of its own name (plugin_file.py), from its source."""
     title = f"plugin {owner!r}"
     if not path.is_file():
         raise PluginError(f"{title} is not found", str(path), "give the path of a .py file")
-    name = f"minirlhf_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise PluginError(f"{title} is not a Python file", str(path), "give the path of a .py file")
+    spec = module_spec(path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    sys.modules[spec.name] = module  # before it runs: dataclasses look their module up
     try:
         with isolated(), naming(title, str(path), str(path)):
-            exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+            FromSource(spec.name, str(path)).exec_module(module)
     except BaseException:
-        sys.modules.pop(name, None)
+        sys.modules.pop(spec.name, None)
         raise
     return module
 

@@ -147,7 +147,8 @@ def unusable(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield ".".join(path), "an integer of more than 64 bits"
         text = "".join(path[-1:]) + (value if isinstance(value, str) else "")
         if re.search("[\0\ud800-\udfff]", text):
-            yield ".".join(path), "holds a NUL, or bytes that are not UTF-8"
+            what = "holds a NUL, or bytes that are not UTF-8, which a configuration cannot hold"
+            yield ".".join(path), f"{what}; use other names (of directories, too), or a UTF-8 locale"
 
 
 def known_keys(section: tuple[Any, ...]) -> list[str]:

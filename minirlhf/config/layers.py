@@ -162,8 +162,12 @@ class Draft:
     def finish(self, registry: Registry) -> Config:
         """Validate everything at once; ConfigError with every fault."""
         config = None
+        # Layers are checked one by one: what is still unusable is the name of the folder that a path was joined to.
+        folders = [self._at(path, reason) for path, reason in unusable(self.values)]
+        self.faults += folders
         try:
-            config = Config.model_validate_json(json.dumps(self._split(), default=str))
+            if not folders:
+                config = Config.model_validate_json(json.dumps(self._split(), default=str))
         except ValidationError as faults:
             self.faults += [self._fault(dict(fault)) for fault in faults.errors(include_url=False)]
         unknown = [self._at(path, reason) for path, reason in component_faults(self._split(), registry)]

@@ -7,13 +7,26 @@ option of that component. Not here: files, flags and presets (layers.py, toml.py
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+FLOAT32 = (2.0**-149, (2 - 2.0**-23) * 2.0**127)  # smallest and largest positive number: 1.4e-45, 3.4e38
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _held_by_float32(cls, value: Any) -> Any:
+        """Refuse a number that would become infinite, or 0, in float32, in which everything is computed."""
+        if isinstance(value, float) and value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
+            reason = "float32, in which it is used, holds 0 and sizes from 1.4e-45 to 3.4e38"
+            raise PydanticCustomError("float32", reason)
+        return value
 
 
 class RunConfig(Section):

@@ -18,12 +18,15 @@ from minirlhf.text.files import parse_json, read_bytes
 BOM = b"\xef\xbb\xbf"
 
 
-def json_line(row: dict[str, Any]) -> str:
-    """One JSON object without newline; a NaN or infinity becomes null, which every JSON reader understands."""
+def json_line(row: dict[str, Any], *, ascii_only: bool = True) -> str:
+    """One JSON object without newline; a NaN or infinity becomes null, which every JSON reader understands.
+
+    ascii_only: with other letters as escapes, so that a stream of any encoding carries it.
+    """
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+        return json.dumps(row, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:  # it holds a NaN or infinity; looking for one in every row would cost more than writing it
-        return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
+        return json.dumps(_plain(row), ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -124,10 +127,11 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        # A lone surrogate, which a plugin may log, is no UTF-8; its escape is JSON.
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json_line(row) + "\n")
+        self._file.write(json_line(row, ascii_only=False) + "\n")
         self._file.flush()
 
     def sync(self) -> int:

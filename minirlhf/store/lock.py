@@ -31,6 +31,7 @@ def locked(path: Path, emit: Emit, *, wait: bool = False, of: Path | None = None
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(handle)
     try:
         try:
             _lock(handle, path, emit, wait, of or path.parent)
@@ -42,7 +43,9 @@ def locked(path: Path, emit: Emit, *, wait: bool = False, of: Path | None = None
         os.write(handle, f"pid {os.getpid()} on {platform.node()}".encode())
         yield
     finally:
-        os.close(handle)
+        if handle in _held:
+            _held.remove(handle)
+            os.close(handle)
 
 
 def _lock(handle: int, path: Path, emit: Emit, wait: bool, of: Path) -> None:
@@ -69,3 +72,16 @@ def _warn_once(reason: str, path: Path, emit: Emit) -> None:
             "noticed, so start one at a time"
         )
         emit({"event": "warning", "message": message})
+
+
+_held = set[int]()  # open lock files
+
+
+def _close_in_child() -> None:
+    """Close the lock files in a forked child: a worker that outlives a killed run must not hold the run's lock."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

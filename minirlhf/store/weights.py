@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from minirlhf.errors import CheckpointError
@@ -131,6 +131,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file (CheckpointError if it is none)."""
     try:
         with deferred():
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:  # the library opens no names that are not UTF-8
+                return load(path.read_bytes())
             return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as fault:
         raise CheckpointError(f"not a readable safetensors file ({fault})", str(path), "save it again") from None

@@ -65,7 +65,7 @@ def test_half_a_surrogate_pair_and_numbers_that_no_run_has(finished, tmp_path):
     row = json.loads((run / "tokens.jsonl").read_text().splitlines()[0])
     row["prompt"], row["value"][0] = "\ud800 :smile:", 1e299
     (run / "tokens.jsonl").write_text(json.dumps(row) + "\n")
-    assert done("inspect", run, "--json").events[0]["prompt"] == "? :smile:"
+    assert done("inspect", run, "--json").events[0]["prompt"] == "\ud800 :smile:"
     out = done("inspect", run).out
     assert "\\ud800 :smile:" in out
     assert " 1e+299 " in out

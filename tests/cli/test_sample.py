@@ -128,7 +128,7 @@ GIVEN = {"base": {"a": [0.5, None]}, "policy": {"a": [-1.0, 2.0]}}
 
 
 def shown(monkeypatch, capsys, width):
-    monkeypatch.setattr(sample, "terminal_width", lambda: width)
+    monkeypatch.setattr(sample, "columns", lambda: width)
     sample.show_sides("say", {"base": LEFT, "policy": RIGHT}, GIVEN)
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 

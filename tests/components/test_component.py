@@ -4,7 +4,9 @@ from __future__ import annotations  # every annotation below is a string, as in 
 
 import asyncio
 import functools
+import io
 import os
+import signal
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Optional
@@ -362,6 +364,23 @@ def test_what_a_plugin_sets_globally_is_put_back(tmp_path):
     before = os.getcwd()
     built("reward", fn)({"completions": []})
     assert (os.getcwd(), torch.get_default_dtype(), torch.is_grad_enabled()) == (before, torch.float32, True)
+
+
+def test_what_a_run_relies_on_is_put_back(monkeypatch):
+    def fn(completions):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        torch.set_num_threads(3)
+        torch.set_default_device("meta")
+        sys.stdout.close()
+        sys.stderr = None
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    before = signal.getsignal(signal.SIGTERM)
+    built("reward", fn)({"completions": []})
+    assert not sys.stderr.closed
+    assert sys.stderr.fileno() == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (torch.get_num_threads(), torch.get_default_device().type) == (1, "cpu")
 
 
 def test_a_change_in_place_is_found():

@@ -261,3 +261,41 @@ def test_a_problem_brings_what_is_part_of_it_unless_it_is_set():
     assert list(config.rewards) == ["problem"]
     other = loaded("exact", sets=["kl.coef=0.2"])
     assert (other.kl.coef, other.sampler.max_new_tokens) == (0.2, 3)
+
+
+# ---- what a configuration cannot hold ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "held"), [(3.4028234663852886e38, True), (3.41e38, False), (1e-45, False), (-1e39, False)]
+)
+def test_a_number_that_float32_cannot_hold_is_refused_by_its_key(value, held):
+    """Its largest number is (2 - 2^-23) 2^127 = 3.4028235e38, its smallest 2^-149 = 1.4e-45."""
+    if held:
+        assert loaded("tiny", sets=[f"rewards.sentiment.weight={value}"]).rewards["sentiment"].weight == value
+        return
+    (fault,) = faults("tiny", rewards=[f"length={value}"])
+    assert fault.startswith(f"rewards.length.weight = {value} (--reward): float32")
+
+
+def test_numbers_of_every_section_are_held_by_float32():
+    found = faults(
+        "tiny", sets=["kl.coef=1e39", "ppo.adam_eps=1e-50", "loss.entropy_coef=1e300", "sft.weight_decay=1e39"]
+    )
+    assert [fault.split(" ")[0] for fault in found] == [
+        "sft.weight_decay",
+        "kl.coef",
+        "loss.entropy_coef",
+        "ppo.adam_eps",
+    ]
+
+
+def test_a_current_directory_whose_name_is_not_utf_8(tmp_path, monkeypatch):
+    try:
+        (tmp_path / "n\udcff").mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    monkeypatch.chdir(tmp_path / "n\udcff")
+    (fault,) = faults("tiny")
+    assert fault.startswith("run.bases: holds a NUL, or bytes that are not UTF-8")
+    assert loaded("tiny", sets=[f"run.bases={tmp_path}"]).run.bases == str(tmp_path)

@@ -28,6 +28,15 @@ def test_a_row_is_one_line_and_comes_back(text):
     assert json.loads(line) == {"text": text}
 
 
+def test_a_line_for_a_stream_is_ascii_and_a_file_holds_letters(tmp_path):
+    row = {"text": "\u8336 \U0001f375 \udcff"}  # the last is no UTF-8: a byte of a file name
+    assert json_line(row) == r'{"text": "\u8336 \ud83c\udf75 \udcff"}'
+    with JsonLines(tmp_path / "rows.jsonl") as rows:
+        rows.write(row)
+    assert (tmp_path / "rows.jsonl").read_bytes() == '{"text": "\u8336 \U0001f375 \\udcff"}\n'.encode()
+    assert read_rows(tmp_path / "rows.jsonl") == [row]
+
+
 def test_floats_come_back_to_the_bit():
     values = [0.1, 1e-320, 2**-1074, 1.7976931348623157e308, -0.0, 1 / 3]
     assert [v.hex() for v in json.loads(json_line({"x": values}))["x"]] == [v.hex() for v in values]

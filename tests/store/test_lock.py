@@ -41,6 +41,27 @@ def test_it_is_free_after_an_error_and_a_shorter_number_leaves_no_rest(tmp_path)
         assert path.read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
 
 
+def test_a_forked_child_holds_nothing(tmp_path):
+    """A worker that outlives a killed run would keep its lock."""
+    held, ready = os.pipe(), os.pipe()
+    with locked(tmp_path / ".lock", print):
+        child = os.fork()
+        if child == 0:
+            os.close(held[1])
+            os.write(ready[1], b"1")
+            os.read(held[0], 1)  # until the parent closes its end
+            os._exit(0)
+        os.read(ready[0], 1)
+    try:
+        with locked(tmp_path / ".lock", print):
+            pass
+    finally:
+        os.close(held[1])
+        assert os.waitpid(child, 0)[1] == 0
+        for handle in (held[0], *ready):
+            os.close(handle)
+
+
 def test_who_waits_says_at_once_for_what_and_gets_it_when_it_is_free(tmp_path):
     path, order, events, said = tmp_path / ".lock", [], [], threading.Event()
 

@@ -28,6 +28,15 @@ def same(one, other):
         assert torch.equal(tensor, other[name]), name
 
 
+def test_a_directory_whose_name_is_not_utf_8(tmp_path, tokenizer):
+    try:
+        (tmp_path / "n\udcff").mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    save_transformer(tmp_path / "n\udcff", small_trunk(), tokenizer)
+    same(small_trunk(), load_transformer(tmp_path / "n\udcff"))
+
+
 def test_a_transformer_comes_back_to_the_bit_under_hugging_faces_names(tmp_path, tokenizer):
     trunk = small_trunk()
     save_transformer(tmp_path, trunk, tokenizer)

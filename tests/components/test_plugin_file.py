@@ -1,0 +1,19 @@
+"""Functions of a plugin file in another process."""
+
+import pickle
+import subprocess
+import sys
+
+from minirlhf.components.registry import Registry
+
+
+def test_another_process_finds_a_function_by_its_name(tmp_path):
+    """As the workers of `spawn` do, which get it by pickle."""
+    file = tmp_path / "a-pool.of it.py"
+    file.write_text("def double(x):\n    return 2 * x\n\ndef reward(completions): ...\n")
+    first, again = (Registry().find("reward", f"{file}:reward").fn.__globals__["double"] for _ in range(2))
+    assert pickle.loads(pickle.dumps(first)) is first is not again
+    code = f"import pickle; print(pickle.loads({pickle.dumps(first)!r})(21))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("42\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no bytecode is left behind
