@@ -6,6 +6,7 @@ Commands are imported when they are called: `--help` must not wait for torch.
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 from typing import NoReturn
@@ -52,6 +53,12 @@ class Commands(click.Group):
             super().invoke(ctx)
         except BrokenPipeError as fault:
             raise ReaderGone from fault
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Expand `~` behind the = of --OPTION=~/PATH, where bash does not."""
+        home = re.compile(r"(--[a-z-]+=)(~.*)", re.DOTALL)
+        found = ((arg, home.fullmatch(arg)) for arg in args)
+        return super().parse_args(ctx, [m[1] + os.path.expanduser(m[2]) if m else arg for arg, m in found])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -126,7 +133,7 @@ def report_fault(fault: BaseException) -> int:
         click.echo(fault.format_message(), err=True)
         return fault.exit_code
     if isinstance(fault, click.ClickException):
-        to_stderr(f"error: {' '.join(fault.format_message().split())}")
+        to_stderr(f"error: {' '.join(fault.format_message().split())}{number_advice(fault)}")
         return fault.exit_code
     if isinstance(fault, ConfigError):
         for line in fault.faults:
@@ -136,6 +143,17 @@ def report_fault(fault: BaseException) -> int:
         to_stderr(f"error: {fault}")
         return fault.exit_code
     return unexpected(fault)
+
+
+def number_advice(fault: click.ClickException) -> str:
+    """` Write 1000.` after the refusal of an option's number that was plain, such as 1e3."""
+    refused = re.search(r"'(.*)' is not a valid (integer|float)", fault.message)
+    if refused is None:
+        return ""
+    from minirlhf.config.values import respelled
+
+    written = respelled(refused[1], "integer" if refused[2] == "integer" else "number")
+    return f" Write {written}." if written else ""
 
 
 def unexpected(fault: BaseException) -> int:

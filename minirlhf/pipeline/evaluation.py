@@ -26,7 +26,7 @@ from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.streams import generator
 from minirlhf.tensors import Moments
-from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
+from minirlhf.text.corpus import Prompt, common_columns, fit_prompts, read_prompts
 
 
 def evaluate_run(
@@ -101,7 +101,7 @@ def reevaluate(
         rows = read_prompts(prompts_file, config.corpus.errors, reserved=INPUTS["reward"])
         fitting, note = fit_prompts(rows, models.tokenizer, longest)
         prompts = Prompts([], fitting, [note] if note else [])
-    rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
+    rewards.check_columns(common_columns(prompts.heldout, *([own.train] if rewards.normalized else [])))
     if rewards.normalized:
         fit_rewards(run, rewards, models.reference, own.train, models.tokenizer)
     beta = final_beta(directory, config.kl)
