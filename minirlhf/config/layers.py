@@ -79,7 +79,7 @@ def load_config(
         if found is None:
             draft.faults.append(f"--set {shown(text)}: expected key=value, such as ppo.lr=1e-3")
             continue
-        draft.typed[found[0]] = text.partition("=")[2].strip()
+        draft.typed[found[0]] = unmarked(text).partition("=")[2].strip()
         draft.add(nested(*found), "--set", cwd)
     draft.add_plugins(plugins, cwd)
     draft.settle(cwd)
