@@ -38,7 +38,7 @@ _SIGNATURES = {
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_SPACE = re.compile(r"[ \t\n]*")
 _MARK = "\ufeff"  # the byte order mark; files that are put together have one in the middle
-_ESCAPED_MARK = re.compile(r"(?<!\\)((?:\\\\)*)\\ufeff", re.IGNORECASE)
+_ESCAPED_MARK = re.compile(r"\\u[fF][eE][fF][fF]")
 
 
 # ---- where a source is -------------------------------------------------------------------------------------
@@ -234,7 +234,8 @@ def _reason(exc: ValueError) -> str:
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) of JSON Lines or of one array; the first character tells which, not the suffix."""
-    text = _ESCAPED_MARK.sub(r"\1", text)
+    if _ESCAPED_MARK.search(text):  # a search is fast; behind a backslash that is itself escaped there is no escape
+        text = re.sub(rf"(?<!\\)((?:\\\\)*){_ESCAPED_MARK.pattern}", r"\1", text)
     if text.lstrip().startswith("["):
         yield from _array_rows(text, path)
         return
