@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 from typing import Any, NoReturn
@@ -61,6 +62,12 @@ class Commands(click.Group):
             super().invoke(ctx)
         except BrokenPipeError as fault:
             raise ReaderGone from fault
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Expand `~` behind the = of --OPTION=~/PATH, where bash does not."""
+        home = re.compile(r"(--[a-z-]+=)(~.*)", re.DOTALL)
+        found = ((arg, home.fullmatch(arg)) for arg in args)
+        return super().parse_args(ctx, [m[1] + os.path.expanduser(m[2]) if m else arg for arg, m in found])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -135,7 +142,7 @@ def report_fault(fault: BaseException) -> int:
         tell(fault.format_message())
         return fault.exit_code
     if isinstance(fault, click.ClickException):
-        to_stderr(f"error: {' '.join(fault.format_message().split())}")
+        to_stderr(f"error: {' '.join(fault.format_message().split())}{number_advice(fault)}")
         return fault.exit_code
     if isinstance(fault, ConfigError):
         for line in fault.faults:
@@ -160,6 +167,17 @@ def of_the_place(fault: OSError | UnicodeEncodeError) -> UsageError | None:
     except FileNotFoundError:
         return UsageError("the current directory is gone", todo="cd into one that exists")
     return None
+
+
+def number_advice(fault: click.ClickException) -> str:
+    """` Write 1000.` after the refusal of an option's number that was plain, such as 1e3."""
+    refused = re.search(r"'(.*)' is not a valid (integer|float)", fault.message)
+    if refused is None:
+        return ""
+    from minirlhf.config.values import respelled
+
+    written = respelled(refused[1], "integer" if refused[2] == "integer" else "number")
+    return f" Write {written}." if written else ""
 
 
 def unexpected(fault: BaseException) -> int:

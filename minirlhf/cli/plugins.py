@@ -153,14 +153,14 @@ def check_(name: str, plugins: tuple[str, ...], kind: str | None, prompts: str |
     Of a FILE.py all components are checked. Of an estimator the verdict of `minirlhf audit` is shown below the checks:
     one that is biased is not broken.
     """
-    from minirlhf.config.toml import toml_value
+    from minirlhf.config.values import setting
     from minirlhf.errors import PluginError, UsageError
     from minirlhf.text.corpus import read_prompts
 
     whole_file = name.endswith(".py")
     registry = loaded((*plugins, name) if whole_file else plugins)
     components = of_file(registry, name, kind) if whole_file else named(registry, name, kind)
-    options = {key: toml_value(value) for key, _, value in (text.partition("=") for text in sets)}
+    options = dict(setting(text) or (text, "") for text in sets)
     unknown = [key for key in options if not any(key in component.options for component in components)]
     if unknown and len(components) > 1:
         raise UsageError(f"no component here has an option {unknown[0]!r}", name, "`plugins show NAME` lists them")

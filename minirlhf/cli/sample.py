@@ -60,16 +60,17 @@ def command(
     """Let the policy of a finished RUN continue PROMPT, or several stages of it with the same random numbers.
 
     base is what pretraining made, sft what demonstrations made of it, reference what KL is measured against (one of
-    these two). Without PROMPT it starts from nothing; - reads it from standard input. The cuts (top-k, top-p, min-p)
-    exist only here: a run never uses them.
+    these two). Without PROMPT it starts from nothing; - reads it from standard input; a conversation is given as JSON.
+    The cuts (top-k, top-p, min-p) exist only here: a run never uses them.
     """
     from minirlhf.cli.options import resolve_config
     from minirlhf.pipeline.saved import config_file
     from minirlhf.text.boundary import ending_note
+    from minirlhf.text.chat import typed_prompt
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
-    text = read_prompt(prompt or "")
+    text = typed_prompt(read_prompt(prompt or ""), "PROMPT")
     config, registry = resolve_config(
         preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
     )

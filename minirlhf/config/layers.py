@@ -31,9 +31,11 @@ from minirlhf.config.schema import (
     LossConfig,
     RewardConfig,
 )
-from minirlhf.config.toml import preset_text, read_file, toml_value
+from minirlhf.config.toml import preset_text, read_file
+from minirlhf.config.values import advice, setting, toml_value
 from minirlhf.errors import ConfigError, nearest
 from minirlhf.exact.problems import problems
+from minirlhf.text.files import unmarked
 
 COMPONENT_SECTIONS: dict[str, type[ComponentSection]] = {
     "kl": KLConfig,
@@ -73,11 +75,12 @@ def load_config(
     for key, value in (options or {}).items():
         draft.add(nested(key, value), option_name(key), cwd)
     for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals or not all(key.strip().split(".")):
+        found = setting(text)
+        if found is None:
             draft.faults.append(f"--set {shown(text)}: expected key=value, such as ppo.lr=1e-3")
             continue
-        draft.add(nested(key.strip(), toml_value(value)), "--set", cwd)
+        draft.typed[found[0]] = unmarked(text).partition("=")[2].strip()
+        draft.add(nested(*found), "--set", cwd)
     draft.add_plugins(plugins, cwd)
     draft.settle(cwd)
     registry = registry_loader(draft.plugin_names())
@@ -90,6 +93,7 @@ class Draft:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.origin: dict[str, str] = {}  # dotted path -> the layer that set it
+        self.typed: dict[str, str] = {}  # dotted path -> the text of its `--set`
         self.faults: list[str] = []
 
     def name(self, stem: str) -> None:
@@ -225,10 +229,14 @@ class Draft:
         return out
 
     def _at(self, path: str, reason: str) -> str:
-        """Fault as `PATH (source): REASON`; the path may be followed by ` = value`."""
+        """Fault as `PATH (source): REASON; ADVICE`; the path may be followed by ` = value`."""
         key = path.partition(" = ")[0]
-        source = self.origin.get(key) or self.origin.get(key.rpartition(".")[0])
-        return f"{path}{f' ({source})' if source else ''}: {reason}"
+        source = self.origin.get(key) or self.origin.get(key.rpartition(".")[0]) or ""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        todo = advice(key, value, reason, source, self.typed.get(key, ""))
+        return f"{path}{f' ({source})' if source else ''}: {reason}{todo}"
 
     def _fault(self, fault: dict[str, Any]) -> str:
         """Fault of pydantic as one of our messages."""
@@ -245,8 +253,6 @@ class Draft:
                 )
             else:
                 reason = f"there is no such key{nearest(key, known_keys(section))}"
-        elif kind.endswith("_type") and isinstance(value, str) and re.fullmatch(r"[-+0-9.eE_]+|true|false", value):
-            reason += "; this is a string: remove the quotes"
         return self._at(f"{path} = {shown(value)}", reason)
 
 
@@ -280,5 +286,5 @@ def option_name(key: str) -> str:
 
 def split_weight(text: str) -> tuple[str, Any]:
     """LABEL[=WEIGHT] -> (label, weight or None); a weight that is no number is left for validation to refuse."""
-    use, equals, weight = text.rpartition("=")
-    return (use, toml_value(weight)) if equals else (text, None)
+    use, equals, weight = unmarked(text).rpartition("=")
+    return (use.strip(), toml_value(weight)) if equals else (weight, None)

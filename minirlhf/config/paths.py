@@ -1,8 +1,9 @@
-"""Paths in a configuration file, made absolute: they are relative to the folder of that file.
+"""Paths in a configuration file, made absolute: relative to the folder of that file, with `~` for the user's home.
 
 Not here: whether a path exists; its reader says so.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ from minirlhf.text.files import is_packaged
 PATHS = ("text", "prompts", "heldout_prompts", "demonstrations", "preferences")  # of [corpus]
 
 
+def absolute_path(path: str, folder: Path) -> str:
+    """Path as seen from `folder`, `~` expanded: behind `=` the shell leaves that to us."""
+    return str(folder / os.path.expanduser(path))
+
+
 def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Layer with every relative path made absolute; bare corpus names and module names stay."""
     out = dict(layer)
     if isinstance(out.get("corpus"), dict):
         out["corpus"] = {
-            k: str(folder / v) if k in PATHS and isinstance(v, str) and v and not is_packaged(v) else v
+            k: absolute_path(v, folder) if k in PATHS and isinstance(v, str) and v and not is_packaged(v) else v
             for k, v in out["corpus"].items()
         }
     if isinstance(out.get("run"), dict):
@@ -40,7 +46,7 @@ def absolute_reward(label: str, reward: Any, folder: Path) -> Any:
     if isinstance(out.get("use"), str):
         out["use"] = absolute_component(out["use"], folder)
     if out.get("use", label) == "trained" and isinstance(out.get("path"), str):
-        out["path"] = str(folder / out["path"])
+        out["path"] = absolute_path(out["path"], folder)
     return out
 
 
@@ -48,7 +54,7 @@ def absolute_run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Section [run] with the folder of bases, and observers given as FILE.py:CLASS, made absolute."""
     out = dict(run)
     if isinstance(out.get("bases"), str) and out["bases"]:
-        out["bases"] = str(folder / out["bases"])
+        out["bases"] = absolute_path(out["bases"], folder)
     if isinstance(out.get("observers"), list):
         out["observers"] = [absolute_component(n, folder) if isinstance(n, str) else n for n in out["observers"]]
     return out
@@ -56,10 +62,10 @@ def absolute_run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def absolute_plugin(name: str, folder: Path) -> str:
     """Plugin FILE made absolute; a module name as it is."""
-    return str(folder / name) if name.endswith(".py") or "/" in name else name
+    return absolute_path(name, folder) if name.endswith(".py") or "/" in name else name
 
 
 def absolute_component(name: str, folder: Path) -> str:
     """FILE.py:FUNCTION with its file made absolute; any other name as it is."""
     file, _, function = name.rpartition(":")
-    return f"{folder / file}:{function}" if file.endswith(".py") else name
+    return f"{absolute_path(file, folder)}:{function}" if file.endswith(".py") else name

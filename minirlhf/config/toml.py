@@ -1,8 +1,9 @@
 """Configurations as TOML and as JSON Schema: reading files and presets, writing a config that can be run again.
 
-Not here: joining layers (layers.py) and checking values (schema.py, faults.py).
+Not here: joining layers (layers.py), values that are typed (values.py) and checking them (schema.py, faults.py).
 """
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import tomli_w
 
 from minirlhf.config.schema import CHOOSERS, Config
+from minirlhf.config.values import parsed, respelled
 from minirlhf.errors import ConfigError, UsageError, nearest
+from minirlhf.text.files import unmarked
 
 MAX_BYTES = 1 << 20  # a larger file is no config but given by mistake
 
@@ -71,21 +74,24 @@ def read_file(path: Path) -> dict[str, Any]:
             raise ConfigError([f"{path}: no such file" if not path.exists() else f"{path}: not a regular file"])
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError([f"{path}: {path.stat().st_size} bytes; a config has at most {MAX_BYTES}"])
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        text = unmarked(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(text)
     except OSError as fault:
         raise ConfigError([f"{path}: cannot be read ({fault.strerror})"]) from None
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: not UTF-8 text; save it as UTF-8"]) from None
     except tomllib.TOMLDecodeError as fault:
-        raise ConfigError([f"{path}: not TOML: {fault}"]) from None
+        raise ConfigError([f"{path}: not TOML: {fault}{_line_advice(text, str(fault))}"]) from None
     except (RecursionError, ValueError) as fault:
         raise ConfigError([f"{path}: not TOML: {type(fault).__name__}"]) from None
 
 
-def toml_value(text: str) -> Any:
-    """Value of a text as TOML; the text itself if it is no TOML."""
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
-        return text
-    return parsed["value"] if parsed.keys() == {"value"} else text
+def _line_advice(text: str, fault: str) -> str:
+    """`; write KEY = VALUE` for a line that holds a number or a boolean as TOML does not write it."""
+    at = re.search(r"at line (\d+)", fault)
+    key, _, value = text.split("\n")[int(at[1]) - 1].partition("=") if at else ("", "", "")
+    value = value.partition("#")[0].strip()
+    if not value or parsed(value) is not None:
+        return ""
+    written = respelled(value, "number") or respelled(value, "boolean")
+    return f"; write {key.strip()} = {written}" if written else ""

@@ -32,7 +32,7 @@ from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.store.checkpoint import newest_components
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING, Moments
-from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
+from minirlhf.text.corpus import Prompt, common_columns, fit_prompts, read_prompts
 
 
 def evaluate_run(
@@ -164,7 +164,7 @@ def reevaluate(
         notes = [note] if note else []
         prompts = Prompts([], fitting, [*notes, *tell_seen(config, models, fitting)])
     check_lengths(rewards, models.tokenizer, prompts.heldout, config.sampler.max_new_tokens)
-    rewards.check_columns({name for p in [*prompts.train, *prompts.heldout] for name in p.columns})
+    rewards.check_columns(common_columns(prompts.heldout, *([own.train] if rewards.normalized else [])))
     if rewards.normalized:
         fit_rewards(run, rewards, models.reference, own.train, models.tokenizer)
     if remembering := rewards.states():

@@ -12,6 +12,7 @@ from minirlhf.errors import UserError
 from minirlhf.report.tokens import is_whole
 from minirlhf.store.files import read_json
 from minirlhf.store.jsonl import read_rows
+from minirlhf.text.files import unmarked
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def json_or_empty(path: Path) -> dict[str, Any]:
 
 def config_text(directory: Path) -> str:
     """Text of config.toml; bytes that are not UTF-8 become U+FFFD."""
-    return (directory / "config.toml").read_text(encoding="utf-8", errors="replace")
+    return unmarked((directory / "config.toml").read_text(encoding="utf-8", errors="replace"))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -130,12 +130,12 @@ class RewardModels:
             self.restore(before)
 
     def check_columns(self, columns: Collection[str]) -> None:
-        """Raise PluginError, with the nearest name, for a column that a function needs and the prompt file lacks."""
+        """Raise PluginError, with the nearest name, for a column that a function needs and a prompt file lacks."""
         for _, _, built in self.models:
             for name in built.component.columns:
                 if name not in columns:
                     near = nearest(name, (*INPUTS["reward"], *columns))
-                    found = f"the columns of the prompt file ({', '.join(sorted(columns)) or 'none'})"
+                    found = f"the columns that all prompt files have ({', '.join(sorted(columns)) or 'none'})"
                     raise built.error(
                         f"takes an unknown input {name!r}{near}",
                         f"inputs are {', '.join(INPUTS['reward'])} and {found}",

@@ -19,6 +19,7 @@ from minirlhf.streams import generator
 from minirlhf.text.corpus import (
     Document,
     Prompt,
+    common_columns,
     fit_prompts,
     openings,
     read_documents,
@@ -63,7 +64,8 @@ class Candidates:
 
     @property
     def columns(self) -> set[str]:
-        return {name for prompt in [*self.train, *(self.heldout or [])] for name in prompt.columns}
+        """Names of the columns that a reward can rely on: those of both sides."""
+        return common_columns(self.train, *([] if self.heldout is None else [self.heldout]))
 
 
 def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved: Collection[str]) -> Candidates:

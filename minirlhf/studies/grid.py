@@ -16,8 +16,9 @@ from typing import Any
 from minirlhf.components.registry import Registry
 from minirlhf.config.layers import load_config
 from minirlhf.config.schema import Config
-from minirlhf.config.toml import toml_value
+from minirlhf.config.values import toml_value
 from minirlhf.errors import ConfigError, UsageError
+from minirlhf.text.files import unmarked
 
 RESULT = "compare.json"
 LONGEST = 100  # characters of a variant's directory name: file systems allow 255 bytes, a hash may follow
@@ -62,7 +63,7 @@ def variations(texts: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for text in texts:
-        key, equals, listed = text.partition("=")
+        key, equals, listed = unmarked(text).partition("=")
         key, values = key.strip(), [value.strip() for value in split_values(listed)]
         if not equals or not all(values) or not all(key.split(".")):
             raise UsageError("expected KEY=VALUE,VALUE,...", f"--vary {text}", "such as --vary kl.coef=0,0.05,0.1")

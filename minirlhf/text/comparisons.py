@@ -1,7 +1,7 @@
 """Readers of rows with two sides: comparisons (prompt, chosen, rejected) and demonstrations (prompt, completion).
 
-A side is a string, or a list of {"role", "content"} whose contents are joined line by line. The files are those of
-files.py, except `.txt`. Not here: documents and prompts (corpus.py), and ids (tokenizer.py).
+A side is a string, or a conversation (chat.py). The files are those of files.py, except `.txt`. Not here: documents and
+prompts (corpus.py), and ids (tokenizer.py).
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -11,7 +11,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from minirlhf.errors import InputError
-from minirlhf.text.files import clean, corpus_files, kind_of, names_of, rows_of
+from minirlhf.text.chat import shared_messages, split_answer, text_of
+from minirlhf.text.files import corpus_files, kind_of, names_of, rows_of
 from minirlhf.text.splits import held_out_groups, most_held_out, shared_note
 
 LARGEST = 1e30  # of a number in a row: float32 holds it, and the sum of a batch of them
@@ -189,30 +190,27 @@ def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, 
     if not isinstance(row, dict):
         raise InputError(f"row is {kind_of(row)}, not an object", where, 'write {"prompt", "completion"}')
     if "messages" in row:
-        row = _conversation(row, where)
+        row = _conversation(row, where, errors)
     if "completion" not in row:
         todo = 'a demonstration has "prompt" and "completion", or "messages"'
         raise InputError(f"row has no 'completion' (its fields: {names_of(row)})", where, todo)
     name = _prompt_field(row, where)
-    prompt = _side(row[name], name, where, errors) if name else ""
-    completion = _side(row["completion"], "completion", where, errors)
+    prompt = text_of(row[name], name, where, errors) if name else ""
+    completion = text_of(row["completion"], "completion", where, errors)
     if prompt and any(isinstance(row[key], list) for key in (name, "completion")):
         completion = f"\n{completion.lstrip()}"
     return Demonstration(prompt, completion, where), "" if completion.strip() else "completion is empty"
 
 
-def _conversation(row: dict[str, Any], where: str) -> dict[str, Any]:
+def _conversation(row: dict[str, Any], where: str, errors: str) -> dict[str, Any]:
     """Split a row of `messages` into prompt and completion."""
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise InputError(
-            f"'messages' is {kind_of(messages)}, not a list of messages", where, 'write {"role", "content"}'
-        )
-    if not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
-        raise InputError("the last message is not the assistant's", where, "end with what is to be learned")
     if "completion" in row or any(name in row for name in PROMPT_FIELDS):
         raise InputError("row has 'messages' and a prompt or completion beside it", where, "keep one of them")
-    return {"prompt": messages[:-1], "completion": messages[-1:]}
+    given, answer = split_answer(row["messages"], where)
+    if not answer:
+        raise InputError("the last message is not the assistant's", where, "end with what is to be learned")
+    text_of(row["messages"], "messages", where, errors)  # so that a fault names its place among all of them
+    return {"prompt": given, "completion": answer}
 
 
 def _prompt_field(row: dict[str, Any], where: str) -> str | None:
@@ -232,12 +230,19 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
             todo = 'a comparison has "prompt", "chosen" and "rejected"'
             raise InputError(f"row has no {name!r} (its fields: {names_of(row)})", where, todo)
     given = _prompt_field(row, where)
-    chosen, rejected = (_side(row[name], name, where, errors) for name in ("chosen", "rejected"))
+    chosen, rejected = (text_of(row[name], name, where, errors) for name in ("chosen", "rejected"))
+    shared = 0 if given else shared_messages(row["chosen"], row["rejected"])
+    if shared:  # the messages that both sides begin with are the prompt
+        sides = {name: row[name][shared:] for name in ("chosen", "rejected")}
+        row, given = {**row, **sides, "prompt": row["chosen"][:shared]}, "prompt"
+        chosen, rejected = (text_of(row[name], name, where, errors) for name in ("chosen", "rejected"))
     if given:
-        prompt = _side(row[given], given, where, errors)
-        if prompt and chosen.startswith(prompt) and rejected.startswith(prompt):  # both sides hold the prompt again
+        prompt = text_of(row[given], given, where, errors)
+        lines = prompt and any(isinstance(row[name], list) for name in (given, "chosen", "rejected"))
+        again = f"{prompt}\n" if isinstance(row["chosen"], list) and isinstance(row["rejected"], list) else prompt
+        if prompt and chosen.startswith(again) and rejected.startswith(again):  # both sides hold the prompt again
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-        if any(isinstance(row[name], list) for name in (given, "chosen", "rejected")):
+        if lines:
             chosen, rejected = f"\n{chosen.lstrip()}", f"\n{rejected.lstrip()}"
     else:
         prompt = _shared(chosen, rejected)
@@ -257,18 +262,6 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
     if probability == TIE:
         margin = 0.0  # by which no side leads
     return Comparison(prompt, chosen, rejected, margin, probability, where, gap), fault
-
-
-def _side(value: Any, name: str, where: str, errors: str) -> str:
-    """Text of a side: a string, or the contents of a list of messages; it may be empty."""
-    if isinstance(value, list):
-        for message in value:
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-                raise InputError(f'{name!r} holds a message without "content"', where, 'write {"role", "content"}')
-        value = "\n".join(message["content"] for message in value)
-    if not isinstance(value, str):
-        raise InputError(f"{name!r} is {kind_of(value)}, not a string or a list of messages", where)
-    return clean(value, name, where, errors) if value.strip() else ""
 
 
 def _shared(chosen: str, rejected: str) -> str:

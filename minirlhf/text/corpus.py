@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from minirlhf.errors import InputError
 from minirlhf.text.boundary import SPACELESS, ending_note
-from minirlhf.text.comparisons import PROMPT_FIELDS, demonstration_of, has_sides
+from minirlhf.text.chat import split_answer, text_of
+from minirlhf.text.comparisons import PROMPT_FIELDS, comparison_of, demonstration_of, has_sides
 from minirlhf.text.files import clean, corpus_files, kind_of, names_of, read_text, rows_of, text_documents
 from minirlhf.text.splits import held_out_groups
 
@@ -82,12 +83,35 @@ def _read(
                     raise InputError(fault, where, "remove the row")
                 yield f"{shown.prompt}{shown.completion}", {}, where, len(shown.prompt)
                 continue
-            name = _field(row, accepted, where)
+            name, text = _prompt_or_text(row, accepted, where, errors)
             columns = {key: value for key, value in row.items() if key != name}
             taken = [key for key in columns if key in reserved]
             if taken:
                 raise InputError(f"field {taken[0]!r} is an input of every reward", where, "rename it")
-            yield clean(row[name], name, where, errors), columns, where, 0
+            yield text, columns, where, 0
+
+
+def _prompt_or_text(row: Any, accepted: tuple[str, ...], where: str, errors: str) -> tuple[str, str]:
+    """(name of the field that holds the text, text) of a row; the name is "" if chosen and rejected begin with it.
+
+    A prompt may be a conversation. It is always the text that SFT and reward model take as the prompt of such a row.
+    """
+    if accepted is PROMPT_FIELDS and has_sides(row) and row.keys().isdisjoint(PROMPT_FIELDS):
+        name, text = "", ""
+        if {"chosen", "rejected"} <= row.keys():
+            pair, fault = comparison_of(row, where, errors)
+            text = "" if fault else pair.prompt
+        elif "messages" in row:
+            name = "messages"
+            text = text_of(split_answer(row[name], where)[0], name, where, errors)
+        if not text:
+            raise InputError(f"row holds no prompt (its fields: {names_of(row)})", where, f"add {accepted[0]!r}")
+        return name, text
+    name = _field(row, accepted, where)
+    value = row[name]
+    if accepted is PROMPT_FIELDS and isinstance(value, list):
+        value = text_of(value, name, where, errors)
+    return name, clean(value, name, where, errors)
 
 
 def read_documents(source: str, errors: str = "strict") -> list[Document]:
@@ -105,11 +129,19 @@ def read_prompts(
 ) -> list[Prompt]:
     """Read the prompts of a source: lines or paragraphs of `.txt`, `prompt` (or `query`, `question`) of JSON rows.
 
+    A prompt may be a conversation. Rows of `messages`, and comparisons without a prompt, serve with what comes before
+    the answer. Every prompt has the columns of all rows of the source: None where its own row lacks one.
     which: file of a packaged corpus, "prompts" or "heldout_prompts". reserved: names of a reward's own inputs, which no
     other field may have. Duplicates stay (`fit_prompts` reports them). Errors: InputError with FILE:LINE.
     """
-    rows = _read(source, which, PROMPT_FIELDS, errors, reserved)
-    return [Prompt(text, columns, where) for text, columns, where, _ in rows]
+    rows = list(_read(source, which, PROMPT_FIELDS, errors, reserved))
+    missing = dict.fromkeys(name for _, columns, _, _ in rows for name in columns)
+    return [Prompt(text, missing | columns, where) for text, columns, where, _ in rows]
+
+
+def common_columns(*sides: Iterable[Prompt]) -> set[str]:
+    """Names of the columns that each of several lists of prompts has."""
+    return set.intersection(*({name for prompt in side for name in prompt.columns} for side in sides))
 
 
 # ---- splits ------------------------------------------------------------------------------------------------

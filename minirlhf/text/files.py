@@ -37,6 +37,8 @@ _SIGNATURES = {
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_SPACE = re.compile(r"[ \t\n]*")
+_MARK = "\ufeff"  # the byte order mark; files that are put together have one in the middle
+_ESCAPED_MARK = re.compile(r"\\u[fF][eE][fF][fF]")
 
 
 # ---- where a source is -------------------------------------------------------------------------------------
@@ -140,13 +142,18 @@ def _line(text: str | bytes, position: int) -> int:
     return 1 + (before.count("\n") if isinstance(before, str) else before.count(b"\n"))
 
 
+def unmarked(text: str) -> str:
+    """Text without byte order marks (U+FEFF), wherever they stand: one is never a letter."""
+    return text.replace(_MARK, "")
+
+
 def read_text(path: Path, errors: str) -> str:
-    """Read a file as UTF-8 text, without a byte order mark, with every line end (CRLF, lone CR) as LF."""
+    """Read a file as UTF-8 text, without byte order marks, with every line end (CRLF, lone CR) as LF."""
     data = read_bytes(path)
     for signature, kind in _SIGNATURES.items():
         if data.startswith(signature):
             raise InputError(f"file is {kind}, not UTF-8 text", f"{path}:1", "unpack or convert it first")
-    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    data = data.replace(_MARK.encode(), b"").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     nul = data.find(b"\0")
     if nul >= 0:
         where = f"{path}:{_line(data, nul)}"
@@ -227,6 +234,8 @@ def _reason(exc: ValueError) -> str:
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) of JSON Lines or of one array; the first character tells which, not the suffix."""
+    if _ESCAPED_MARK.search(text):  # a search is fast; behind a backslash that is itself escaped there is no escape
+        text = re.sub(rf"(?<!\\)((?:\\\\)*){_ESCAPED_MARK.pattern}", r"\1", text)
     if text.lstrip().startswith("["):
         yield from _array_rows(text, path)
         return
@@ -271,18 +280,22 @@ def _array_rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def rows_of(path: Path, errors: str) -> Iterator[tuple[str, Any]]:
-    """Yield (FILE:LINE, row) of JSON Lines, a JSON array, or Parquet (FILE:ROW); InputError if there is none."""
+    """Yield (FILE:LINE, row) of JSON Lines, a JSON array, or Parquet (FILE:ROW); InputError if there is none.
+
+    A field whose value is null is left out: it means the same as a field that is absent.
+    """
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(read_text(path, errors), path)
     empty = True
     for number, row in rows:
         empty = False
-        yield f"{path}:{number}", row
+        given = {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
+        yield f"{path}:{number}", given
     if empty:
         raise InputError("file holds no row", str(path))
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (row number, fields that have a value); a null column counts as missing in that row."""
+    """Yield (row number, fields by name)."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -290,12 +303,27 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError("Parquet needs pyarrow", str(path), "pip install 'minirlhf[parquet]'") from None
     data = read_bytes(path)
     try:
-        rows = parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as exc:
+        table = parquet.read_table(pyarrow.BufferReader(data))
+        rows = [_unmarked_values(row) for row in table.to_pylist()]
+    except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as exc:
         reason = " ".join(str(exc).split())[:100]
         raise InputError(f"not readable as Parquet ({reason})", str(path), "write it again") from exc
-    for number, row in enumerate(rows, start=1):
-        yield number, {name: value for name, value in row.items() if value is not None}
+    names = [unmarked(name) for name in table.column_names]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"column {twice!r} is given twice", str(path), "rename one of them")
+    yield from enumerate(rows, start=1)
+
+
+def _unmarked_values(value: Any) -> Any:
+    """The value with every text in it, names included, without byte order marks."""
+    if isinstance(value, str):
+        return unmarked(value)
+    if isinstance(value, list):
+        return [_unmarked_values(item) for item in value]
+    if isinstance(value, dict):
+        return {unmarked(name): _unmarked_values(item) for name, item in value.items()}
+    return value
 
 
 # ---- fields ------------------------------------------------------------------------------------------------

@@ -219,3 +219,14 @@ def test_a_broken_package_with_an_entry_point_is_one_warning(line, broken_packag
     result = done(*arguments)
     warnings = [line for line in result.err.splitlines() if line.startswith("warning: ") and "sad" in line]
     assert len(warnings) == (0 if line == "config schema" else 1)
+
+
+def test_a_number_of_an_option_is_shown_as_it_is_written():
+    refused(2, "compare", "tiny", "--seeds", "1e1", said=("'1e1' is not a valid integer", "Write 10."))
+    refused(2, "overoptimise", "--coefs", "0.1,1:5", said=("'1:5' is not a valid float",))
+
+
+def test_a_home_behind_an_equals_sign_is_found_as_the_shell_finds_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    refused(2, "run", "--resume=~/run", said=(str(tmp_path / "run"),))

@@ -185,3 +185,14 @@ def test_a_reward_with_a_memory_judges_every_side_for_itself(finished):
     events = done("sample", finished[0], "the", "--from", "reference", "--from", "base", *novelty, "--json").events
     assert events[0]["completion"] == events[1]["completion"]
     assert events[0]["scores"] == events[1]["scores"]
+
+
+def test_a_conversation_is_a_prompt_as_one_text(finished):
+    talk = '[{"role": "system", "content": "the"}, {"role": "user", "content": [{"type": "text", "text": "cat"}]}]'
+    (said,), (typed,) = (done("sample", finished[0], prompt, "--json").events for prompt in (talk, "the\ncat"))
+    assert said == typed
+    assert said["prompt"] == "the\ncat"
+    (piped,) = done("sample", finished[0], "-", "--json", stdin=f"\ufeff{talk}\r\n".encode()).events
+    assert piped == said
+    image = '[{"role": "user", "content": [{"type": "image"}]}]'
+    refused(2, "sample", finished[0], image, said=("of type 'image', not text: PROMPT",))

@@ -7,7 +7,8 @@ import pytest
 
 from minirlhf.config.layers import load_config
 from minirlhf.config.schema import Config
-from minirlhf.config.toml import dump_toml, json_schema, preset_names, to_dict, toml_value
+from minirlhf.config.toml import dump_toml, json_schema, preset_names, to_dict
+from minirlhf.config.values import toml_value
 from minirlhf.errors import ConfigError, UsageError
 from minirlhf.rl.doubts import doubts
 from tests.plugins.files import reward_plugin

@@ -161,7 +161,7 @@ def test_columns_are_checked_at_the_start():
 def test_a_misspelt_input_finds_the_nearest_name():
     with pytest.raises(PluginError) as error:
         models(lambda completion: 0).check_columns(set())
-    refusal(error.value, 5, "unknown input 'completion' (did you mean 'completions'", "prompt file (none)")
+    refusal(error.value, 5, "unknown input 'completion' (did you mean 'completions'", "prompt files have (none)")
 
 
 def test_an_option_is_never_overwritten_by_a_column():

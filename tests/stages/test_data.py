@@ -69,7 +69,17 @@ def test_a_packaged_corpus_brings_its_own_two_files_and_prompts_of_ones_own_repl
     other = rows(tmp_path / "other.jsonl", {"query": "z", "topic": "tea"})
     both = candidates(CorpusConfig(prompts=own, heldout_prompts=other))
     assert [p.text for p in both.heldout] == ["z"]
-    assert both.columns == {"topic"}
+    assert both.columns == set()  # the training prompts lack it, so no reward can be given it
+
+
+def test_a_reward_can_rely_on_the_columns_that_both_files_have(tmp_path):
+    train = rows(tmp_path / "a.jsonl", {"prompt": "a", "topic": 1, "side": None}, {"prompt": "b", "level": 2})
+    other = rows(tmp_path / "b.jsonl", {"prompt": "c", "topic": None, "level": 3})
+    found = candidates(CorpusConfig(prompts=train, heldout_prompts=other))
+    assert [p.columns for p in found.train] == [{"topic": 1, "level": None}, {"topic": None, "level": 2}]
+    assert [p.columns for p in found.heldout] == [{"level": 3}]
+    assert found.columns == {"level"}
+    assert candidates(CorpusConfig(prompts=train)).columns == {"topic", "level"}
 
 
 def test_a_column_called_as_an_input_is_refused_with_its_line(tmp_path):

@@ -102,7 +102,7 @@ def test_rows_that_teach_nothing_are_left_out_and_said(tmp_path):
         ({"prompt": "p", "rejected": "a"}, "row has no 'chosen'"),
         ({"prompt": "p", "query": "q", "chosen": "a", "rejected": "b"}, "which mean the same"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' is a number"),
-        ({"prompt": "p", "chosen": ["a"], "rejected": "b"}, 'message without "content"'),
+        ({"prompt": "p", "chosen": ["a"], "rejected": "b"}, "message 1 of 'chosen' is a string, not an object"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "'margin' is a number outside 0 to 1e\\+30"),
         (
             {"prompt": "p", "chosen": "a", "rejected": "b", "probability": 1.5},
@@ -333,7 +333,10 @@ def test_an_empty_completion_teaches_nothing_and_is_said(tmp_path):
         ({"messages": []}, "'messages' is a list, not a list of messages"),
         ({"messages": [{"role": "user", "content": "a"}]}, "the last message is not the assistant's"),
         ({"messages": [{"role": "assistant", "content": "a"}], "prompt": "p"}, "a prompt or completion beside it"),
-        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}, 'message without "content"'),
+        (
+            {"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]},
+            r"""message 1 of 'messages' has no "content" \(its role: 'user'\)""",
+        ),
     ],
 )
 def test_a_broken_demonstration_is_refused_with_its_line(tmp_path, row, said):
@@ -372,8 +375,52 @@ def test_parquet_is_read_like_json_lines(tmp_path):
     talk = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}]
     assert read_demonstrations(parquet(tmp_path, talk))[0] == [Demonstration("Hi", "\nYes")]
     prompts = read_prompts(parquet(tmp_path, [{"prompt": "p", "topic": 1}, {"prompt": "q", "topic": None}]))
-    assert [(p.text, p.columns) for p in prompts] == [("p", {"topic": 1}), ("q", {})]
+    assert [(p.text, p.columns) for p in prompts] == [("p", {"topic": 1}), ("q", {"topic": None})]
     assert [d.text for d in read_documents(parquet(tmp_path, [{"text": "one"}, {"text": "two"}]))] == ["one", "two"]
+
+
+PAIR = {"chosen": "a c", "rejected": "a d"}
+
+
+@pytest.mark.parametrize(
+    ("reader", "rows"),
+    [
+        (read_prompts, [{"prompt": "p", "question": None, "topic": 1}, {"prompt": "q", "query": None, "topic": None}]),
+        (read_prompts, [{"prompt": None, "question": "p"}, {"prompt": "q", "question": None}]),
+        (read_prompts, [{"prompt": "p"}, {"prompt": None}]),  # refused, and by the same words
+        (read_prompts, [{"prompt": "p", "completions": None}]),
+        (read_documents, [{"text": "t", "prompt": None, "chosen": None}, {"text": "u", "prompt": "p", "chosen": None}]),
+        (read_documents, [{"text": None, "prompt": "p", "completion": "c"}]),
+        (read_comparisons, [{"prompt": None, **PAIR, "margin": None, "gap": None}, {**PAIR, "prompt": "a"}]),
+        (read_comparisons, [{"prompt": "p", "chosen": "a", "rejected": None}]),
+        (read_demonstrations, [{"messages": None, "prompt": "p", "completion": "c"}]),
+        (read_demonstrations, [{"prompt": None, "completion": "c"}, {"prompt": "p", "completion": "c"}]),
+    ],
+)
+def test_null_means_absent_in_json_and_parquet(tmp_path, reader, rows):
+    """Both give what the same rows without their null fields give, or the same refusal."""
+
+    def outcome(source):
+        try:
+            return reader(source, reserved=("completions",)) if reader is read_prompts else reader(source)
+        except InputError as fault:
+            return str(fault).replace(source, "FILE")
+
+    plain = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    expected = outcome(written(tmp_path, *plain, name="plain.jsonl"))
+    assert outcome(written(tmp_path, *rows, name="rows.jsonl")) == expected
+    array = "[" + ",\n".join(map(json.dumps, rows)) + "]"
+    assert outcome(written(tmp_path, array, name="array.json")) == expected
+    if reader is read_prompts and not isinstance(expected, str):  # a column of nothing but null is no column
+        assert all("completions" not in prompt.columns for prompt in expected)
+    assert outcome(parquet(tmp_path, rows)) == expected
+
+
+def test_a_byte_order_mark_is_no_letter_of_a_column_or_of_its_name(tmp_path):
+    rows = [{"\ufeffprompt": "\ufeffp", "tags": ["\ufeffx", None]}]
+    assert [(p.text, p.columns) for p in read_prompts(parquet(tmp_path, rows))] == [("p", {"tags": ["x", None]})]
+    with pytest.raises(InputError, match=r"column 'prompt' is given twice: .*rows\.parquet; rename one"):
+        read_prompts(parquet(tmp_path, [{"\ufeffprompt": "p", "prompt": "q"}]))
 
 
 def test_what_is_no_parquet_is_refused_in_one_line(tmp_path):

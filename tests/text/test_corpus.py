@@ -56,8 +56,15 @@ def test_text_lines_and_paragraphs(tmp_path: Path, content: str, expected: list[
     assert texts(put(tmp_path / "a.txt", content)) == expected
 
 
-def test_a_byte_order_mark_inside_the_text_stays(tmp_path: Path) -> None:
-    assert texts(put(tmp_path / "a.txt", "a\ufeffb")) == ["a\ufeffb"]
+def test_a_byte_order_mark_is_never_a_letter(tmp_path: Path) -> None:
+    assert texts(put(tmp_path / "a.txt", "\ufeffa\ufeffb\r\n\ufeffc\n\ufeff")) == ["ab", "c"]
+    two_files = '\ufeff{"text": "a"}\n\ufeff{"text": "\ufeffb"}\n'
+    assert texts(put(tmp_path / "raw.jsonl", two_files)) == ["a", "b"]
+    # as escapes, in a name and in a column, too; behind a backslash that is itself escaped there is none
+    escaped = r'{"\ufefftext": "\uFEFFa\\ufeff", "tags": ["\ufeffx"]}'
+    assert read_documents(put(tmp_path / "b.jsonl", escaped)) == [Document("a\\ufeff", {"tags": ["x"]})]
+    assert "file is empty" in refusal(put(tmp_path / "c.txt", "\ufeff\ufeff"))
+    assert "'text' is empty" in refusal(put(tmp_path / "d.jsonl", r'{"text": "\ufeff"}'))
 
 
 def test_large_files_are_read_in_linear_time(tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def test_json_text_keeps_its_spaces_and_loses_its_carriage_returns(tmp_path: Pat
         ('{"text": "a"}\n\n"b"', 3, "row is a string, not an object"),
         ('{"text": "a"}\n{"txt": "b", "n": 1}', 2, "no text (its fields: 'txt', 'n')"),
         ('{"text": "a"}\n{"text": 5}', 2, "'text' is a number, not a string"),
-        ('{"text": null}', 1, "'text' is null, not a string"),
+        ('{"text": null}', 1, "no text (its fields: none)"),
         ('{"text": [{"role": "user", "content": "hi"}]}', 1, "'text' is a list"),
         ('{"text": "a"}\n{"text": " \\n"}', 2, "'text' is empty"),
         ('{"text": "a", "x": NaN}', 1, "NaN is not JSON"),
@@ -263,7 +270,7 @@ def test_several_prompt_fields_are_refused(tmp_path: Path) -> None:
 
 def test_reserved_columns_are_refused_with_their_line(tmp_path: Path) -> None:
     source = put(tmp_path / "p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "completions": "c"}')
-    assert [p.columns for p in read_prompts(source)] == [{}, {"completions": "c"}]
+    assert [p.columns for p in read_prompts(source)] == [{"completions": None}, {"completions": "c"}]
     with pytest.raises(InputError, match=r"'completions' is an input of every reward: .*p\.jsonl:2"):
         read_prompts(source, reserved=("prompts", "completions"))
 
