@@ -1,5 +1,6 @@
 """Functions of a plugin file in another process."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,8 @@ def test_another_process_finds_a_function_by_its_name(tmp_path):
     first, again = (Registry().find("reward", f"{file}:reward").fn.__globals__["double"] for _ in range(2))
     assert pickle.loads(pickle.dumps(first)) is first is not again
     code = f"import pickle; print(pickle.loads({pickle.dumps(first)!r})(21))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    arguments = [sys.executable, "-c", code]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("42\n", "")
     assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no bytecode is left behind
