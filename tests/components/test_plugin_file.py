@@ -5,7 +5,10 @@ import pickle
 import subprocess
 import sys
 
+import pytest
+
 from minirlhf.components.registry import Registry
+from minirlhf.errors import PluginError
 
 
 def test_another_process_finds_a_function_by_its_name(tmp_path):
@@ -20,3 +23,8 @@ def test_another_process_finds_a_function_by_its_name(tmp_path):
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("42\n", "")
     assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no bytecode is left behind
+
+
+def test_a_name_that_is_too_long_is_not_found(tmp_path):
+    with pytest.raises(PluginError, match="is not found"):
+        Registry().find("reward", f"{tmp_path / ('x' * 300)}.py:reward")
