@@ -45,6 +45,10 @@ def test_a_forked_child_has_the_signals_of_a_program_of_its_own():
         assert handlers() != before
         assert in_child(lambda: handlers() == before == OWN)
     assert handlers() == before
+    with handled(act, (signal.SIGTERM,)):  # the record of the earlier handlers was given up: another one is made
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert in_child(lambda: signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_child_that_is_ended_at_once_ends():

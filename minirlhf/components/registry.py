@@ -262,7 +262,7 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
 def _run_file(path: Path, owner: str) -> ModuleType:
     """Run a plugin file as a module of its own name (plugin_file.py), from its source."""
     title = f"plugin {owner!r}"
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise PluginError(f"{title} is not found", str(path), "give the path of a .py file")
     if path.suffix != ".py":
         raise PluginError(f"{title} is not a Python file", str(path), "give the path of a .py file")

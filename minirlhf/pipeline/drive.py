@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from minirlhf.config.schema import Config
@@ -95,9 +94,8 @@ def past_alarms(run: RunContext, training: Training) -> Alarms:
     """Alarms that have seen the iterations before a resume, so that none is raised twice."""
     config = run.config
     alarms = Alarms(training.parts.learns_values, config.exact.problem is None, config.ppo.iterations)
-    for row in read_rows(run.directory / "metrics.jsonl"):
-        with suppress(KeyError, TypeError, ArithmeticError):  # a row that somebody edited
-            alarms.look(row["step"], row)
+    for _ in alarms.replay(read_rows(run.directory / "metrics.jsonl")):
+        pass
     return alarms
 
 

@@ -5,7 +5,6 @@ Not here: reading these files (run_files.py, tokens.py), which trusts none of th
 
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,11 +229,7 @@ def alarms(metrics: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[tu
     learns_values=True is safe for every run: an untrained V has explained variance 0, which raises no alarm.
     """
     may_end, last = config_value(config, "exact", "problem") is None, config_value(config, "ppo", "iterations")
-    alarm = Alarms(learns_values=True, may_end=may_end, last=last)
-    for row in metrics:
-        with suppress(KeyError, TypeError, ArithmeticError):  # a row that a run did not write
-            for text in alarm.look(row["step"], row):
-                yield row["step"], text
+    yield from Alarms(learns_values=True, may_end=may_end, last=last).replay(metrics)
 
 
 def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,11 @@ They compare the metrics of an iteration with those of the first one and change 
 reason to look at samples.jsonl. Not here: advice about a configuration before it runs (doubts.py).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from minirlhf.rl.metrics import Metrics
 
@@ -53,6 +56,15 @@ class Alarms:
         found = [(name, text) for name, text in found if name not in self.said]
         self.said |= {name for name, _ in found}
         return [text for _, text in found]
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
+        """Look at rows of metrics.jsonl; yield (step, alarm). A row that somebody edited is passed over."""
+        for row in rows:
+            with suppress(KeyError, TypeError, ArithmeticError):
+                # NaN is null in the file: what was not measured.
+                metrics = {name: math.nan if value is None else value for name, value in row.items()}
+                for text in self.look(row["step"], metrics):
+                    yield row["step"], text
 
     def _alarms(self, first: Metrics, step: int, m: Metrics) -> Iterator[tuple[str, str]]:
         together, ends = m["objective/score_length_correlation"], m["response/eos_rate"]

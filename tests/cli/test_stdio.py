@@ -9,6 +9,7 @@ import pytest
 
 from minirlhf.cli.config import ascii_toml
 from minirlhf.cli.main import COMMANDS
+from minirlhf.cli.ui import progress
 from tests.cli.calling import done, refused
 
 NULL = os.stat(os.devnull).st_rdev
@@ -45,6 +46,14 @@ def test_stdout_has_the_results_alone_and_no_letter_is_too_strange():
     code, out, err = process("-c", WRITERS, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (code, out) == (0, b"{} \\u8336 \\udcff\n"), err
     assert err.split() == [b"child", b"raw", b"old", b"forked", b"\\u8336", b"at", b"exit"]
+
+
+def test_a_print_between_events_goes_to_stderr(capsys):
+    """Of a thread that a plugin left behind, for example."""
+    with progress("auto", as_json=True) as emit:
+        print("late")
+        emit({"event": "x"})
+    assert capsys.readouterr() == ('{"event": "x"}\n', "late\n")
 
 
 EMBEDDED = """

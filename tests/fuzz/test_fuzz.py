@@ -283,13 +283,13 @@ def random_scores(random, n, tokens):
 
 
 def is_fine(result, tokens):
-    """The contract, in its own words: a list or tuple of n; each None, a finite number that float32 holds, or as many
-    finite numbers as the completion has tokens."""
+    """The contract, in its own words: a list or tuple of n; each None, a number of at most 1e15, or as many such
+    numbers as the completion has tokens."""
 
     def number(x):
         if isinstance(x, torch.Tensor):
             x = x.item() if x.ndim == 0 else x.tolist()
-        return isinstance(x, bool | int | float) and math.isfinite(x) and abs(x) <= 3.4028234e38
+        return isinstance(x, bool | int | float) and math.isfinite(x) and abs(x) <= 1e15
 
     def row(x, count):
         if isinstance(x, torch.Tensor) and x.ndim:

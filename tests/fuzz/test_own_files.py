@@ -8,6 +8,7 @@ import math
 from functools import partial
 from random import Random
 
+from minirlhf.config.layers import load_config
 from minirlhf.errors import CheckpointError, InputError
 from minirlhf.pipeline.drive import past_alarms
 from minirlhf.report.of_compare import write_compare_page
@@ -81,7 +82,9 @@ def test_a_label_file_is_refused_with_its_line_or_gone_on_with(tmp_path, count):
 
 METRICS = {"step": 1, "count/updates": 4.0, "response/length": 9.0, "response/eos_rate": 1.0, "objective/scores": 0.5,
            "objective/score_length_correlation": 0.9, "response/repetition": 0.1, "policy/entropy_avg": 2.0,
-           "value/explained_variance": -0.1, "objective/kl": 1.0, "kl/coef": 0.1}  # fmt: skip
+           "value/explained_variance": -0.1, "objective/kl": 1.0, "kl/coef": 0.1, "count/reward_errors": 0.0,
+           "count/flat_batches": 0.0, "objective/scores_std": 1.0, "policy/logprob_grad_avg": 0.5,
+           "policy/grad_norm": 1.0, "episode": 64.0, "count/unscored": 0.0, "count/masked_rows": 0.0}  # fmt: skip
 SIDE = {"score_mean": 0.5, "score_std": 1.0, "score_p90": 1.0, "length_mean": 9.0, "eos_rate": 1.0}
 EVALUATION = {
     "prompts": 4, "reference": SIDE, "policy": SIDE, "score_gain": 0.5, "score_gain_ci95": [0.1, 0.9], "win_rate": 0.5,
@@ -116,6 +119,7 @@ class Fresh:
 
     def __init__(self, directory):
         self.directory, self.parts, self.learns_values = directory, self, True
+        self.config = load_config("tiny")[0]
 
 
 @shares(8, 400)
