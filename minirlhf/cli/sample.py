@@ -68,8 +68,9 @@ def command(
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
     text = read_stdin() if prompt == "-" else prompt or ""
     config, registry = resolve_config(
-        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
-    )
+        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device,
+        kinds=("reward",) if rewards or plugins else (),
+    )  # fmt: skip
     rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
 
     if as_json:
@@ -113,7 +114,7 @@ def sampled(
     from minirlhf.streams import generator
 
     device = set_up(config.run)
-    rewarded = filled_rewards(config)[0]
+    rewarded = filled_rewards(config)[0] if scored else {}
     if scored:
         build_rewards(rewarded, registry, device).check_columns(())
     saved = open_run(run, config, device)
