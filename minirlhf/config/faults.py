@@ -36,11 +36,7 @@ def component_faults(values: dict[str, Any], registry: Registry, kinds: Collecti
             yield f"{path}.{key} = {shown(name)}", str(fault)
             continue
         except PluginError as fault:
-            file, _, function = name.rpartition(":")
-            if not file.endswith(".py") or os.path.lexists(file):
-                raise
-            todo = f"if it has moved, give its new place: --set {path}.{key}=FILE.py:{function}"
-            raise PluginError(str(fault), todo=todo) from None
+            raise at_key(fault, f"{path}.{key}", name) from None
         for option in component.option_faults(section.get("options", {})):
             yield f"{path}.{option.partition(':')[0]}", option.partition(": ")[2]
     run = values.get("run", {})
@@ -51,6 +47,17 @@ def component_faults(values: dict[str, Any], registry: Registry, kinds: Collecti
                 registry.find("observer", name)
             except UsageError as fault:
                 yield f"run.observers = {shown(name)}", str(fault)
+            except PluginError as fault:
+                raise at_key(fault, "run.observers", name) from None
+
+
+def at_key(fault: PluginError, key: str, name: str) -> PluginError:
+    """The fault of FILE.py:FUNCTION with the key that gives its new place, if the file is gone; else the fault."""
+    file, _, function = name.rpartition(":")
+    if not file.endswith(".py") or os.path.lexists(file):
+        return fault
+    value = f"'[\"FILE.py:{function}\"]'" if key == "run.observers" else f"FILE.py:{function}"
+    return PluginError(str(fault), todo=f"if it has moved, give its new place: --set {key}={value}")
 
 
 def cross_faults(c: Config) -> Iterator[tuple[str, str]]:

@@ -90,3 +90,7 @@ def test_a_plugin_file_is_asked_for_only_where_its_component_is_used(tmp_path):
     load_config("tiny", sets=sets, kinds=("kl",))
     with pytest.raises(PluginError, match=r"--set rewards\.f\.use=FILE\.py:f"):
         load_config("tiny", sets=sets)
+    with pytest.raises(PluginError, match=r"--set run\.observers='\[\"FILE\.py:f\"\]'"):
+        load_config("tiny", sets=[f'run.observers=["{file}:f"]'])
+    with pytest.raises(PluginError, match=r"--set 'plugins=\[\"FILE\.py\"\]'"):
+        load_config(str(tmp_path / "c.toml"))
