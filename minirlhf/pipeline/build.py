@@ -79,8 +79,10 @@ def check_trained(label: str, reward: RewardConfig) -> None:
     """Refuse a reward `trained` whose path is not there (InputError that names the key)."""
     path = reward.options.get("path")
     if reward.use in TRAINED_REWARD_NAMES and isinstance(path, str) and path and not Path(path).exists():
-        todo = f"if it has moved, give its new place: --set rewards.{label}.path=DIR"
-        raise InputError(f"rewards.{label}.path is not there", path, todo)
+        todo = (
+            f"give a directory that `minirlhf reward-model` has made; if it has moved: --set rewards.{label}.path=DIR"
+        )
+        raise InputError("this is no saved reward model (nothing is there)", path, todo)
 
 
 def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:

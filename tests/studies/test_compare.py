@@ -461,9 +461,8 @@ def test_of_a_runs_events_only_new_warnings_are_passed_on():
 
 
 def made_of(directory, seed, coef, **facts):
+    """Write into a finished run's evaluation what it was made of."""
     file = directory / f"tiny.kl.coef={coef}" / f"s{seed}" / "evaluation.json"
-    if not file.exists():
-        file = directory / f"kl.coef={coef}" / f"s{seed}" / "evaluation.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"made_of": facts}))
 
 
