@@ -160,6 +160,7 @@ EVENTS: dict[str, Schema] = {
                 "kl_nats_per_sequence": NUMBER,
             },
             **{"kl_coef": NUMBER, "samples": several(COMPLETED)},
+            "made_of": {"type": "object"},
             "seconds": {"type": "object", "additionalProperties": NUMBER},
         },
         {

@@ -21,7 +21,9 @@ from minirlhf.store.jsonl import json_line
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line: the variants, then the directory.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a line: warnings, the variants, then the directory."
+)
 def command(
     presets: tuple[str, ...],
     varied: tuple[str, ...],
@@ -61,7 +63,7 @@ class Progress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         getattr(self, f"_{event['event']}")(event)
-        if self._as_json and event["event"] in ("variant", "compare_finished"):
+        if self._as_json and event["event"] in ("warning", "variant", "compare_finished"):
             print(json_line(event), flush=True)
 
     def _compare_started(self, e: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def command(
     from minirlhf.pipeline.saved import config_file
 
     config, registry = resolve_config(
-        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
+        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device, kinds=("reward",)
     )
 
     from minirlhf.cli.printer import print_evaluation

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from minirlhf.cli.lines import printable, tell
+from minirlhf.cli.options import some_options
 from minirlhf.cli.printer import Printer
 
 if TYPE_CHECKING:
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE.jsonl", help="Goes on in it.")
 @click.option("--from", "side", type=click.Choice(["policy", "reference"]), default="reference", show_default=True)
 @click.option("--prompts", metavar="FILE", help="Prompts of your own instead of the run's.")
+@some_options("sets")
 @click.option("-n", "count", type=click.IntRange(min=1), metavar="N", help="Stop after so many answers.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def command(run: Path, out: Path, side: str, prompts: str | None, count: int | None, seed: int) -> None:
+def command(
+    run: Path, out: Path, side: str, prompts: str | None, sets: tuple[str, ...], count: int | None, seed: int
+) -> None:
     """Judge pairs of completions of a finished RUN: which is better? One JSON line each, for `reward-model`.
 
     Answer l(eft), r(ight), t(ie), s(kip), u(ndo) or q(uit), and Enter. The same command goes on where it stopped.
@@ -32,16 +36,18 @@ def command(run: Path, out: Path, side: str, prompts: str | None, count: int | N
     check_folder(out)
     file = Path(os.path.realpath(out))  # the file has one lock, whatever links lead to it
     with locked(file.with_name(f".{file.name}.lock"), Printer(), of=file):
-        total = label(run, file, side, prompts, count, seed)
+        total = label(run, file, side, prompts, count, seed, sets)
     print(f"{total} comparisons in {out}")
 
 
-def label(run: Path, out: Path, side: str, prompts: str | None, count: int | None, seed: int) -> int:
+def label(
+    run: Path, out: Path, side: str, prompts: str | None, count: int | None, seed: int, sets: tuple[str, ...]
+) -> int:
     """Open the run and the file, and ask until `count` answers are given; returns the rows of the file."""
     from minirlhf.cli.options import resolve_config
     from minirlhf.pipeline.saved import config_file
 
-    config, _ = resolve_config(preset=config_file(run), rewards=(), sets=(), plugins=(), device=None)
+    config, _ = resolve_config(preset=config_file(run), rewards=(), sets=sets, plugins=(), device=None, kinds=())
 
     from minirlhf.pipeline.build import set_up
     from minirlhf.pipeline.saved import open_run, prompts_to_use

@@ -4,7 +4,7 @@ Not here: options of one command alone. Nothing heavy is imported at the top: `-
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,16 +129,20 @@ def resolve_config(
     sets: tuple[str, ...],
     plugins: tuple[str, ...],
     device: str | None,
+    kinds: "Collection[str] | None" = None,
     **flags: Any,
 ) -> "tuple[Config, Registry]":
     """Resolve the options to a configuration and its plugins; warnings of plugins go to stderr.
 
-    flags: values of --kl, --advantage, --loss and --seed; None or absent where not given.
+    kinds: those of the components that the command uses; None: all. flags: values of --kl, --advantage, --loss and
+    --seed; None or absent where not given.
     """
+    from minirlhf.components.component import KINDS
     from minirlhf.config.layers import load_config
 
+    kinds = KINDS if kinds is None else kinds
     options = overrides(device, flags)
-    config, registry = load_config(preset, options=options, sets=sets, rewards=rewards, plugins=plugins)
+    config, registry = load_config(preset, options=options, sets=sets, rewards=rewards, plugins=plugins, kinds=kinds)
     for warning in registry.warnings:
         tell(f"warning: {warning}")
     return config, registry

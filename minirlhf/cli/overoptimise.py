@@ -60,7 +60,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs are; the same DIR again goes on."
 )
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw both scores against sqrt(KL).")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line: the curves, then the directory.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line: warnings, curves, the directory.")
 def command(
     preset: str,
     pairs: tuple[int, ...],
@@ -107,6 +107,11 @@ class Curves(Progress):
     def __init__(self, *, as_json: bool) -> None:
         super().__init__([], as_json=False)
         self._json = as_json
+
+    def _warning(self, e: dict[str, Any]) -> None:
+        super()._warning(e)
+        if self._json:
+            print(json_line(e), flush=True)
 
     def _compare_finished(self, e: dict[str, Any]) -> None:
         """Print nothing: the curves replace the table of the comparison."""

@@ -72,8 +72,9 @@ def command(
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
     text = typed_prompt(read_prompt(prompt or ""), "PROMPT")
     config, registry = resolve_config(
-        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device
-    )
+        preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device,
+        kinds=("reward",) if rewards or plugins else (),
+    )  # fmt: skip
     note = ending_note([text])
     if note:
         tell(f"warning: {printable(note)}")
@@ -120,7 +121,7 @@ def sampled(
     from minirlhf.streams import generator
 
     device = set_up(config.run)
-    rewarded = filled_rewards(config)[0]
+    rewarded = filled_rewards(config)[0] if scored else {}
     if scored:
         build_rewards(rewarded, registry, device).check_columns(())
     saved = open_run(run, config, device)

@@ -147,6 +147,9 @@ class Registry:
 
     def add_file(self, file: str) -> None:
         """Load a plugin file that the user named."""
+        if not Path(file).expanduser().is_file():
+            todo = "give the path of a .py file; if a configuration names it: --set 'plugins=[\"FILE.py\"]'"
+            raise PluginError(f"plugin {Path(file).stem!r} is not found", file, todo)
         module, owner = self._module(file)
         self.add(module, owner, str(module.__file__))
 

@@ -3,29 +3,30 @@
 Not here: advice about combinations that run but optimise something else (rl/doubts.py).
 """
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import CHOOSERS, LABEL, Config
-from minirlhf.errors import UsageError, nearest
+from minirlhf.errors import PluginError, UsageError, nearest
 from minirlhf.exact.problems import problems
 
 MAX_DEPTH = 32  # nested tables and arrays: no key needs more, and their readers recurse
 FILTERS = ("top_k", "top_p", "min_p")
 
 
-def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tuple[str, str]]:
-    """Yield (path, reason) for every component that does not exist and every option that it does not take."""
+def component_faults(values: dict[str, Any], registry: Registry, kinds: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield (path, reason) for every component of these kinds that does not exist, and every option it lacks."""
     chosen = [(name, name, key, values.get(name, {})) for name, key in CHOOSERS.items()]
     rewards = values.get("rewards", {})
     if isinstance(rewards, dict):
         chosen += [(f"rewards.{label}", "reward", "use", reward) for label, reward in rewards.items()]
     defaults = {"kl": "k1", "advantage": "gae", "loss": "ppo_clip"}
-    for path, kind, key, section in chosen:
+    for path, kind, key, section in (row for row in chosen if row[1] in kinds):
         name = section.get(key, defaults.get(kind)) if isinstance(section, dict) else None
         if not isinstance(name, str) or not name:
             continue  # pydantic reports it
@@ -34,16 +35,29 @@ def component_faults(values: dict[str, Any], registry: Registry) -> Iterator[tup
         except UsageError as fault:
             yield f"{path}.{key} = {shown(name)}", str(fault)
             continue
+        except PluginError as fault:
+            raise at_key(fault, f"{path}.{key}", name) from None
         for option in component.option_faults(section.get("options", {})):
             yield f"{path}.{option.partition(':')[0]}", option.partition(": ")[2]
     run = values.get("run", {})
     observers = run.get("observers", []) if isinstance(run, dict) else []
-    for name in observers if isinstance(observers, list) else []:
+    for name in observers if isinstance(observers, list) and "observer" in kinds else []:
         if isinstance(name, str):
             try:
                 registry.find("observer", name)
             except UsageError as fault:
                 yield f"run.observers = {shown(name)}", str(fault)
+            except PluginError as fault:
+                raise at_key(fault, "run.observers", name) from None
+
+
+def at_key(fault: PluginError, key: str, name: str) -> PluginError:
+    """The fault of FILE.py:FUNCTION with the key that gives its new place, if the file is gone; else the fault."""
+    file, _, function = name.rpartition(":")
+    if not file.endswith(".py") or os.path.lexists(file):
+        return fault
+    value = f"'[\"FILE.py:{function}\"]'" if key == "run.observers" else f"FILE.py:{function}"
+    return PluginError(str(fault), todo=f"if it has moved, give its new place: --set {key}={value}")
 
 
 def cross_faults(c: Config) -> Iterator[tuple[str, str]]:

@@ -12,16 +12,17 @@ here: the models (schema.py), checks across fields (faults.py), TOML (toml.py).
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from minirlhf.components import registry as plugin_registry
+from minirlhf.components.component import KINDS
 from minirlhf.components.registry import Registry
 from minirlhf.config.faults import FILTERS, component_faults, cross_faults, known_keys, pairing_faults, shown, unusable
-from minirlhf.config.paths import absolute_component, absolute_paths, absolute_plugin
+from minirlhf.config.paths import absolute_paths, placed_component, placed_plugin
 from minirlhf.config.schema import (
     CHOOSERS,
     AdvantageConfig,
@@ -54,11 +55,13 @@ def load_config(
     sets: Sequence[str] = (),
     rewards: Sequence[str] = (),
     plugins: Sequence[str] = (),
+    kinds: Collection[str] = KINDS,
     registry_loader: Callable[[Sequence[str]], Registry] = plugin_registry.load_plugins,
 ) -> tuple[Config, Registry]:
     """Build the Config and load the plugins.
 
     Order: defaults < preset or file < options (dotted key -> value) < sets ("key=value").
+    kinds: those of the components that are used; others are not looked up, and without any no plugin is loaded.
     Raises ConfigError with every fault, UsageError for a preset that does not exist, PluginError from a plugin.
     """
     draft = Draft()
@@ -83,8 +86,8 @@ def load_config(
         draft.add(nested(*found), "--set", cwd)
     draft.add_plugins(plugins, cwd)
     draft.settle(cwd)
-    registry = registry_loader(draft.plugin_names())
-    return draft.finish(registry), registry
+    registry = registry_loader(draft.plugin_names() if kinds else ())
+    return draft.finish(registry, kinds), registry
 
 
 class Draft:
@@ -125,7 +128,7 @@ class Draft:
         self.values["rewards"] = {}
         for text in (text for text in chosen if self._usable({text: text}, "--reward")):
             use, weight = split_weight(text)
-            label, use = use.rpartition(":")[2], absolute_component(use, folder)
+            label, use = use.rpartition(":")[2], placed_component(use, lambda path: str(folder / path))
             if label in self.values["rewards"]:
                 self.faults.append(f"--reward {text}: label {label!r} is given twice; name them in a file instead")
             old = before.get(label, {})
@@ -156,15 +159,15 @@ class Draft:
         """Append plugins given by `--plugin` to those of the file."""
         present = self.values.get("plugins", [])
         if names and isinstance(present, list) and self._usable({"plugins": list(names)}, "--plugin"):
-            self.values["plugins"] = [*present, *(absolute_plugin(name, folder) for name in names)]
+            self.values["plugins"] = [*present, *(placed_plugin(n, lambda path: str(folder / path)) for n in names)]
 
     def plugin_names(self) -> list[str]:
         """Plugins to load; what is no string is left for validation to refuse."""
         names = self.values.get("plugins", [])
         return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
-    def finish(self, registry: Registry) -> Config:
-        """Validate everything at once; ConfigError with every fault."""
+    def finish(self, registry: Registry, kinds: Collection[str]) -> Config:
+        """Validate everything at once, components of these kinds alone; ConfigError with every fault."""
         config = None
         # Layers are checked one by one: what is still unusable is the name of the folder that a path was joined to.
         folders = [self._at(path, reason) for path, reason in unusable(self.values)]
@@ -174,11 +177,11 @@ class Draft:
                 config = Config.model_validate_json(json.dumps(self._split(), default=str))
         except ValidationError as faults:
             self.faults += [self._fault(dict(fault)) for fault in faults.errors(include_url=False)]
-        unknown = [self._at(path, reason) for path, reason in component_faults(self._split(), registry)]
+        unknown = [self._at(path, reason) for path, reason in component_faults(self._split(), registry, kinds)]
         self.faults += unknown
         if config is not None:
             self.faults += [self._at(path, reason) for path, reason in cross_faults(config)]
-            if not unknown:
+            if not unknown and set(kinds) == set(KINDS):
                 self.faults += [self._at(path, reason) for path, reason in pairing_faults(config, registry)]
         if self.faults or config is None:
             raise ConfigError(self.faults)

@@ -1,16 +1,22 @@
-"""Paths in a configuration file, made absolute: relative to the folder of that file, with `~` for the user's home.
+"""Paths in a configuration: which keys hold them, made absolute as they are read, relative inside a run's directory.
 
-Not here: whether a path exists; its reader says so.
+A path of a file is relative to the folder of that file, one of the command line to the current directory. Not here:
+whether a path exists (`check_place` says so for the files of a corpus); its reader says so for the others.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minirlhf.config.schema import CHOOSERS
+from minirlhf.config.schema import CHOOSERS, CorpusConfig
+from minirlhf.errors import InputError
 from minirlhf.text.files import is_packaged
 
 PATHS = ("text", "prompts", "heldout_prompts", "demonstrations", "preferences")  # of [corpus]
+OPTION = "path"  # an option of this name, of any component, is a path
+
+Place = Callable[[str], str]  # a path -> the path to write in its stead
 
 
 def absolute_path(path: str, folder: Path) -> str:
@@ -20,52 +26,96 @@ def absolute_path(path: str, folder: Path) -> str:
 
 def absolute_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Layer with every relative path made absolute; bare corpus names and module names stay."""
+    return placed(layer, lambda path: absolute_path(path, folder))
+
+
+def relative_paths(layer: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Layer with every path inside a folder made relative to it, so that the folder can be moved; others stay."""
+
+    def relative(path: str) -> str:
+        inside = os.path.isabs(path) and Path(path).is_relative_to(folder)
+        return f"./{Path(path).relative_to(folder).as_posix()}" if inside else path
+
+    return placed(layer, relative)
+
+
+def placed(layer: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Layer with `place` applied to every path in it."""
     out = dict(layer)
     if isinstance(out.get("corpus"), dict):
         out["corpus"] = {
-            k: absolute_path(v, folder) if k in PATHS and isinstance(v, str) and v and not is_packaged(v) else v
+            k: place(v) if k in PATHS and isinstance(v, str) and v and not is_packaged(v) else v
             for k, v in out["corpus"].items()
         }
     if isinstance(out.get("run"), dict):
-        out["run"] = absolute_run(out["run"], folder)
+        out["run"] = placed_run(out["run"], place)
     if isinstance(out.get("plugins"), list):
-        out["plugins"] = [absolute_plugin(name, folder) if isinstance(name, str) else name for name in out["plugins"]]
+        out["plugins"] = [placed_plugin(name, place) if isinstance(name, str) else name for name in out["plugins"]]
     for section, key in CHOOSERS.items():
-        if isinstance(out.get(section), dict) and isinstance(out[section].get(key), str):
-            out[section] = {**out[section], key: absolute_component(out[section][key], folder)}
+        if isinstance(out.get(section), dict):
+            out[section] = placed_section(out[section], key, place)
     if isinstance(out.get("rewards"), dict):
-        out["rewards"] = {label: absolute_reward(label, reward, folder) for label, reward in out["rewards"].items()}
+        out["rewards"] = {
+            label: placed_section(reward, "use", place) if isinstance(reward, dict) else reward
+            for label, reward in out["rewards"].items()
+        }
     return out
 
 
-def absolute_reward(label: str, reward: Any, folder: Path) -> Any:
-    """Reward with the file of FILE.py:FUNCTION, or the directory of a trained model, made absolute."""
-    if not isinstance(reward, dict):
-        return reward
-    out = dict(reward)
-    if isinstance(out.get("use"), str):
-        out["use"] = absolute_component(out["use"], folder)
-    if out.get("use", label) == "trained" and isinstance(out.get("path"), str):
-        out["path"] = absolute_path(out["path"], folder)
+def placed_section(section: dict[str, Any], key: str, place: Place) -> dict[str, Any]:
+    """Section of a component, chosen by `key`: the file of FILE.py:FUNCTION and the option `path`, but for a URL."""
+    out = dict(section)
+    if isinstance(out.get(key), str):
+        out[key] = placed_component(out[key], place)
+    path = out.get(OPTION)
+    if isinstance(path, str) and path and "://" not in path:
+        out[OPTION] = place(path)
     return out
 
 
-def absolute_run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Section [run] with the folder of bases, and observers given as FILE.py:CLASS, made absolute."""
+def placed_run(run: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Section [run]: the folder of bases, and observers given as FILE.py:CLASS."""
     out = dict(run)
     if isinstance(out.get("bases"), str) and out["bases"]:
-        out["bases"] = absolute_path(out["bases"], folder)
+        out["bases"] = place(out["bases"])
     if isinstance(out.get("observers"), list):
-        out["observers"] = [absolute_component(n, folder) if isinstance(n, str) else n for n in out["observers"]]
+        out["observers"] = [placed_component(n, place) if isinstance(n, str) else n for n in out["observers"]]
     return out
 
 
-def absolute_plugin(name: str, folder: Path) -> str:
-    """Plugin FILE made absolute; a module name as it is."""
-    return absolute_path(name, folder) if name.endswith(".py") or "/" in name else name
+def placed_plugin(name: str, place: Place) -> str:
+    """Plugin FILE with its place; a module name as it is."""
+    return place(name) if name.endswith(".py") or "/" in name else name
 
 
-def absolute_component(name: str, folder: Path) -> str:
-    """FILE.py:FUNCTION with its file made absolute; any other name as it is."""
+def placed_component(name: str, place: Place) -> str:
+    """FILE.py:FUNCTION with the place of its file; any other name as it is."""
     file, _, function = name.rpartition(":")
-    return f"{absolute_path(file, folder)}:{function}" if file.endswith(".py") else name
+    return f"{place(file)}:{function}" if file.endswith(".py") else name
+
+
+def same_but_moved(key: str, was: Any, now: Any) -> bool:
+    """True if two values of a dotted key are paths that differ only in place: what they hold is compared elsewhere.
+
+    A path of [corpus], an option `path`, and FILE.py:FUNCTION with equal names of file and function.
+    """
+    if not (isinstance(was, str) and isinstance(now, str) and was and now):
+        return False
+    section, _, name = key.rpartition(".")
+    if section == "corpus" and name in PATHS:
+        return not is_packaged(was) and not is_packaged(now)
+    if section.endswith(".options"):
+        return name == OPTION and section.count(".") < 3
+    code = (name == "use" and section.startswith("rewards.")) or CHOOSERS.get(section) == name
+    return code and ".py:" in was and os.path.basename(was) == os.path.basename(now)
+
+
+def check_place(corpus: CorpusConfig, *keys: str) -> None:
+    """Refuse a corpus whose file or folder under one of the keys is not there (InputError that names the key)."""
+    for key in keys:
+        path = getattr(corpus, key)
+        if path is not None and not is_packaged(path) and not os.path.lexists(path):
+            raise InputError(
+                f"corpus.{key} is not there (No such file or directory)", path,
+                f"check path and permissions; if it has moved, give its new place: --set corpus.{key}=PATH",
+            )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from minirlhf.config.paths import relative_paths
 from minirlhf.config.schema import CHOOSERS, Config
 from minirlhf.config.values import parsed, respelled
 from minirlhf.errors import ConfigError, UsageError, nearest
@@ -28,9 +29,10 @@ def to_dict(config: Config) -> dict[str, Any]:
     return cleaned
 
 
-def dump_toml(config: Config) -> str:
-    """Config as TOML that loads back to an equal one."""
-    return tomli_w.dumps(to_dict(config))
+def dump_toml(config: Config, folder: Path | None = None) -> str:
+    """Config as TOML that loads back to an equal one; folder: where it will lie, to which paths in it are relative."""
+    plain = to_dict(config)
+    return tomli_w.dumps(plain if folder is None else relative_paths(plain, folder))
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,6 +5,7 @@ Not here: anything that needs a model or a prompt (training.py).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -77,11 +78,22 @@ def build_rewards(
     ready = dict(built or {})
     for label, reward in rewards.items():
         if label not in ready:
+            check_trained(label, reward)
             ready[label] = registry.find("reward", reward.use).build(reward.options, device=device)
     return RewardModels(
         [(label, reward.weight, ready[label]) for label, reward in rewards.items()],
         {label: Scale(reward.normalize, reward.clip) for label, reward in rewards.items()},
     )
+
+
+def check_trained(label: str, reward: RewardConfig) -> None:
+    """Refuse a reward `trained` whose path is not there (InputError that names the key)."""
+    path = reward.options.get("path")
+    if reward.use in TRAINED_REWARD_NAMES and isinstance(path, str) and path and not Path(path).exists():
+        todo = (
+            f"give a directory that `minirlhf reward-model` has made; if it has moved: --set rewards.{label}.path=DIR"
+        )
+        raise InputError("this is no saved reward model (nothing is there)", path, todo)
 
 
 def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:

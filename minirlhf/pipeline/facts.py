@@ -3,9 +3,12 @@
 Not here: the comparison of today's facts with those of a checkpoint (resume.py).
 """
 
+import ast
 import hashlib
 import json
 import platform
+import sys
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,15 @@ import torch
 import minirlhf
 from minirlhf import PROJECT
 from minirlhf.components.component import Built
+from minirlhf.config.paths import OPTION, PATHS
 from minirlhf.config.schema import Config, RewardConfig, RunConfig
+from minirlhf.errors import UserError
 from minirlhf.stages.data import Prompts
 from minirlhf.store.files import MANIFEST, sha256
+from minirlhf.text.files import corpus_files, is_packaged
 from minirlhf.text.tokenizer import Tokenizer
+
+MADE_OF = ("minirlhf", "torch", "sources", "code")  # facts that evaluation.json keeps
 
 
 def versions(run: RunConfig, device: torch.device) -> dict[str, Any]:
@@ -36,12 +44,13 @@ def versions(run: RunConfig, device: torch.device) -> dict[str, Any]:
 def data_facts(
     config: Config, tokenizer: Tokenizer, prompts: Prompts, rewards: Iterable[RewardConfig], used: Iterable[Built]
 ) -> dict[str, Any]:
-    """The config; SHA-256 of the tokenizer, the prompts, the reward models and the plugins' files.
+    """The config; SHA-256 of the tokenizer, the prompts, the reward models, the named files and the plugins' code.
 
     rewards: their `path` option, where there is one, is the directory of a reward model. used: the components of the
     run; built-in ones are covered by the version.
     """
     texts = [[[prompt.text, prompt.columns] for prompt in part] for part in (prompts.train, prompts.heldout)]
+    named = {*corpus_sources(config), *(str(r.options["path"]) for r in config.rewards.values() if has_path(r))}
     manifests = [Path(str(reward.options.get("path"))) / MANIFEST for reward in rewards]
     files = {Path(built.component.path) for built in used if built.component.owner != PROJECT}
     return {
@@ -49,5 +58,70 @@ def data_facts(
         "tokenizer": tokenizer.hash,
         "prompts": hashlib.sha256(json.dumps(texts, sort_keys=True, default=str).encode()).hexdigest(),
         "reward_models": ", ".join(sha256(path) for path in manifests if path.is_file()),
-        "code": {str(path): sha256(path) for path in sorted(files) if path.is_file()},
+        "sources": {source: found for source in sorted(named) if (found := source_hash(source)) is not None},
+        "code": {str(path): sha256(path) for path in sorted(with_imports(files))},
     }
+
+
+def corpus_sources(config: Config) -> list[str]:
+    """Paths that [corpus] names; packaged corpora are covered by the version."""
+    given = [getattr(config.corpus, key) for key in PATHS]
+    return [] if config.exact.problem else [path for path in given if path is not None and not is_packaged(path)]
+
+
+def has_path(reward: RewardConfig) -> bool:
+    """True for a reward with an option `path`."""
+    return isinstance(reward.options.get(OPTION), str) and reward.options[OPTION] != ""
+
+
+def source_hash(path: str) -> str | None:
+    """SHA-256 of what lies at a path: a saved model (its manifest), a file, or a folder of texts; None if nothing."""
+    if (Path(path) / MANIFEST).is_file():
+        return sha256(Path(path) / MANIFEST)
+    if Path(path).is_file():
+        return sha256(Path(path))
+    try:
+        return hashlib.sha256("".join(sha256(file) for file in corpus_files(path)).encode()).hexdigest()
+    except UserError:  # an option `path` may name anything; a corpus has been read before
+        return None
+
+
+def with_imports(files: Iterable[Path]) -> set[Path]:
+    """These plugin files, and the files that they import, directly or not, from outside the installed packages."""
+    found, waiting = set[Path](), list(files)
+    while waiting:
+        path = waiting.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            waiting += [file for name in imported_names(path) if (file := own_file(name)) is not None]
+    return found
+
+
+def imported_names(path: Path) -> set[str]:
+    """Modules that the import statements of a Python file name; none if it is no Python."""
+    names = set[str]()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # a compiled module, say: its own hash is all there is
+        return names
+    package = next((m.__package__ for m in list(sys.modules.values()) if getattr(m, "__file__", "") == str(path)), "")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = (package or "").split(".")
+            base = ".".join([*above[: len(above) - node.level + 1], node.module or ""]) if node.level else node.module
+            base = (base or "").strip(".")
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def own_file(name: str) -> Path | None:
+    """File of a loaded module that belongs neither to Python, nor to an installed package, nor to this one."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not isinstance(file, str) or name.partition(".")[0] == PROJECT:
+        return None
+    path = Path(file).resolve()
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return None if installed or path.is_relative_to(library) else path

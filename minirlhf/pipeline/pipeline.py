@@ -18,7 +18,7 @@ from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.directory import finished, run_directory, save_models, write_results
 from minirlhf.pipeline.drive import describe_ppo, run_ppo
 from minirlhf.pipeline.evaluation import evaluate_run
-from minirlhf.pipeline.facts import versions
+from minirlhf.pipeline.facts import MADE_OF, versions
 from minirlhf.pipeline.precision import precision, precision_error
 from minirlhf.pipeline.resume import go_on, newest_checkpoint
 from minirlhf.pipeline.rewards import check_lengths
@@ -81,7 +81,13 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
         result = evaluate_policy(context, training, rewards, prompts)
         save_models(directory, training.state, base)
         clock.lap("evaluation")
-        summary = result.summary | ({"precision_error": error} if error else {}) | {"seconds": clock.seconds()}
+        made_of = {name: training.facts[name] for name in MADE_OF}
+        summary = (
+            result.summary
+            | {"made_of": made_of}
+            | ({"precision_error": error} if error else {})
+            | {"seconds": clock.seconds()}
+        )
         write_results(directory, result, summary)
         finish_run(context, training, result, summary)
     return directory
@@ -89,7 +95,7 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
 
 def write_config(run: RunContext) -> None:
     """Write the resolved config into the run directory, so that it can be run again."""
-    write_text(run.directory / "config.toml", dump_toml(run.config))
+    write_text(run.directory / "config.toml", dump_toml(run.config, run.directory))
 
 
 def as_written(run: RunContext) -> bool:

@@ -15,9 +15,11 @@ import torch
 
 from minirlhf.components.component import Built
 from minirlhf.config.layers import load_config
+from minirlhf.config.paths import same_but_moved
 from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, ConfigError, UsageError
 from minirlhf.pipeline.context import RunContext
+from minirlhf.pipeline.facts import source_hash
 from minirlhf.pipeline.rewards import RewardCalls
 from minirlhf.pipeline.training import Training
 from minirlhf.store import checkpoint
@@ -73,6 +75,7 @@ def newest_checkpoint(run: RunContext) -> Path | None:
     if not isinstance(step, int) or not isinstance(config, dict):
         raise CheckpointError("not the state of a run (no step, or no config)", str(path / STATE), checkpoint.REMEDY)
     check_config(run.directory, config, run.config)
+    check_moved(path, saved, run.config)
     wanted = run.config.ppo.iterations
     if wanted < step:
         raise UsageError(f"ppo.iterations = {wanted}, and {step} are done", str(path), "ask for as many at least")
@@ -86,10 +89,35 @@ def check_config(directory: Path, before: Any, config: Config) -> None:
     faults = [
         f"{key} was {was.get(key)!r}, is {wanted.get(key)!r}: {directory}; leave it as it was, or begin another run"
         for key in changed
-        if key not in MAY_CHANGE and not key.startswith("evaluation.")
+        if key not in MAY_CHANGE
+        and not key.startswith("evaluation.")
+        and not same_but_moved(key, was.get(key), wanted.get(key))
     ]
     if faults:
         raise ConfigError(faults)
+
+
+def check_moved(checkpoint_path: Path, saved: dict[str, Any], config: Config) -> None:
+    """Refuse a source that holds something else than the checkpoint's, in its old place or a new one (CheckpointError).
+
+    Prompts are compared as they are read (check_data). Checkpoints without hashes of the sources are held by those of
+    the tokenizer, reference and reward models.
+    """
+    hashes = saved.get("sources")
+    was, now = (dict(dotted_leaves(x)) for x in (saved["config"], config.model_dump(mode="json")))
+    for key, place in now.items():
+        if key in ("corpus.prompts", "corpus.heldout_prompts"):
+            continue
+        before = hashes.get(str(was.get(key))) if isinstance(hashes, dict) else None
+        if before is None or not same_but_moved(key, was.get(key), place):
+            continue
+        found = source_hash(place)
+        if found != before:
+            key = key.replace(".options.", ".")
+            what = f"{key} is not what it was at the checkpoint: {str(found)[:12]}, and it was {str(before)[:12]}"
+            raise CheckpointError(
+                what, f"{place}, {checkpoint_path}", f"put it back, or give its place: --set {key}=PATH"
+            )
 
 
 def dotted_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -139,7 +167,8 @@ def check_data(path: Path, saved: dict[str, Any], facts: dict[str, Any]) -> None
         was, now = str(saved.get(name)), str(facts[name])
         if was != now:
             what = f"not the {title} of the checkpoint: {now[:12]}, and it was {was[:12]}"
-            raise CheckpointError(what, str(path), "resume with the run's own files")
+            hint = ": --set corpus.prompts=PATH" if name == "prompts" else ""
+            raise CheckpointError(what, str(path), f"resume with the run's own files{hint}")
 
 
 def differences(saved: dict[str, Any], facts: dict[str, Any], iterations: int) -> Iterator[str]:
@@ -147,11 +176,23 @@ def differences(saved: dict[str, Any], facts: dict[str, Any], iterations: int) -
     for name in ROUNDING_FACTS:
         if saved.get(name) != facts[name]:
             yield f"{name} was {saved.get(name)}, is {facts[name]}: the numbers may differ in their last bits"
-    if saved.get("code") != facts["code"]:
-        yield "the code of a plugin has changed since the checkpoint"
+    if changed := changed_code(saved.get("code"), facts["code"]):
+        yield f"the code of a plugin has changed since the checkpoint: {', '.join(changed)}"
     now = facts["config"]["ppo"]["iterations"]
     if iterations != now:
         yield f"ppo.iterations was {iterations}, is {now}: a learning rate that falls now reaches 0 at {now}"
+
+
+def changed_code(was: Any, now: dict[str, str]) -> list[str]:
+    """Files of the checkpoint's code (path -> SHA-256) whose content is not in a file of that name any more."""
+    have = {(Path(path).name, digest) for path, digest in now.items()}
+    places = {Path(path).name: path for path in now}
+    gone = (
+        [Path(path).name for path, digest in was.items() if (Path(path).name, digest) not in have]
+        if isinstance(was, dict)
+        else []
+    )
+    return sorted({places.get(name, f"{name} (no longer used)") for name in gone})
 
 
 def component_states(named: Mapping[str, Built | RewardCalls]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from minirlhf.config.paths import check_place
 from minirlhf.config.schema import Config
 from minirlhf.events import Emit
 from minirlhf.exact import lab
@@ -83,6 +84,7 @@ def base_key(config: Config) -> dict[str, Any]:
             "model": config.model.model_dump(exclude={"separate_critic"}),
             "seed": config.pretrain.seed,
         }
+    check_place(corpus, "text")
     return {
         "format": FORMAT,
         "corpus": {
@@ -102,6 +104,7 @@ def start_key(config: Config) -> dict[str, Any]:
     source = config.corpus.demonstrations
     if source is None:
         return key
+    check_place(config.corpus, "demonstrations")
     data = corpus_hash(source, which="demonstrations")
     return {"base": key, "demonstrations": data, "sft": config.sft.model_dump()}
 
@@ -146,6 +149,7 @@ def read_sft_data(config: Config) -> tuple[list[Demonstration], list[str]] | Non
     source = config.corpus.demonstrations
     if source is None:
         return None
+    check_place(config.corpus, "demonstrations")
     found, notes = read_demonstrations(source, config.corpus.errors)
     check_enough(found, source)
     return found, notes

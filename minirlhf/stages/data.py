@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from minirlhf.config.paths import check_place
 from minirlhf.config.schema import CorpusConfig
 from minirlhf.errors import InputError
 from minirlhf.exact.lab import problem_prompts
@@ -51,6 +52,7 @@ class Prompts:
 
 def load_documents(corpus: CorpusConfig) -> Documents:
     """Read `corpus.text` and hold out `corpus.heldout_share` of it by hash (more of a small one)."""
+    check_place(corpus, "text")
     return Documents(*split_documents(read_documents(corpus.text, corpus.errors), corpus.heldout_share))
 
 
@@ -73,6 +75,7 @@ def read_candidates(corpus: CorpusConfig, documents: Documents | None, reserved:
 
     documents: may be None if no opening is needed. reserved: names of a reward's own inputs, which no column may have.
     """
+    check_place(corpus, "prompts", "heldout_prompts")
     source = corpus.prompts or (corpus.text if is_packaged(corpus.text) else None)
     if source is None:
         assert documents is not None, "openings are theirs"

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from minirlhf.config.paths import check_place
 from minirlhf.config.schema import Config
 from minirlhf.config.toml import dump_toml
 from minirlhf.errors import UsageError
@@ -83,6 +84,7 @@ def reward_model_key(config: Config) -> dict[str, Any]:
     """Key of the reward model of a config: everything that decides its weights."""
     source = config.corpus.preferences
     assert source is not None, "a reward waits for it"
+    check_place(config.corpus, "preferences")
     files = ("comparisons", "heldout_comparisons") if is_packaged(source) else ("comparisons",)
     return {
         "start": start_key(config),
@@ -120,6 +122,7 @@ def read_pairs(config: Config) -> Comparisons:
     source, errors, settings = config.corpus.preferences, config.corpus.errors, config.reward_model
     if source is None:
         raise UsageError("there is nothing to learn from", "corpus.preferences", "give a file of comparisons")
+    check_place(config.corpus, "preferences")
     found, notes = read_comparisons(source, errors)
     check_enough(found, source)
     heldout = None

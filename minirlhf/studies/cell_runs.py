@@ -40,7 +40,7 @@ def finished_measures(cell: Cell, directory: Path) -> Measures | None:
             raise UsageError("not a run that was stopped", str(directory), todo)
         return None
     config = directory / "config.toml"
-    if not config.is_file() or config.read_bytes() != dump_toml(cell.config).encode():
+    if not config.is_file() or config.read_bytes() != dump_toml(cell.config, directory).encode():
         raise UsageError("a run of another configuration stands where this one would", str(directory), todo)
     return measures_of(directory)
 

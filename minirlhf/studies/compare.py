@@ -27,6 +27,7 @@ from minirlhf.store.layout import claim_directory
 from minirlhf.store.lock import locked
 from minirlhf.studies.cell_runs import Runner, cell_runner, finished_measures, jobs_that_fit
 from minirlhf.studies.grid import RESULT, Cell, Variant, cell_directory, stem
+from minirlhf.studies.mixed import mixed_cells, mixed_warning
 from minirlhf.studies.summary import Outcome, summary
 
 
@@ -49,7 +50,10 @@ def compare(
     try:
         with locked(directory / ".lock", emit):
             outcomes, failure = run_cells(cells, directory, emit, runner, jobs)
-            write_comparison(outcomes, directory, emit)
+            mixed = mixed_cells(outcomes, directory)
+            if mixed:
+                emit({"event": "warning", "message": mixed_warning(mixed)})
+            write_comparison(outcomes, directory, emit, mixed)
     except (KeyboardInterrupt, Terminated) as fault:
         raise type(fault)(f"the same command with --out {shlex.quote(str(directory))} goes on") from fault
     return failure
@@ -83,11 +87,16 @@ def run_cells(
     return outcomes, failure
 
 
-def write_comparison(outcomes: Mapping[Variant, Outcome], directory: Path, emit: Emit) -> None:
-    """Write compare.json and compare.html; emits a row for each variant, then compare_finished."""
+def write_comparison(
+    outcomes: Mapping[Variant, Outcome], directory: Path, emit: Emit, mixed: Mapping[str, Any]
+) -> None:
+    """Write compare.json and compare.html; emits a row for each variant, then compare_finished.
+
+    mixed: what the cells were not equally made of (mixed.py).
+    """
     first = next(iter(outcomes.values()))
     rows = [summary(variant, outcome, first) for variant, outcome in outcomes.items()]
-    write_json(directory / RESULT, {"variants": rows})
+    write_json(directory / RESULT, {"variants": rows, "mixed": mixed})
     page = write_compare_page(directory, rows, measured_runs(outcomes, directory))
     for row in rows:
         emit({"event": "variant", **row})

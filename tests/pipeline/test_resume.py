@@ -536,3 +536,53 @@ def test_sigterm_within_a_save_waits_where_ctrl_c_is_ignored(copy, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert all_of(copy / "checkpoints")[-1].name == "step_00000007"
+
+
+# ---- moved and changed files ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prompted(tiny, tmp_path_factory):
+    """Folder with the files p.jsonl and f.py and the finished run that was made from them."""
+    folder = tmp_path_factory.mktemp("prompted")
+    (folder / "p.jsonl").write_text("".join(json.dumps({"prompt": f"the cat {i}"}) + "\n" for i in range(30)))
+    (folder / "f.py").write_text("def f(completions):\n    return [float(len(c)) for c in completions]\n")
+    sets = ("--set", f"corpus.prompts={folder / 'p.jsonl'}", "--set", "run.checkpoint_every=1")
+    done("run", *tiny, *sets, "--reward", f"{folder / 'f.py'}:f", "--out", folder / "run")
+    return folder
+
+
+def test_a_run_whose_files_moved_is_opened_by_their_keys(prompted, tmp_path):
+    new = Path(shutil.copytree(prompted, tmp_path / "new"))
+    hidden = prompted.rename(tmp_path / "hidden")
+    try:
+        run, more = new / "run", ("--set", "ppo.iterations=3")
+        done("sample", run, "the cat")
+        done("inspect", run)
+        done("report", run)
+        refused(5, "evaluate", run, said=("--set rewards.f.use=FILE.py:f",))
+        code, prompts = (("--set", x) for x in (f"rewards.f.use={new}/f.py:f", f"corpus.prompts={new}/p.jsonl"))
+        for command in (("evaluate", run), ("run", "--resume", run, *more)):
+            refused(2, *command, *code, said=("corpus.prompts", "--set corpus.prompts=PATH"))
+        refused(2, "label", run, "--out", tmp_path / "l.jsonl", said=("--set corpus.prompts=PATH",))
+        done("evaluate", run, *code, *prompts)
+        result = done("run", "--resume", run, *code, *prompts, *more)
+        assert "code of a plugin" not in result.err
+        done("evaluate", run)  # the new places are the run's own now
+    finally:
+        hidden.rename(prompted)
+
+
+def test_a_changed_file_is_named_on_resume(prompted, tmp_path):
+    new = Path(shutil.copytree(prompted, tmp_path / "new"))
+    change = ("--set", f"rewards.f.use={new}/f.py:f", "--set", f"corpus.prompts={new}/p.jsonl")
+    (new / "p.jsonl").write_text((new / "p.jsonl").read_text().replace("cat 7", "dog 7"))
+    command = ("run", "--resume", new / "run", *change, "--set", "ppo.iterations=3")
+    refused(4, *command, said=("not the prompts of the checkpoint", "--set corpus.prompts=PATH"))
+    shutil.copy(prompted / "p.jsonl", new)
+    (new / "text.txt").write_text("another text\n" * 50)
+    refused(
+        4, *command, "--set", f"corpus.text={new}/text.txt", said=("corpus.text is not what it was", "corpus.text=PATH")
+    )
+    (new / "f.py").write_text("def f(completions):\n    return [-1.0 for c in completions]\n")
+    assert f"changed since the checkpoint: {new}/f.py" in done(*command).err

@@ -486,3 +486,31 @@ def test_of_a_runs_events_only_new_warnings_are_passed_on():
     for event in ({"event": "step"}, {"event": "warning", "message": "a"}, {"event": "warning", "message": "a"}):
         once(event)
     assert events == [{"event": "warning", "message": "a"}]
+
+
+# ---- what changed between the runs -------------------------------------------------------------------------
+
+
+def made_of(directory, seed, coef, **facts):
+    """Write into a finished run's evaluation what it was made of."""
+    file = directory / f"tiny.kl.coef={coef}" / f"s{seed}" / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"made_of": facts}))
+
+
+def test_runs_that_were_made_of_different_things_are_told_apart_in_one_warning(tmp_path):
+    """Two files changed after seed 0; one file that only a variant uses, and an equal version, are no change."""
+    events_of(Stub(), tmp_path)
+    for coef in ("0.25", "0.5"):
+        for seed in (0, 1):
+            own = {"/only/this.py": "5"} if coef == "0.5" else {}
+            code = {"/a/f.py": f"{seed}" * 64, **own}
+            made_of(tmp_path, seed, coef, torch="2", code=code, sources={"/a/p.jsonl": "7" if seed else "8"})
+    events, failure = events_of(Stub(), tmp_path)
+    assert failure is None
+    (said,) = [e["message"] for e in events if e["event"] == "warning"]
+    first, second = (f"kl.coef=0.25 seed {seed}, kl.coef=0.5 seed {seed}" for seed in (0, 1))
+    assert f"/a/f.py: {'0' * 12} in {first}; {'1' * 12} in {second} | /a/p.jsonl: 8 in {first}; 7 in {second}" in said
+    assert "this.py" not in said
+    assert "torch" not in said
+    kept = json.loads((tmp_path / "compare.json").read_text())["mixed"]
+    assert list(kept) == ["/a/f.py", "/a/p.jsonl"]

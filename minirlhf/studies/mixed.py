@@ -1,0 +1,44 @@
+"""Cells of one comparison that were made of different things: a file or a version that changed between two calls.
+
+Not here: what a run was made of (pipeline/facts.py; `made_of` in evaluation.json).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minirlhf.store.files import read_json
+from minirlhf.studies.grid import Variant
+from minirlhf.studies.summary import Outcome
+
+Mixed = dict[str, dict[str, list[str]]]  # a file or package -> its hash or version -> the cells that were made of it
+
+
+def mixed_cells(outcomes: Mapping[Variant, Outcome], directory: Path) -> Mixed:
+    """Find the files and packages that are not the same in all finished cells that used them; {} if all are equal."""
+    found: Mixed = {}
+    for variant, outcome in outcomes.items():
+        for seed in outcome.measures:
+            made_of = read_json(variant.run_directory(directory, seed) / "evaluation.json").get("made_of")
+            for name, value in parts_of(made_of):
+                found.setdefault(name, {}).setdefault(value, []).append(f"{variant.label} seed {seed}")
+    return {name: cells for name, cells in sorted(found.items()) if len(cells) > 1}
+
+
+def parts_of(made_of: Any) -> Iterator[tuple[str, str]]:
+    """Yield (file, first 12 digits of its SHA-256) and (package, version) of a run; nothing of an older one."""
+    for name, value in made_of.items() if isinstance(made_of, dict) else ():
+        if isinstance(value, dict):
+            yield from ((str(file), str(digest)[:12]) for file, digest in value.items())
+        else:
+            yield str(name), str(value)
+
+
+def mixed_warning(mixed: Mixed) -> str:
+    """One sentence that says which cells were made of which."""
+    parts = [
+        f"{name}: " + "; ".join(f"{value} in {', '.join(cells)}" for value, cells in by_value.items())
+        for name, by_value in mixed.items()
+    ]
+    todo = "the table mixes them: compare in another --out, or remove the runs of the old"
+    return f"code, files or versions changed between the runs of this comparison ({' | '.join(parts)}); {todo}"
