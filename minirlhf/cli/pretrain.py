@@ -12,7 +12,7 @@ from minirlhf.cli.options import config_options, output_options, resolve_config
 @output_options
 def command(ui: str, as_json: bool, **options: Any) -> None:
     """Make the base of a configuration, or find it, and print its directory."""
-    config, _ = resolve_config(**options)
+    config, _ = resolve_config(**options, kinds=())
 
     from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up

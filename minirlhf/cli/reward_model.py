@@ -33,7 +33,7 @@ def command(
     Then: minirlhf run --reward trained --set rewards.trained.path=DIR
     """
     given = (*sets, f"corpus.preferences={json.dumps(comparisons, ensure_ascii=False)}")
-    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device)
+    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device, kinds=())
 
     if svg is not None:
         check_picture(svg)

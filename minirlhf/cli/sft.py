@@ -27,7 +27,7 @@ def command(
     minirlhf run --set corpus.demonstrations=DEMONSTRATIONS
     """
     given = (*sets, f"corpus.demonstrations={json.dumps(demonstrations, ensure_ascii=False)}")
-    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device)
+    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device, kinds=())
 
     from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up

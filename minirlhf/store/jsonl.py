@@ -87,12 +87,12 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
 def edited_rows(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Yield (bytes before its line, FILE:LINE, value) of each row of a file that a person may have edited.
 
-    A byte order mark, CRLF and blank lines are fine. Anything else that is not JSON in UTF-8 is an InputError with
-    FILE:LINE: unlike `each_row`, nothing is left out.
+    Byte order marks (of files put together), CRLF and blank lines are fine. Anything else that is not JSON in UTF-8 is
+    an InputError with FILE:LINE: unlike `each_row`, nothing is left out.
     """
     start = 0
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
-        where, content = f"{path}:{number}", line.removeprefix(BOM) if number == 1 else line
+        where, content = f"{path}:{number}", line.replace(BOM, b"")
         if content.strip():
             try:
                 text = content.decode()

@@ -124,6 +124,8 @@ class LabelFile:
 
 def checked_label(row: Any, where: str) -> dict[str, Any]:
     """A row as `PairToJudge.judged` makes it; InputError for any other."""
+    if isinstance(row, dict):
+        row = {name: value for name, value in row.items() if value is not None}  # null means absent, as in any row
     try:
         checked_count(row["index"])
     except (KeyError, TypeError, ValueError):

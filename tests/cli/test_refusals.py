@@ -230,3 +230,18 @@ def test_a_home_behind_an_equals_sign_is_found_as_the_shell_finds_others(tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
     refused(2, "run", "--resume=~/run", said=(str(tmp_path / "run"),))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft", "reward-model"])
+def test_a_stage_does_not_ask_for_the_plugins_of_the_loop(command, tiny, tmp_path):
+    """The file of a reward that has moved away is no obstacle to what needs no reward."""
+    config, rows = tmp_path / "c.toml", tmp_path / "rows.jsonl"
+    gone = '[rewards.gone]\nuse = "./gone.py:gone"\n[kl]\nestimator = "./gone.py:kl"\n'
+    config.write_text(f'plugins = ["./gone.py"]\n[run]\npreset = "tiny"\n{gone}')
+    rows.write_text(
+        "".join(f'{{"prompt": "the cat {i}", "chosen": " is good", "rejected": " is bad"}}\n' for i in range(8))
+    )
+    short = ("--set", "sft.epochs=1", "--set", "reward_model.epochs=1", "--set", "reward_model.samples=2")
+    out = ("--out", tmp_path / "rm") if command == "reward-model" else ()
+    done(command, *([] if command == "pretrain" else [rows]), config, *tiny[1:], *short, *out)
+    refused(5, "run", config, *tiny[1:], said=("gone.py",))

@@ -82,15 +82,13 @@ def test_a_file_that_somebody_changed_is_cut_at_newlines_alone(tmp_path):
 
 def test_edited_rows_with_their_places(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"b": "\xe2\x80\xa8"}')
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n\xef\xbb\xbf{"b": "\xe2\x80\xa8"}')  # two files put together
     assert list(edited_rows(path)) == [(0, f"{path}:1", {"a": 1}), (18, f"{path}:4", {"b": "\u2028"})]
     path.write_bytes(b"")
     assert list(edited_rows(path)) == []
 
 
-@pytest.mark.parametrize(
-    "line", [b"\xe9", b"[" * 100_000, b'{"x": 1e400}', b'{"x": NaN}', b"\xef\xbb\xbf{}", b"{", b"\0"]
-)
+@pytest.mark.parametrize("line", [b"\xe9", b"[" * 100_000, b'{"x": 1e400}', b'{"x": NaN}', b"{", b"\0"])
 def test_an_edited_row_that_is_none_is_refused_with_its_line(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"{}\n\n" + line + b"\n{}\n")
