@@ -74,7 +74,7 @@ def act(number: int, frame: FrameType | None) -> None:
     swallowed: there the signal is repeated a little later.
     """
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code is _unblock.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code in FORKING:
             again = threading.Timer(0.05, os.kill, (os.getpid(), number))
             again.daemon = True
             again.start()
@@ -224,6 +224,7 @@ def _unblock() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+FORKING = (_block.__code__, _unblock.__code__)  # a signal may be told to a thread that blocks nothing
 _mask = threading.local()  # `before`: signals that a thread which is forking had blocked
 
 
