@@ -22,7 +22,7 @@ from minirlhf.models.rollout import Rollout
 from minirlhf.rewards.shape import Scores
 from minirlhf.rl.metrics import residual_std
 from minirlhf.streams import generator
-from minirlhf.tensors import masked_sum
+from minirlhf.tensors import ROUNDING, masked_sum
 from minirlhf.text.tokenizer import Tokenizer
 
 ROWS = 64  # responses generated and scored at a time
@@ -72,8 +72,7 @@ def evaluate(
     ended = {name: torch.cat([r.terminated for r in rolls]) for name, rolls in rollouts.items()}
     bigrams = {name: bigrams_of(rows, tokenizer.eos_id) for name, rows in ids.items()}
     equal = min(len(b) for b in bigrams.values())
-    both = ~(scores["policy"].isnan() | scores["reference"].isnan())
-    gain = (scores["policy"] - scores["reference"])[both]
+    gain = gains(scores["reference"], scores["policy"])
     summary: dict[str, Any] = {"prompts": len(kl)}
     for name in sides:
         summary[name] = {
@@ -97,6 +96,17 @@ def evaluate(
         )
     ]  # fmt: skip
     return Evaluation(summary, rows)
+
+
+def gains(before: Tensor, after: Tensor) -> Tensor:
+    """Differences after - before of the pairs that both have a score: (B,) each -> (n,), 0 where it is rounding.
+
+    A text that both sides wrote may be scored beside other texts, which moves its last bits: that is a draw.
+    """
+    both = ~(before.isnan() | after.isnan())
+    before, after = before[both], after[both]
+    differ = (after - before).abs() > ROUNDING * torch.maximum(before.abs(), after.abs())
+    return torch.where(differ, after - before, 0.0)
 
 
 @torch.no_grad()

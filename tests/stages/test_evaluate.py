@@ -219,6 +219,12 @@ def test_every_number_of_the_summary_by_hand(monkeypatch):
     assert [row["policy"] for row in result.rows] == AFTER
 
 
+def test_a_gain_of_rounding_is_a_draw():
+    before = torch.tensor([1.0, 1.0, 1e-9, float("nan"), 2.0])
+    after = torch.tensor([1 + 1e-7, 1.001, 3e-9, 1.0, float("nan")], dtype=torch.float64)
+    assert module.gains(before.double(), after).tolist() == pytest.approx([0, 0.001, 2e-9], rel=1e-6, abs=0)
+
+
 def test_what_nobody_scored_is_null_and_leaves_every_mean_and_its_pair(monkeypatch):
     result = summary_of(monkeypatch, SCORES | {"abc": None, "": None})
     assert result.summary["reference"]["score_mean"] == pytest.approx(11 / 3)  # 2, 4, 5
