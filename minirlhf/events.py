@@ -44,11 +44,10 @@ def stage(name: str, about: str, required: dict[str, Schema], optional: dict[str
 
 
 RIGHT = {"pairs": WHOLE, "right": NUMBER}
-CI95: Schema = {"type": ["array", "null"], "items": NUMBER}
 REPORT = fields(
     "A reward model on comparisons that it did not learn from; null: all of them are ties.",
     {
-        **{"pairs": WHOLE, "ties": WHOLE, "accuracy": MAYBE, "accuracy_ci95": CI95, "loss": NUMBER, "ece": NUMBER},
+        **{"pairs": WHOLE, "ties": WHOLE, "accuracy": MAYBE, "accuracy_ci95": INTERVAL, "loss": NUMBER, "ece": NUMBER},
         **{"margin_mean": NUMBER, "length_correlation": NUMBER, "longer_wins": MAYBE, "decided_when_to_stop": FLAG},
         "reliability": several(fields("What it stated, and how often it was right.", {**RIGHT, "stated": NUMBER})),
     },

@@ -94,7 +94,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
         rewards = place_rewards(shaped.scores, scores.token_rewards, penalty, mask)  # rewards <- scores, KL penalty
         advantages = terms.advantages(parts.advantage, rewards, penalty, kl, active, reference, shaped)  # <- f(V, r)
         returns = advantages + active.values  # returns <- advantages + values
-        whitened = whiten(advantages, mask, parts.whitening, rewards)
+        whitened = whiten(advantages, mask, parts.whitening)
         experience = Experience.build(shaped, active, reference, kl, rewards, whitened, returns)
         check_experience(experience, step)
         laps.end("time/score")

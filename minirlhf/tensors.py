@@ -68,43 +68,32 @@ def moments(x: Tensor, mask: Tensor) -> Moments:
 
 
 class Whitened(NamedTuple):
-    """Whitened advantages (B,R), the scale that they were divided by, and True if they were degenerate: zeros now."""
+    """Whitened advantages (B,R), and the scale that they were divided by."""
 
     advantages: Tensor
     scale: float
-    degenerate: bool
 
 
-def whiten(x: Tensor, mask: Tensor, variant: Whitening, rewards: Tensor | None = None) -> Whitened:
+def whiten(x: Tensor, mask: Tensor, variant: Whitening) -> Whitened:
     """Whiten x (B,R) over the mask of the whole batch.
 
     `batch` (x - mean) / std with the unbiased std; `population` the same with the biased std; `scale` x / std, the
-    mean kept; `none` x itself. scale: the number that x was divided by. degenerate: no variance, so the result is 0
-    everywhere and scale is 1.
-
-    rewards (B,R): what x was computed from. x has no variance if it is rounding of its own size or of theirs: the
-    differences of large and equal returns are small, and an optimiser that scales gradients would learn from them.
+    mean kept; `none` x itself. scale: the number that x was divided by. With fewer than two tokens, or a std below
+    ROUNDING of the largest |x|, nothing but rounding noise is left: the result is 0 everywhere, and scale is 1.
     """
-    numbers = _largest(torch.where(mask, x.detach().abs(), torch.zeros_like(x)))
-    returns = 0.0 if rewards is None else _largest(torch.where(mask, rewards.abs(), torch.zeros_like(x)).sum(dim=1))
-    if numbers <= ROUNDING * returns:
-        return Whitened(torch.zeros_like(x), 1.0, True)
     # The loop divides the coefficient of a KL loss by the same scale: otherwise the balance of reward and KL, and with
     # it the meaning of beta, would change with the scale of the rewards.
     if variant == "none":
-        return Whitened(torch.where(mask, x, torch.zeros_like(x)), 1.0, False)
+        return Whitened(torch.where(mask, x, torch.zeros_like(x)), 1.0)
     stats = moments(x, mask)
     # The mean was estimated from the same tokens, which takes away one degree of freedom: hence n - 1, as in
     # torch.std. `population` is there to reproduce projects that divide by n.
     std = stats.std(unbiased=variant != "population")
-    if stats.count < 2 or std <= ROUNDING * max(numbers, returns):
-        return Whitened(torch.zeros_like(x), 1.0, True)
+    largest = float(torch.where(mask, x.detach().abs(), torch.zeros_like(x)).max()) if x.numel() else 0.0
+    if stats.count < 2 or std <= ROUNDING * largest:
+        return Whitened(torch.zeros_like(x), 1.0)
     centre = 0.0 if variant == "scale" else stats.mean
-    return Whitened(torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std, False)
-
-
-def _largest(x: Tensor) -> float:
-    return float(x.max()) if x.numel() else 0.0
+    return Whitened(torch.where(mask, (x - centre) / std, torch.zeros_like(x)), std)
 
 
 def gather_logprobs(log_dist: Tensor, ids: Tensor) -> Tensor:

@@ -46,9 +46,8 @@ def test_gradients_do_not_pass_junk():
 )
 def test_whitening_variants_by_hand(variant, expected):
     std = {"batch": math.sqrt(7 / 3), "population": math.sqrt(14 / 9), "scale": math.sqrt(7 / 3), "none": 1.0}[variant]
-    out, scale, flat = whiten(X, MASK, variant)
+    out, scale = whiten(X, MASK, variant)
     assert scale == pytest.approx(std)
-    assert not flat
     assert out[MASK].tolist() == pytest.approx([e / std for e in expected])
     assert (out[~MASK] == 0).all()
 
@@ -57,16 +56,17 @@ def test_whitening_variants_by_hand(variant, expected):
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e6])
 def test_no_variance_gives_exact_zeros_and_says_so(variant, value):
     x = torch.full((2, 3), value) + torch.tensor([[0, 1e-9, 0], [0, 0, 0]])
-    out, scale, flat = whiten(x, torch.ones(2, 3, dtype=torch.bool), variant)
-    assert flat or value == 0.0  # 1e-9 beside 0 is a real difference, beside 3 it is rounding
-    if flat:
+    out, scale = whiten(x, torch.ones(2, 3, dtype=torch.bool), variant)
+    if value == 0.0:  # 1e-9 beside 0 is a real difference, beside 3 it is rounding
+        assert scale < 1e-8
+        assert (out != 0).any()
+    else:
         assert (out == 0).all()
         assert scale == 1.0
 
 
 def test_whitening_one_token_gives_zero_and_not_nan():
-    out, _, flat = whiten(X, torch.tensor([[True, False, False], [False, False, False]]), "batch")
-    assert flat
+    out, _ = whiten(X, torch.tensor([[True, False, False], [False, False, False]]), "batch")
     assert (out == 0).all()
 
 
@@ -80,17 +80,6 @@ def test_gather_and_last_index():
     assert gather_logprobs(dist, torch.tensor([[2, 0]])).exp().tolist() == [pytest.approx([0.7, 0.5])]
     holes = torch.tensor([[True, False, True, False], [False] * 4, [False, True, False, False]])
     assert last_index(holes).tolist() == [2, -1, 1]
-
-
-@pytest.mark.parametrize("variant", ["batch", "population", "scale", "none"])
-def test_advantages_that_are_rounding_of_the_rewards_are_zero(variant):
-    """Two returns of 10,000.1 from token rewards differ by 0.001 in float32: no difference to learn from."""
-    x, mask = torch.tensor([[0.001, 0.001], [-0.001, 0.0]]), torch.tensor([[True, True], [True, False]])
-    rewards = torch.tensor([[5000.05, 5000.05], [10000.1, NAN]])
-    assert whiten(x, mask, variant, rewards).degenerate
-    assert (whiten(x, mask, variant, rewards).advantages == 0).all()
-    assert not whiten(x, mask, variant, rewards / 1e6).degenerate
-    assert not whiten(x, mask, variant).degenerate
 
 
 @pytest.mark.parametrize(

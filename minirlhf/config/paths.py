@@ -63,12 +63,15 @@ def placed(layer: dict[str, Any], place: Place) -> dict[str, Any]:
 
 
 def placed_section(section: dict[str, Any], key: str, place: Place) -> dict[str, Any]:
-    """Section of a component, chosen by `key`: the file of FILE.py:FUNCTION and the option `path`, but for a URL."""
+    """Section of a component, chosen by `key`: the file of FILE.py:FUNCTION, and the option `path` if it is one.
+
+    It is one if something is there, or if it begins with `.`, `/` or `~`; else a plugin may mean something by it.
+    """
     out = dict(section)
     if isinstance(out.get(key), str):
         out[key] = placed_component(out[key], place)
     path = out.get(OPTION)
-    if isinstance(path, str) and path and "://" not in path:
+    if isinstance(path, str) and path and (path[0] in "./~" or os.path.lexists(place(path))):
         out[OPTION] = place(path)
     return out
 

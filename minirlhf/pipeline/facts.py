@@ -21,6 +21,7 @@ from minirlhf.components.component import Built
 from minirlhf.config.paths import OPTION, PATHS
 from minirlhf.config.schema import Config, RewardConfig, RunConfig
 from minirlhf.errors import UserError
+from minirlhf.pipeline.build import TRAINED_REWARD_NAMES
 from minirlhf.stages.data import Prompts
 from minirlhf.store.files import MANIFEST, sha256
 from minirlhf.text.files import corpus_files, is_packaged
@@ -46,11 +47,12 @@ def data_facts(
 ) -> dict[str, Any]:
     """The config; SHA-256 of the tokenizer, the prompts, the reward models, the named files and the plugins' code.
 
-    rewards: their `path` option, where there is one, is the directory of a reward model. used: the components of the
-    run; built-in ones are covered by the version.
+    rewards: the `path` of a trained one is the directory of a reward model. What a plugin does with a `path` is its own
+    affair: it may write to it. used: the components of the run; built-in ones are covered by the version.
     """
     texts = [[[prompt.text, prompt.columns] for prompt in part] for part in (prompts.train, prompts.heldout)]
-    named = {*corpus_sources(config), *(str(r.options["path"]) for r in config.rewards.values() if has_path(r))}
+    models = {str(r.options["path"]) for r in config.rewards.values() if r.use in TRAINED_REWARD_NAMES and has_path(r)}
+    named = {*corpus_sources(config), *models}
     manifests = [Path(str(reward.options.get("path"))) / MANIFEST for reward in rewards]
     files = {Path(built.component.path) for built in used if built.component.owner != PROJECT}
     return {

@@ -18,6 +18,7 @@ from minirlhf.config.layers import load_config
 from minirlhf.config.paths import same_but_moved
 from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, ConfigError, UsageError
+from minirlhf.pipeline.build import TRAINED_REWARD_NAMES
 from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.facts import source_hash
 from minirlhf.pipeline.rewards import RewardCalls
@@ -91,10 +92,16 @@ def check_config(directory: Path, before: Any, config: Config) -> None:
         for key in changed
         if key not in MAY_CHANGE
         and not key.startswith("evaluation.")
-        and not same_but_moved(key, was.get(key), wanted.get(key))
+        and not may_move(key, was.get(key), wanted.get(key), config)
     ]
     if faults:
         raise ConfigError(faults)
+
+
+def may_move(key: str, was: Any, now: Any, config: Config) -> bool:
+    """True if a path may lie elsewhere, because what it holds is compared; not the `path` of a plugin's component."""
+    trained = {f"rewards.{label}.options.path" for label, r in config.rewards.items() if r.use in TRAINED_REWARD_NAMES}
+    return same_but_moved(key, was, now) and (not key.endswith(".options.path") or key in trained)
 
 
 def check_moved(checkpoint_path: Path, saved: dict[str, Any], config: Config) -> None:
@@ -109,7 +116,7 @@ def check_moved(checkpoint_path: Path, saved: dict[str, Any], config: Config) ->
         if key in ("corpus.prompts", "corpus.heldout_prompts"):
             continue
         before = hashes.get(str(was.get(key))) if isinstance(hashes, dict) else None
-        if before is None or not same_but_moved(key, was.get(key), place):
+        if before is None or not may_move(key, was.get(key), place, config):
             continue
         found = source_hash(place)
         if found != before:

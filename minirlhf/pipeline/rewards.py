@@ -39,6 +39,7 @@ class RewardCalls:
     run: RunContext
     models: RewardModels
     tokenizer: Tokenizer
+    twice: bool = False  # an iteration asks a second time
     failed: int = 0  # failed iterations in a row
     last: int = -1  # the last iteration that failed
     asked: int = -1  # the iteration that asked last
@@ -53,7 +54,7 @@ class RewardCalls:
         """
         config, again = self.run.config, step == self.asked
         if not again:
-            self.asked, self.before = step, self.models.states()
+            self.asked, self.before = step, self.models.states() if self.twice else {}
         try:
             with self.models.forgetting() if again else nullcontext():
                 if again:

@@ -48,7 +48,7 @@ def prepare_training(
 ) -> Training:  # fmt: skip
     """Build the PPO stage; rewards that are to be normalised are measured here on the reference's own responses."""
     config, components, tokenizer = run.config, sources.components, base.tokenizer
-    calls, ppo = RewardCalls(run, rewards, tokenizer), config.ppo
+    calls, ppo = RewardCalls(run, rewards, tokenizer, components.advantage.names("greedy_scores")), config.ppo
     state = initial_state(config, base, run.device)
     parts = Parts(
         prompts=PromptStream(

@@ -60,6 +60,8 @@ class ScoreTable:
         for label, values in self.by_label.items():
             given = [v for v in values if v is not None]
             metrics[f"reward/{label}"] = sum(given) / len(given) if given else math.nan
+        if self.token_rewards is not None:
+            metrics["count/token_rewards"] = float(sum(any(numbers) for numbers in self.token_rewards))
         metrics["count/unscored"] = float(sum(v is None for v in self.total))
         return Scores(
             total=torch.tensor([v or 0.0 for v in self.total], device=device),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minirlhf.rl.metrics import Metrics
+from minirlhf.tensors import ROUNDING
 
 SETTLED = 10  # iterations after which V should be of some use
 CHANCE = 16  # responses: of fewer, all may come out alike by chance
@@ -155,8 +156,8 @@ def nothing_learned(m: Metrics) -> tuple[str, bool]:
     if m.get("count/flat_groups", 0.0) > 0.5:
         return "", False  # the alarm `groups` says more
     score, spread = m["objective/scores"], m["objective/scores_std"]
-    # As for advantages in `tensors.whiten`, a smaller spread beside the scores is rounding. NaN: a single score.
-    if spread <= 1e-6 * abs(score):
+    # A smaller spread beside the scores is rounding. NaN: a single score. Rewards of single tokens may still teach.
+    if spread <= ROUNDING * abs(score) and not m.get("count/token_rewards"):
         return (
             f"all responses of an iteration have the same score (now {score:+.2f}), so that nothing is "
             "learned from it: use a graded reward, look at weights, clips and truncation.rule, or take more responses",

@@ -107,7 +107,8 @@ def fit_to_context(candidates: Candidates, tokenizer: Tokenizer, longest: int) -
     if candidates.heldout is None:
         train, heldout, note = split_prompts(train)
     else:
-        heldout, note = fit_prompts(candidates.heldout, tokenizer, longest - 1)
+        heldout, odd = fit_prompts(candidates.heldout, tokenizer, longest - 1)
+        note = f"held-out prompts: {odd}" if odd else None
         if candidates.heldout is not candidates.train:  # a problem of the exact lab has no other prompts
             shared = tell_trained_on(train, heldout, "held-out prompts", "remove them from one of the files")
     return Prompts(train, heldout, [*candidates.notes, *(n for n in (dropped, note) if n), *shared])

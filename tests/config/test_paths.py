@@ -15,16 +15,32 @@ from minirlhf.errors import InputError, PluginError
 @pytest.mark.parametrize("use", ["trained", "minirlhf:trained"])
 def test_the_path_of_a_trained_reward_is_absolute_under_any_label_from_any_layer(use, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "rm").mkdir()
     by_sets, _ = load_config("tiny", sets=[f"rewards.good.use={use}", "rewards.good.path=rm"])
     assert by_sets.rewards["good"].options == {"path": str(tmp_path / "rm")}
     folder = tmp_path / "folder"
-    folder.mkdir()
+    (folder / "rm").mkdir(parents=True)
     (folder / "a.toml").write_text(f'[rewards.good]\nuse = "{use}"\npath = "rm"\n')
     by_file, _ = load_config("folder/a.toml")
     assert by_file.rewards["good"].options == {"path": str(folder / "rm")}
     (folder / "a.toml").write_text(f'[rewards.good]\nuse = "{use}"\n')
     mixed, _ = load_config("folder/a.toml", sets=["rewards.good.path=rm"])
     assert mixed.rewards["good"].options == {"path": str(tmp_path / "rm")}
+
+
+def test_an_option_path_is_a_path_if_something_is_there_or_if_it_looks_like_one(tmp_path, monkeypatch):
+    """A plugin may mean a place in a JSON object, or a route, by its `path`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text("good")
+    for value, read in [
+        ("choices.message", "choices.message"),
+        ("https://x/y", "https://x/y"),
+        ("words.txt", f"{tmp_path}/words.txt"),
+        ("./log.txt", f"{tmp_path}/log.txt"),
+        ("/abs", "/abs"),
+    ]:
+        layer = absolute_paths({"rewards": {"a": {"path": value}}}, tmp_path)
+        assert layer["rewards"]["a"]["path"] == read
 
 
 def test_paths_inside_the_folder_are_relative_and_read_back_the_same():

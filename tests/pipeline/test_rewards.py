@@ -29,7 +29,7 @@ class Counter:
 def test_a_greedy_baseline_is_judged_from_the_state_of_the_responses_and_leaves_no_trace(tmp_path):
     config, registry = load_config("tiny")
     run = RunContext(config, registry, torch.device("cpu"), tmp_path, lambda event: None)
-    calls = RewardCalls(run, RewardModels([("counter", 1.0, built("reward", Counter))]), Letters())
+    calls = RewardCalls(run, RewardModels([("counter", 1.0, built("reward", Counter))]), Letters(), twice=True)
     rollout = random_rollout(3)
     assert calls(rollout, 0).total.tolist() == [1, 2, 3]
     assert calls(random_rollout(2), 0).total.tolist() == [1, 2]  # the most likely responses of the same iteration

@@ -78,6 +78,8 @@ def test_token_rewards_are_summed_weighted_and_placed():
     assert result.total == [0.5 * 4 + 10, 0.5 * 2 + 20, 30.0]
     assert result.by_label["tokens"] == [4.0, 2.0, None]
     assert result.token_rewards == [[0.5, 1.5], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]]
+    assert result.tensors(random_rollout(3)).metrics["count/token_rewards"] == 2
+    assert "count/token_rewards" not in score(lambda completions: [1.0] * 3).tensors(random_rollout(3)).metrics
 
 
 def shaped(fn, weight=1.0, **shape):

@@ -68,6 +68,7 @@ def test_what_is_no_cause_for_alarm():
         {"response/length": 60.0},  # longer, and not for the score
         {"value/explained_variance": -1.0},  # nobody reads V
         {"count/flat_groups": 0.5},
+        {"objective/scores_std": 0.0, "count/token_rewards": 8.0},  # the tokens of a response are told apart
     ]
     for changed in fine:
         assert alarms.look(SETTLED + 1, WELL | changed) == []

@@ -81,7 +81,7 @@ def advantage_gradient(
     mask = scene.responses.mask[batch.index]
     advantages = estimate_advantages(advantage, advantage_inputs(scene, batch, values))
     # whiten divides by the batch's scale; multiplied back, so that the length of the gradient is that of J's
-    white, scale, _ = whiten(advantages, mask, whitening)
+    white, scale = whiten(advantages, mask, whitening)
     rows = score_functions(scene, batch, loss_weights(mask, config) * white * scale)
     weight = batch.weight
     # The responses of a group are not independent (each is in the others' baseline): the group is the sample.

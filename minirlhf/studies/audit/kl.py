@@ -118,7 +118,7 @@ def kl_gradient(kl: Built, config: Config, whitening: Whitening, scene: Scene, p
     rows = torch.zeros(len(batch), theta.numel(), dtype=torch.float64)  # (N,S*V): a gradient for each row
     if place in ("reward", "both"):  # a cost here: minus the loop's reward
         cost = reward_to_go(per_token.detach(), mask, torch.zeros(len(batch), dtype=torch.float64))
-        white, scale, _ = whiten(cost, mask, whitening)
+        white, scale = whiten(cost, mask, whitening)
         # whiten divides by the batch's scale; multiplied back, so that gradients of all estimators compare
         rows = rows + score_functions(scene, batch, shares * white * scale)
     if place in ("loss", "both"):

@@ -48,7 +48,7 @@ def loss_gradient(loss: Built, config: Config, whitening: Whitening, scene: Scen
     mask, states, ids = (x[batch.index] for x in (r.mask, r.states, r.ids))
     known = advantage_inputs(scene, batch, scene.values)
     advantages = mc(known.rewards, known.values, mask, known.bootstrap_values)
-    white, scale, _ = whiten(advantages, mask, whitening)
+    white, scale = whiten(advantages, mask, whitening)
     theta = table.clone().requires_grad_()
     inputs = LossInputs(
         logprobs=junked(theta.log_softmax(dim=-1)[states, ids], mask),
