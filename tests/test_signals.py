@@ -150,3 +150,19 @@ def test_without_sighup_and_fcntl_the_program_runs():
     done = subprocess.run([sys.executable, "-c", ODD], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Commands:" in done.stdout
+
+
+@pytest.mark.parametrize(("ends", "code"), [(None, 0), (SystemExit(7), 7), (SystemExit("no"), 1), (ValueError("x"), 1)])
+def test_a_child_that_comes_back_out_of_a_plugin_ends(ends, code, capfd):
+    """It would go on as a second run of the same directory."""
+
+    def fork():
+        if os.fork() == 0 and ends is not None:
+            raise ends
+
+    process = os.getpid()
+    with isolated(), naming("a reward", "f.py:1", "f.py"):
+        fork()
+    assert os.getpid() == process
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == code
+    assert ("ValueError: x" in capfd.readouterr().err) is isinstance(ends, ValueError)

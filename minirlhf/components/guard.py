@@ -26,11 +26,13 @@ def naming(title: str, where: str, path: str, code: Any = None) -> Iterator[None
     The error names `title` and the deepest line of the plugin's own file on the way to the fault, else `where`.
     KeyboardInterrupt and Terminated come from the user and pass.
     """
+    process = os.getpid()
     try:
         yield
     except (KeyboardInterrupt, Terminated):
         raise
     except BaseException as fault:
+        end_if_forked(process, fault)
         signals.leave_if_asked(f"{title} failed")
         at = _raised_at(fault, {path, _filename(code)}) or where
         raise PluginError(f"{title} raised {_describe(fault)}", at, "fix the plugin, or run without it") from fault
@@ -49,9 +51,14 @@ def isolated() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
     mode = _torch_mode(torch) if torch else None
     around, signals.plugin_call = signals.plugin_call, object()
+    process = os.getpid()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
+        end_if_forked(process)
+    except BaseException as fault:
+        end_if_forked(process, fault)
+        raise
     finally:
         signals.plugin_call = around
         if err.closed:
@@ -68,6 +75,23 @@ def isolated() -> Iterator[None]:
             torch.set_grad_enabled(grad)
             torch.set_num_threads(threads)
             torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def end_if_forked(process: int, fault: BaseException | None = None) -> None:
+    """End a child that a plugin forked and that comes back out of its code: it would go on as a second run.
+
+    process: the pid that went in. The child's exit code is what Python would give it for the fault.
+    """
+    if os.getpid() == process:
+        return
+    code = 0 if fault is None else 1
+    if isinstance(fault, SystemExit):
+        code = fault.code if isinstance(fault.code, int) else int(fault.code is not None)
+    elif fault is not None:
+        traceback.print_exception(fault)
+    with contextlib.suppress(OSError, ValueError):  # a stream that the plugin closed
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _torch_mode(torch: Any) -> tuple[Any, bool, int, Any]:

@@ -100,7 +100,7 @@ def placed_component(name: str, place: Place) -> str:
 def same_but_moved(key: str, was: Any, now: Any) -> bool:
     """True if two values of a dotted key are paths that differ only in place: what they hold is compared elsewhere.
 
-    A path of [corpus], an option `path`, and FILE.py:FUNCTION with equal names of file and function.
+    A path of [corpus], an option `path`, and FILE.py:FUNCTION with the same function.
     """
     if not (isinstance(was, str) and isinstance(now, str) and was and now):
         return False
@@ -110,7 +110,7 @@ def same_but_moved(key: str, was: Any, now: Any) -> bool:
     if section.endswith(".options"):
         return name == OPTION and section.count(".") < 3
     code = (name == "use" and section.startswith("rewards.")) or CHOOSERS.get(section) == name
-    return code and ".py:" in was and os.path.basename(was) == os.path.basename(now)
+    return code and ".py:" in was and ".py:" in now and was.rpartition(":")[2] == now.rpartition(":")[2]
 
 
 def check_place(corpus: CorpusConfig, *keys: str) -> None:

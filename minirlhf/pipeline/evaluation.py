@@ -21,6 +21,7 @@ from minirlhf.models.rollout import Rollout
 from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
 from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.directory import final_beta
+from minirlhf.pipeline.facts import changed_since
 from minirlhf.pipeline.rewards import check_lengths, fit_rewards
 from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run
 from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
@@ -30,6 +31,7 @@ from minirlhf.stages.data import Prompts, batch, tell_trained_on
 from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_interval, evaluate, residual_spread
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
 from minirlhf.store.checkpoint import newest_components
+from minirlhf.store.files import read_json
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING, Moments
 from minirlhf.text.corpus import Prompt, common_columns, fit_prompts, read_prompts
@@ -54,9 +56,13 @@ def evaluate_run(
     def scores_of(rollout: Rollout) -> Scores:
         return asked(rollout).tensors(rollout)
 
+    judged: list[tuple[Rollout, ScoreTable]] = []
+
     def scores_of_side(rollouts: Sequence[Rollout]) -> list[Scores]:
         with rewards.forgetting():  # both sides are judged from the same state
-            return [scores_of(rollout) for rollout in rollouts]
+            tables = [asked(rollout) for rollout in rollouts]
+        judged.append((rollouts[0], tables[0]))
+        return [table.tensors(rollout) for table, rollout in zip(tables, rollouts, strict=True)]
 
     def shaped_scores_of(rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Scores after the rules for the sum (B,), and True where a response counts (B,)."""
@@ -66,7 +72,7 @@ def evaluate_run(
 
     prompts, resamples = batch(chosen, tokenizer, device), config.evaluation.bootstrap
     result = evaluate(models.policy, models.reference, prompts, scores_of_side, sampling, resamples)
-    for warning in unrepeatable(rewards, asked, next(sampling.rollouts(models.policy, prompts, "eval"))):
+    for warning in unrepeatable(rewards, asked, *judged[0]):
         run.warn(warning)
     result.summary["kl_coef"] = beta
     few = chosen[: config.evaluation.residual_prompts]
@@ -90,18 +96,19 @@ def evaluate_run(
     return result
 
 
-def unrepeatable(rewards: RewardModels, ask: Callable[[Rollout], ScoreTable], rollout: Rollout) -> Iterator[str]:
-    """Yield a warning for each reward of a plugin that scores the same responses differently the second time.
+def unrepeatable(
+    rewards: RewardModels, ask: Callable[[Rollout], ScoreTable], rollout: Rollout, table: ScoreTable
+) -> Iterator[str]:
+    """Yield a warning for each reward of a plugin that scores the same responses differently when it is asked again.
 
-    The second side of an evaluation would be judged otherwise than the first. ask: calls the rewards on a rollout.
+    Then the second side of an evaluation was judged otherwise than the first. ask: calls the rewards on a rollout;
+    table: what they gave when they first saw it.
     """
     if all(built.component.owner == PROJECT for _, _, built in rewards.models):
         return  # ours neither remember nor draw
     with rewards.forgetting():
-        first = ask(rollout).by_label
-    with rewards.forgetting():
         second = ask(rollout).by_label
-    for label, values in first.items():
+    for label, values in table.by_label.items():
         if not all(same_score(a, b) for a, b in zip(values, second[label], strict=True)):
             yield (
                 f"reward {label!r} scores the same responses differently when it is asked again, so reference and "
@@ -145,7 +152,13 @@ def reevaluate(
     Rewards that remember begin with their state of the run's newest checkpoint. Returns the evaluation, and notes on
     prompts that were left out and on rewards that do not compare the two sides alike.
     """
-    warnings = list[str]()
+    made_of = (
+        read_json(directory / "evaluation.json").get("made_of") if (directory / "evaluation.json").is_file() else {}
+    )
+    warnings = [
+        f"{path} has changed since the run: this evaluation is of its new content; put the old one back to compare"
+        for path in changed_since(made_of)
+    ]
 
     def keep_warning(event: dict[str, Any]) -> None:
         if event["event"] == "warning":
@@ -171,4 +184,4 @@ def reevaluate(
         saved = newest_components(directory / "checkpoints")
         rewards.restore({label: saved[f"reward/{label}"] for label in remembering if f"reward/{label}" in saved})
     result = evaluate_run(run, models, rewards, prompts.heldout, beta)
-    return result, [*prompts.notes, *warnings]
+    return result, [*warnings, *prompts.notes]

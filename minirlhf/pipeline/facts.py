@@ -88,6 +88,21 @@ def source_hash(path: str) -> str | None:
         return None
 
 
+def changed_since(made_of: Any) -> dict[str, str]:
+    """Files that hold something else than when a run was made of them (`made_of` of evaluation.json): path -> hash now.
+
+    A file that is gone has not changed: what needs it will say so.
+    """
+    found = dict[str, str]()
+    for part in ("sources", "code"):
+        named = made_of.get(part) if isinstance(made_of, dict) else None
+        for path, digest in named.items() if isinstance(named, dict) else ():
+            now = source_hash(path)
+            if now is not None and now != digest:
+                found[path] = now
+    return found
+
+
 def with_imports(files: Iterable[Path]) -> set[Path]:
     """These plugin files, and the files that they import, directly or not, from outside the installed packages."""
     found, waiting = set[Path](), list(files)

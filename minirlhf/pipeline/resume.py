@@ -184,21 +184,18 @@ def differences(saved: dict[str, Any], facts: dict[str, Any], iterations: int) -
         if saved.get(name) != facts[name]:
             yield f"{name} was {saved.get(name)}, is {facts[name]}: the numbers may differ in their last bits"
     if changed := changed_code(saved.get("code"), facts["code"]):
-        yield f"the code of a plugin has changed since the checkpoint: {', '.join(changed)}"
+        todo = "put the old code back, or begin another run, unless you mean to go on with the new one"
+        yield f"the code of a plugin has changed since the checkpoint: {', '.join(changed)}; {todo}"
     now = facts["config"]["ppo"]["iterations"]
     if iterations != now:
         yield f"ppo.iterations was {iterations}, is {now}: a learning rate that falls now reaches 0 at {now}"
 
 
 def changed_code(was: Any, now: dict[str, str]) -> list[str]:
-    """Files of the checkpoint's code (path -> SHA-256) whose content is not in a file of that name any more."""
-    have = {(Path(path).name, digest) for path, digest in now.items()}
+    """Files of the checkpoint's code (path -> SHA-256) whose content no file of today's code has."""
+    have = set(now.values())
     places = {Path(path).name: path for path in now}
-    gone = (
-        [Path(path).name for path, digest in was.items() if (Path(path).name, digest) not in have]
-        if isinstance(was, dict)
-        else []
-    )
+    gone = [Path(path).name for path, digest in was.items() if digest not in have] if isinstance(was, dict) else []
     return sorted({places.get(name, f"{name} (no longer used)") for name in gone})
 
 

@@ -14,6 +14,7 @@ from minirlhf.rl.metrics import Metrics
 from minirlhf.tensors import ROUNDING
 
 SETTLED = 10  # iterations after which V should be of some use
+WORSE = -0.1  # explained variance below which V is worse than a constant by more than chance
 CHANCE = 16  # responses: of fewer, all may come out alike by chance
 DROWNED = 1e5  # gradient norm over |d policy loss / d log pi|; 1 to 100 is usual
 CERTAIN = 1e-3  # nats a token: below it hardly a token is left to chance
@@ -103,7 +104,7 @@ class Alarms:
                 f"in {flat:.0%} of the groups all responses score the same, so that nothing is learned from them: use "
                 "a graded reward, or more responses a prompt",
             )
-        if self.learns_values and step > SETTLED and explained < 0:
+        if self.learns_values and step > SETTLED and explained < WORSE:
             yield (
                 "values",
                 f"V predicts the returns worse than a constant would (explained variance {explained:.2f}): raise "
@@ -152,7 +153,8 @@ def nothing_learned(m: Metrics) -> tuple[str, bool]:
         else:
             reason = "no response takes part: some have no score, or none to compare it with, others are cut off"
             advice = "look at samples.jsonl and at truncation.rule"
-        return f"{reason}, so that nothing is learned: {advice}", False
+        some = m["count/unscored"] == m["count/masked_rows"]  # a reward of some prompts alone may have met none of them
+        return f"{reason}, so that nothing is learned: {advice}", some
     if m.get("count/flat_groups", 0.0) > 0.5:
         return "", False  # the alarm `groups` says more
     score, spread = m["objective/scores"], m["objective/scores_std"]

@@ -20,7 +20,7 @@ from minirlhf.models.policy import Policy
 from minirlhf.store.jsonl import append_line, edited_rows
 from minirlhf.store.state import checked_count
 from minirlhf.streams import generator
-from minirlhf.text.comparisons import comparison_of
+from minirlhf.text.comparisons import TIE, comparison_of
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -122,6 +122,9 @@ class LabelFile:
         return index
 
 
+MEND = "mend the line, or give another --out"
+
+
 def checked_label(row: Any, where: str) -> dict[str, Any]:
     """A row as `PairToJudge.judged` makes it; InputError for any other."""
     if isinstance(row, dict):
@@ -130,6 +133,15 @@ def checked_label(row: Any, where: str) -> dict[str, Any]:
         checked_count(row["index"])
     except (KeyError, TypeError, ValueError):
         what = "not a line of `minirlhf label` (no index, a whole number from 0)"
-        raise InputError(what, where, "mend the line, or give another --out") from None
-    comparison_of(row, where, "strict")  # as `minirlhf reward-model` will read it
+        raise InputError(what, where, MEND) from None
+    read, fault = comparison_of(row, where, "strict")  # as `minirlhf reward-model` will read it
+    answer = row.get("answer")
+    if not row.get("prompt"):
+        fault = "it has no prompt"
+    elif answer is not None and answer not in ("left", "right", "tie"):
+        fault = f"its answer is {str(answer)[:20]!r}, not left, right or tie"
+    elif answer is not None and (answer == "tie") != (read.probability == TIE):
+        fault = f"its answer is {answer!r}, and its probability {read.probability:g}"
+    if fault:
+        raise InputError(f"not a line of `minirlhf label` ({fault})", where, MEND)
     return dict(row)

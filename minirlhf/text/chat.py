@@ -32,7 +32,9 @@ def typed_prompt(text: str, where: str) -> str:
     if text.lstrip().startswith("["):
         with contextlib.suppress(InputError):  # any other text may begin like this, too
             messages = parse_json(text, where)
-    spoken = isinstance(messages, list) and all(isinstance(m, dict) and "role" in m for m in messages)
+    spoken = isinstance(messages, list) and any(
+        isinstance(m, dict) and {"role", "content"} & m.keys() for m in messages
+    )
     return text_of(messages, "prompt", where, "strict") if messages and spoken else text
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from minirlhf.errors import InputError
+from minirlhf.text.boundary import SPACELESS
 from minirlhf.text.chat import shared_messages, split_answer, text_of
 from minirlhf.text.files import corpus_files, kind_of, names_of, rows_of
 from minirlhf.text.splits import held_out_groups, most_held_out, shared_note
@@ -265,17 +266,24 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
 
 
 def _shared(chosen: str, rejected: str) -> str:
-    """Longest common prefix of chosen and rejected, cut at a word boundary; it serves as the prompt."""
+    """Longest common prefix of chosen and rejected, cut at a word boundary; it serves as the prompt.
+
+    A common beginning without white space is none, but in a script that has no spaces between words.
+    """
     short = min(len(chosen), len(rejected))
     length = next((i for i in range(short) if chosen[i] != rejected[i]), short)
     cut = max((i for i in range(length, 0, -1) if chosen[i - 1].isspace()), default=0)
-    return chosen[: cut or length].rstrip()
+    if not cut and length and SPACELESS.match(chosen[length - 1]):
+        return chosen[:length]
+    return chosen[:cut].rstrip()
 
 
 def _amount(row: dict[str, Any], name: str, where: str, missing: float, low: float, high: float) -> float:
     value = row.get(name, missing)
     if value is None:
         return missing
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{name!r} is {kind_of(value)} outside {low:g} to {high:g}", where, "give a number inside it")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name!r} is {kind_of(value)}, not a number", where, "write a number, without quotes")
+    if not low <= value <= high:
+        raise InputError(f"{name!r} is {value:g}, outside {low:g} to {high:g}", where, "give a number inside it")
     return float(value)

@@ -81,6 +81,7 @@ def test_a_config_that_lies_in_a_run_directory_moves_with_its_files(tmp_path):
         ("rewards.good.options.words", "/a", "/b", False),
         ("rewards.f.use", "/a/f.py:f", "/b/f.py:f", True),
         ("rewards.f.use", "/a/f.py:f", "/b/f.py:g", False),
+        ("rewards.f.use", "/a/f.py:f", "/b/renamed.py:f", True),
         ("rewards.f.use", "length", "sentiment", False),
         ("kl.estimator", "/a/k.py:k", "/b/k.py:k", True),
         ("ppo.lr", "0.1", "0.2", False),

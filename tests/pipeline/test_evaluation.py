@@ -10,11 +10,11 @@ from tests.cli.calling import done
 
 NOVELTY = Path(__file__).parents[2] / "plugins" / "novelty.py"
 GLOBAL = """
-seen = {}
+seen = set()
 
 def novel(completions):
-    scores = [1 / (1 + seen.get(text[:4], 0)) for text in completions]
-    seen.update({text[:4]: seen.get(text[:4], 0) + 1 for text in completions})
+    scores = [float(text not in seen) for text in completions]
+    seen.update(completions)
     return scores
 """
 
@@ -57,3 +57,16 @@ def test_a_reward_that_remembers_outside_its_state_is_named(tiny, tmp_path):
 def test_two_scores_are_the_same_but_for_rounding(a, b, same):
     assert same_score(a, b) is same
     assert same_score(b, a) is same
+
+
+def test_an_evaluation_of_files_that_have_changed_since_the_run_says_so(tiny, tmp_path):
+    reward, prompts = tmp_path / "short.py", tmp_path / "p.jsonl"
+    reward.write_text("def short(completions):\n    return [-float(len(text)) for text in completions]\n")
+    prompts.write_text("".join(json.dumps({"prompt": f"the cat {i}"}) + "\n" for i in range(12)))
+    out = tmp_path / "run"
+    done("run", *tiny, "--reward", f"{reward}:short", "--set", f"corpus.prompts={prompts}", "--out", out)
+    assert "changed" not in done("evaluate", out).err
+    reward.write_text("def short(completions):\n    return [float(len(text)) for text in completions]\n")
+    said = done("evaluate", out).err
+    assert f"warning: {reward} has changed since the run" in said
+    assert "p.jsonl" not in said

@@ -39,7 +39,6 @@ IDLE = WELL | {"count/updates": 0.0, "count/masked_rows": 8.0, "objective/scores
         ({"value/explained_variance": -0.5}, "worse than a constant"),
         ({"policy/grad_norm": 2e8}, "nearly all of the gradient (norm 2e+08)"),
         ({"policy/logprob_grad_avg": 0.0}, "gradient of the policy loss is 0 although the advantages are not"),
-        ({"count/updates": 0.0, "count/masked_rows": 8.0, "count/unscored": 8.0}, "no reward applies to any"),
         ({"count/updates": 0.0, "count/masked_rows": 8.0, "response/eos_rate": 0.0}, "all are cut off"),
         ({"count/updates": 0.0, "count/masked_rows": 8.0, "count/unscored": 3.0}, "no response takes part: some have"),
         ({"count/flat_batches": 1.0}, "the advantages of all tokens are 0"),  # although the scores differ
@@ -116,7 +115,7 @@ def test_equal_groups_are_said_once_and_not_again_as_equal_scores():
 def test_an_iteration_without_updates_is_no_measure_for_later_ones_and_a_failed_reward_has_its_own_warning():
     alarms = Alarms(learns_values=True)
     assert alarms.look(1, IDLE | {"count/reward_errors": 1.0, "count/unscored": 8.0}) == []
-    (message,) = alarms.look(2, IDLE | {"count/unscored": 8.0})
+    (message,) = alarms.look(2, IDLE | {"count/unscored": 8.0, "episode": 64.0})
     assert "nothing is learned" in message
     assert alarms.look(3, WELL | {"policy/entropy_avg": 1.0}) == []
     (message,) = alarms.look(4, WELL | {"policy/entropy_avg": 0.1})
@@ -137,3 +136,18 @@ def test_a_reward_that_never_applies_beside_others_is_named_after_128_responses_
 def test_a_policy_that_leaves_nothing_to_chance_is_said_at_once():
     (message,) = Alarms(learns_values=True).look(1, WELL | {"policy/entropy_avg": 2e-4})
     assert "0.0002 nats a token from the start" in message
+
+
+def test_token_rewards_of_equal_sums_may_teach():
+    alarms = Alarms(learns_values=True)
+    assert alarms.look(1, WELL | {"objective/scores_std": 0.0, "episode": 64.0, "count/token_rewards": 8.0}) == []
+    assert Alarms(learns_values=True).look(1, WELL | {"objective/scores_std": 0.0, "episode": 64.0}) != []
+
+
+def test_an_iteration_without_a_score_is_chance_if_others_had_some():
+    alarms = Alarms(learns_values=True)
+    assert alarms.look(1, WELL) == []
+    assert alarms.look(2, IDLE | {"count/unscored": 8.0, "episode": 64.0}) == []
+    never = Alarms(learns_values=True)
+    (message,) = never.look(1, IDLE | {"count/unscored": 8.0, "episode": 64.0})
+    assert message.startswith("no reward applies to any")

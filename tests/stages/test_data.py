@@ -121,7 +121,7 @@ def test_a_heldout_file_is_cut_to_the_context_too(tmp_path):
     prompts = fit_to_context(candidates(CorpusConfig(prompts=train, heldout_prompts=heldout)), Letters(), 4)
     assert len(prompts.train) == 10
     assert [p.text for p in prompts.heldout] == ["ab"]
-    assert [note[:22] for note in prompts.notes] == ["1 of 2 prompts exceed "]
+    assert [note[:41] for note in prompts.notes] == ["held-out prompts: 1 of 2 prompts exceed 3"]
 
 
 def test_heldout_prompts_that_are_trained_on_are_counted_and_said(tmp_path):
@@ -129,7 +129,7 @@ def test_heldout_prompts_that_are_trained_on_are_counted_and_said(tmp_path):
     heldout = rows(tmp_path / "h.jsonl", {"prompt": "a"}, {"question": "ab"}, {"prompt": "a"})
     prompts = fit_to_context(candidates(CorpusConfig(prompts=train, heldout_prompts=heldout)), Letters(), 4)
     repeats, shared = prompts.notes
-    assert repeats == "1 of 3 prompts repeat another and are kept"
+    assert repeats == "held-out prompts: 1 of 3 prompts repeat another and are kept"
     assert shared.startswith("2 of 3 held-out prompts are trained on as well")
     assert shared.endswith(": remove them from one of the files")
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
+from hashlib import sha256
 from threading import Event
 
 import pytest
@@ -17,8 +18,9 @@ from minirlhf.errors import ConfigError, DivergedError, InputError, PluginError,
 from minirlhf.store.lock import locked
 from minirlhf.studies import cell_runs
 from minirlhf.studies.compare import WarnOnce, compare, default_directory
-from minirlhf.studies.grid import grid, resolve_cells, split_values, variations
-from minirlhf.studies.summary import improvement, measures_of, over_seeds
+from minirlhf.studies.grid import Variant, grid, resolve_cells, split_values, variations
+from minirlhf.studies.mixed import mixed_cells
+from minirlhf.studies.summary import Outcome, improvement, measures_of, over_seeds
 
 LOW, HIGH = "tiny.kl.coef=0.25", "tiny.kl.coef=0.5"
 
@@ -514,3 +516,19 @@ def test_runs_that_were_made_of_different_things_are_told_apart_in_one_warning(t
     assert "torch" not in said
     kept = json.loads((tmp_path / "compare.json").read_text())["mixed"]
     assert list(kept) == ["/a/f.py", "/a/p.jsonl"]
+
+
+def test_a_file_that_changed_after_the_last_run_is_told_although_all_runs_agree(tmp_path):
+    """Every cell is kept, and the table is not of what the file says now."""
+    reward = tmp_path / "f.py"
+    reward.write_text("old")
+    old, now = sha256(b"old").hexdigest(), sha256(b"new").hexdigest()
+    variant = Variant("tiny", (), "tiny", "tiny")
+    run = variant.run_directory(tmp_path, 0)
+    run.mkdir(parents=True)
+    (run / "evaluation.json").write_text(json.dumps({"made_of": {"code": {str(reward): old}, "sources": {}}}))
+    outcomes = {variant: Outcome({0: {}})}
+    assert mixed_cells(outcomes, tmp_path) == {}
+    reward.write_text("new")
+    expected = {str(reward): {old[:12]: [f"{variant.label} seed 0"], now[:12]: ["the file as it is now"]}}
+    assert mixed_cells(outcomes, tmp_path) == expected

@@ -1,11 +1,12 @@
 """The file of a person's answers: lines end at newlines, damage is refused with its line, nobody's answer is lost."""
 
 import json
+import re
 
 import pytest
 
 from minirlhf.errors import InputError, UsageError
-from minirlhf.studies.labelling import LabelFile, PairToJudge
+from minirlhf.studies.labelling import LabelFile, PairToJudge, checked_label
 from minirlhf.text.comparisons import read_comparisons
 from tests.store.test_jsonl import SEPARATORS
 
@@ -94,3 +95,22 @@ def test_what_somebody_else_appended_is_neither_overwritten_nor_undone(tmp_path)
     path.unlink()
     with pytest.raises(UsageError, match="somebody else has changed the file"):
         mine.undo()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"prompt": None}, "it has no prompt"),
+        ({"prompt": ""}, "it has no prompt"),
+        ({"chosen": ""}, "chosen is empty"),
+        ({"chosen": " b"}, "chosen and rejected are the same"),
+        ({"answer": 5}, "its answer is '5', not left, right or tie"),
+        ({"answer": "tie"}, "its answer is 'tie', and its probability 1"),
+        ({"answer": "left", "probability": 0.5}, "its answer is 'left', and its probability 0.5"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused(changed, said):
+    sound = {"prompt": "p", "chosen": " a", "rejected": " b", "index": 0, "answer": "left"}
+    assert checked_label(sound, "f:1") == sound
+    with pytest.raises(InputError, match=re.escape(f"not a line of `minirlhf label` ({said}): f:1")):
+        checked_label(sound | changed, "f:1")

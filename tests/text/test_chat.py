@@ -166,3 +166,16 @@ def test_the_conversation_that_the_manual_shows(tmp_path):
     (shown,) = blocks(read("docs/preferences.md"), "json")
     (row,), _ = read_demonstrations(file_of(tmp_path, json.loads(shown)))
     assert (row.prompt, row.completion) == ("Be kind.\nHi", "\nHello")
+
+
+@pytest.mark.parametrize(
+    "typed", ['[{"role": "user", "content": "hi"}, null]', '[{"content": 5}]', '[{"role": "user"}]']
+)
+def test_a_typed_conversation_with_a_broken_message_is_refused(typed):
+    with pytest.raises(InputError, match="message"):
+        typed_prompt(typed, "PROMPT")
+
+
+@pytest.mark.parametrize("typed", ["[1, 2]", "[sic] he said", "[]", '[{"x": 1}]'])
+def test_what_only_looks_like_a_conversation_is_text(typed):
+    assert typed_prompt(typed, "PROMPT") == typed

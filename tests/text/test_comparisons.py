@@ -103,14 +103,14 @@ def test_rows_that_teach_nothing_are_left_out_and_said(tmp_path):
         ({"prompt": "p", "query": "q", "chosen": "a", "rejected": "b"}, "which mean the same"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' is a number"),
         ({"prompt": "p", "chosen": ["a"], "rejected": "b"}, "message 1 of 'chosen' is a string, not an object"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "'margin' is a number outside 0 to 1e\\+30"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -1}, "'margin' is -1, outside 0 to 1e"),
         (
             {"prompt": "p", "chosen": "a", "rejected": "b", "probability": 1.5},
-            "'probability' is a number outside 0 to 1",
+            "'probability' is 1.5, outside 0 to 1",
         ),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}, "'margin' is a string"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "'margin' is a number outside 0 to 1e"),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "gap": -1e39}, "'gap' is a number outside -1e"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}, "'margin' is a string, not a number"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e39}, "'margin' is 1e.39, outside 0 to 1e"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "gap": -1e39}, "'gap' is -1e.39, outside -1e"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1' + "0" * 400 + "}", "not finite"),
         ("[1]x", "invalid JSON|not an object"),
     ],
@@ -439,3 +439,18 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"Parquet needs pyarrow.*minirlhf\[parquet\]"):
         read_documents(source)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("It is nice", "I hate it", ""),  # no word in common: a prompt "I" would tear the token of "It"
+        ("blue is good", "boot is bad", ""),
+        ("It is nice", "It was bad", "It"),
+        ("我喜欢它", "我讨厌它", "我"),  # a script without spaces
+    ],
+)
+def test_a_prompt_that_was_not_given_ends_at_the_end_of_a_word(tmp_path, chosen, rejected, prompt):
+    ((row,), _) = read_comparisons(written(tmp_path, {"chosen": chosen, "rejected": rejected}))
+    assert row.prompt == prompt
+    assert (row.prompt + row.chosen, row.prompt + row.rejected) == (chosen, rejected)
