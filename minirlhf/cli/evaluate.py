@@ -42,6 +42,6 @@ def command(
     for note in notes:
         tell(f"warning: {printable(note)}")
     if as_json:
-        print(json_line(result.summary))
+        print(json_line(result.summary | ({"warnings": notes} if notes else {})))
     else:
         print_evaluation(result.summary, result.rows[: config.evaluation.samples])

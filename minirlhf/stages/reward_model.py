@@ -22,7 +22,7 @@ from minirlhf.models.scorer import Scorer
 from minirlhf.stages.pretrain import warm_cosine
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING
-from minirlhf.text.comparisons import TIE, Comparison
+from minirlhf.text.comparisons import TIE, Comparison, left_out
 from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 
@@ -54,13 +54,13 @@ def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longes
     for c in comparisons:
         chosen, rejected = (text_ids(tokenizer, c.prompt, side, True) for side in (c.chosen, c.rejected))
         if max(len(chosen), len(rejected)) > longest:
-            dropped.append(f"{c.where}: {max(len(chosen), len(rejected))} tokens, {longest} fit: the row is left out")
+            dropped.append(f"{c.where} ({max(len(chosen), len(rejected))} tokens)")
         else:
             pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap, c.prompt))
     if not pairs:
         raise InputError("no comparison fits", dropped[0] if dropped else "", "raise model.max_positions")
-    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
-    return pairs, dropped[:3] + more
+    todo = f"{longest} tokens fit; raise model.max_positions"
+    return pairs, left_out(dropped, len(comparisons), "comparisons", todo)
 
 
 def bradley_terry(

@@ -20,7 +20,7 @@ from minirlhf.models.transformer import Transformer
 from minirlhf.stages import pretrain
 from minirlhf.stages.pretrain import token_losses, warm_cosine
 from minirlhf.streams import generator
-from minirlhf.text.comparisons import Demonstration
+from minirlhf.text.comparisons import Demonstration, left_out
 from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 
@@ -45,13 +45,13 @@ def encode_demonstrations(
     for d in demonstrations:
         ids = text_ids(tokenizer, d.prompt, d.completion, True)
         if len(ids) > longest:
-            dropped.append(f"{d.where}: {len(ids)} tokens, {longest} fit: the row is left out")
+            dropped.append(f"{d.where} ({len(ids)} tokens)")
         else:
             examples.append(Example(ids, len(text_ids(tokenizer, d.prompt, "", False)), d.prompt))
     if not examples:
         raise InputError("no demonstration fits", dropped[0] if dropped else "", "raise model.max_positions")
-    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
-    return examples, dropped[:3] + more
+    todo = f"{longest} tokens fit; raise model.max_positions"
+    return examples, left_out(dropped, len(demonstrations), "demonstrations", todo)
 
 
 @dataclass

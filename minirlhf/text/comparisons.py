@@ -159,7 +159,7 @@ def tell_shared(train: Sequence[Divisible], heldout: Sequence[Divisible], what: 
 def _useful(
     source: str, which: str, errors: str, read: Callable[[Any, str, str], tuple[Row, str]], fields: str
 ) -> tuple[list[Row], list[str]]:
-    """Parse each row; return (parsed rows, one FILE:LINE note per skipped row)."""
+    """Parse each row; return (parsed rows, note on skipped rows)."""
     found, dropped = list[Row](), list[str]()
     for path in corpus_files(source, which=which):
         if path.suffix.lower() == ".txt":
@@ -167,11 +167,21 @@ def _useful(
         for where, row in rows_of(path, errors):
             value, fault = read(row, where, errors)
             if fault:
-                dropped.append(f"{where}: {fault}: the row is left out")
+                dropped.append(f"{where} ({fault})")
             else:
                 found.append(value)
-    more = [f"and {len(dropped) - 3} rows more like these"] if len(dropped) > 3 else []
-    return found, dropped[:3] + more
+    return found, left_out(dropped, len(found) + len(dropped), which, "they teach nothing, so mend or remove them")
+
+
+def left_out(dropped: Sequence[str], total: int, what: str, todo: str) -> list[str]:
+    """One sentence on rows that are left out, each given as `FILE:LINE (reason)`; none if there are none.
+
+    total: rows in all; what: their name in the plural.
+    """
+    if not dropped:
+        return []
+    more = f" and {len(dropped) - 3:,} more" if len(dropped) > 3 else ""
+    return [f"{len(dropped):,} of {total:,} {what} are left out, {', '.join(dropped[:3])}{more}: {todo}"]
 
 
 def has_sides(row: Any) -> bool:

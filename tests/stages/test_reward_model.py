@@ -67,7 +67,8 @@ def test_what_does_not_fit_is_left_out_and_said():
     rows = [Comparison("ab", "c", "d", 0.5, 0.9), Comparison("ab", "c" * 9, "d", where="f:7")]
     pairs, notes = encode_pairs(rows, Letters(), 6)
     assert pairs == [Pair([BOS, 3, 4, 5, EOS], [BOS, 3, 4, 6, EOS], 0.5, 0.9)]
-    assert notes == ["f:7: 13 tokens, 6 fit: the row is left out"]
+    (note,) = notes
+    assert note.endswith("comparisons are left out, f:7 (13 tokens): 6 tokens fit; raise model.max_positions")
     with pytest.raises(InputError, match="no comparison fits: f:7"):
         encode_pairs(rows[1:], Letters(), 6)
 

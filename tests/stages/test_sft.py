@@ -24,7 +24,8 @@ def test_what_does_not_fit_is_left_out_and_said():
     rows = [Demonstration("ab", "c"), Demonstration("ab", "c" * 9, "f:7")]
     shown, notes = encode_demonstrations(rows, Letters(), 6)
     assert len(shown) == 1
-    assert notes == ["f:7: 13 tokens, 6 fit: the row is left out"]
+    (note,) = notes
+    assert note.endswith("demonstrations are left out, f:7 (13 tokens): 6 tokens fit; raise model.max_positions")
     with pytest.raises(InputError, match="no demonstration fits: f:7"):
         encode_demonstrations(rows[1:], Letters(), 6)
 
