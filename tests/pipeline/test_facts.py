@@ -1,7 +1,7 @@
 """The facts of a run: a plugin's files with those that it imports, and which of them changed."""
 
 from minirlhf.components.registry import load_plugins
-from minirlhf.pipeline.facts import source_hash, with_imports
+from minirlhf.pipeline.facts import changed_since, source_hash, with_imports
 from minirlhf.pipeline.resume import changed_code
 
 
@@ -31,3 +31,19 @@ def test_the_hash_of_a_source_is_that_of_its_content(tmp_path):
     assert a == b != c
     assert source_hash(str(tmp_path / "a" / "p.txt")) == source_hash(str(tmp_path / "b" / "p.txt"))
     assert source_hash(str(tmp_path / "gone")) is None
+
+
+def test_changed_code_is_named_by_its_file_and_a_renamed_file_has_not_changed():
+    was = {"/a/f.py": "1", "/a/g.py": "2", "/a/h.py": "3"}
+    assert changed_code(was, {"/b/renamed.py": "1", "/b/g.py": "9"}) == ["/b/g.py", "h.py (no longer used)"]
+    assert changed_code(was, dict(was)) == []
+    assert changed_code(None, was) == []  # a checkpoint of before
+
+
+def test_files_that_changed_since_a_run_are_found_and_those_that_are_gone_are_not(tmp_path):
+    for name in ("a.py", "b.jsonl"):
+        (tmp_path / name).write_text(name)
+    made_of = {"code": {f"{tmp_path}/a.py": "0"}, "sources": {f"{tmp_path}/b.jsonl": source_hash(f"{tmp_path}/b.jsonl"),
+               f"{tmp_path}/gone": "1"}, "torch": "2"}  # fmt: skip
+    assert list(changed_since(made_of)) == [f"{tmp_path}/a.py"]
+    assert changed_since(None) == changed_since({"code": 5}) == {}
