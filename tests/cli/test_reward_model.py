@@ -2,12 +2,12 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
-from datetime import datetime
 
 import pytest
 
 from minirlhf.stages import preferences
 from tests.cli.calling import done, refused
+from tests.helpers import OneSecond
 
 
 def rows(path, count=60):
@@ -149,11 +149,6 @@ def test_comparisons_of_which_none_prefers_a_side_teach_no_preference(tiny, tmp_
 
 
 def test_two_of_one_second_get_a_directory_each(tiny, tmp_path, monkeypatch):
-    class Now:
-        @staticmethod
-        def now():
-            return datetime(2026, 1, 2, 3, 4, 5)
-
     begun = []
 
     def build(config, directory, *_):  # stands for the training; the second begins while the first is at work
@@ -162,7 +157,7 @@ def test_two_of_one_second_get_a_directory_each(tiny, tmp_path, monkeypatch):
             done("reward-model", pairs, *tiny)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(preferences, "datetime", Now)
+    monkeypatch.setattr(preferences, "datetime", OneSecond)
     monkeypatch.setattr(preferences, "build_reward_model", build)
     pairs = rows(tmp_path / "pairs.jsonl")
     done("reward-model", pairs, *tiny)

@@ -3,7 +3,6 @@
 import errno
 import os
 import stat
-from datetime import datetime
 
 import pytest
 
@@ -14,16 +13,12 @@ from minirlhf.pipeline.directory import final_beta, run_directory
 from minirlhf.store import lock
 from minirlhf.store.files import verify
 from tests.cli.calling import done
+from tests.helpers import OneSecond
 
 
 def test_two_runs_of_one_second_get_a_directory_each(tmp_path, monkeypatch):
-    class Now:
-        @staticmethod
-        def now():
-            return datetime(2026, 1, 2, 3, 4, 5)
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "datetime", Now)
+    monkeypatch.setattr(module, "datetime", OneSecond)
     settings = RunConfig(preset="tiny", seed=7)
     with (
         run_directory(settings, None, False, print) as (first, _),

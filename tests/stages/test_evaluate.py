@@ -222,6 +222,7 @@ def test_every_number_of_the_summary_by_hand(monkeypatch):
 def test_a_gain_of_rounding_is_a_draw():
     before = torch.tensor([1.0, 1.0, 1e-9, float("nan"), 2.0])
     after = torch.tensor([1 + 1e-7, 1.001, 3e-9, 1.0, float("nan")], dtype=torch.float64)
+    # 1e-9 was rounded to float32 before it was subtracted, hence 1e-6; abs=0, because 0 must be 0.
     assert module.gains(before.double(), after).tolist() == pytest.approx([0, 0.001, 2e-9], rel=1e-6, abs=0)
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from datetime import datetime
 from functools import cache
 from hashlib import sha256
 from threading import Event
@@ -21,6 +20,7 @@ from minirlhf.studies.compare import WarnOnce, compare, default_directory
 from minirlhf.studies.grid import Variant, grid, resolve_cells, split_values, variations
 from minirlhf.studies.mixed import mixed_cells
 from minirlhf.studies.summary import Outcome, improvement, measures_of, over_seeds
+from tests.helpers import OneSecond
 
 LOW, HIGH = "tiny.kl.coef=0.25", "tiny.kl.coef=0.5"
 
@@ -145,13 +145,8 @@ def test_directories_are_safe_and_each_variant_has_its_own():
 
 
 def test_two_comparisons_of_one_second_get_a_directory_each(tmp_path, monkeypatch):
-    class Now:
-        @staticmethod
-        def now():
-            return datetime(2026, 1, 2, 3, 4, 5)
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minirlhf.studies.compare.datetime", Now)
+    monkeypatch.setattr("minirlhf.studies.compare.datetime", OneSecond)
     names = [str(default_directory(["tiny", "my/own.toml"])) for _ in range(2)]
     assert names == ["runs/compare-tiny-own-20260102-030405", "runs/compare-tiny-own-20260102-030405-2"]
 
