@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.components.checks import DeferredChecks
 from minirlhf.components.component import Built
-from minirlhf.config.schema import Config, LossConfig, PPOConfig
+from minirlhf.config.schema import Config, PPOConfig
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import PolicyOutput, Rollout
@@ -33,8 +33,10 @@ from minirlhf.rl.guards import check_experience, check_same_policy, diverged
 from minirlhf.rl.laps import Laps
 from minirlhf.rl.metrics import Averages, Metrics, drift, rollout_metrics, update_metrics
 from minirlhf.streams import generator
-from minirlhf.tensors import Moments, Whitening, masked_sum, whiten
+from minirlhf.tensors import Moments, Whitening, masked_mean, masked_sum, moments, moved_kl, whiten
 from minirlhf.text.tokenizer import Tokenizer
+
+ENOUGH = 64  # scores: the standard deviation of so many is within a fifth of the true one (normal scores)
 
 
 @dataclass
@@ -47,7 +49,8 @@ class PPOState:
     schedule: LambdaLR
     controller: KLController
     penalty: Penalty
-    score_moments: Moments
+    score_moments: Moments  # of the scores so far, if ppo.score_normalize
+    value_moments: Moments  # of the first scores: their standard deviation is the unit of V
     step: int = 0  # iterations done
     updates: int = 0  # optimiser steps done
     episodes: int = 0  # responses sampled
@@ -91,12 +94,12 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             entropy = active.entropy()
         shaped = shape(state, parts, config, prompts, rollout, scores, active.next_value)
         penalty, mask = kl * (beta if config.kl.in_reward else 0.0), shaped.rollout.mask
-        rewards = place_rewards(shaped.scores, scores.token_rewards, penalty, mask)  # rewards <- scores, KL penalty
+        rewards = place_rewards(shaped.scores, shaped.token_rewards, penalty, mask)  # rewards <- scores, KL penalty
         advantages = terms.advantages(parts.advantage, rewards, penalty, kl, active, reference, shaped)  # <- f(V, r)
         returns = advantages + active.values  # returns <- advantages + values
         whitened = whiten(advantages, mask, parts.whitening)
         experience = Experience.build(shaped, active, reference, kl, rewards, whitened, returns)
-        check_experience(experience, step)
+        accept(state, experience, parts, config)
         laps.end("time/score")
         epochs = list[list[Metrics]]()
         for epoch in range(config.ppo.epochs):  # for each epoch
@@ -107,7 +110,7 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
         metrics = rollout_metrics(experience, entropy, penalty, beta, parts.tokenizer.eos_id) | scores.metrics
         metrics |= update_metrics(list(chain(*epochs)), beta, float(state.schedule.get_last_lr()[0]))
         check_same_policy(metrics["policy/first_log_ratio"], step, config.ppo.precision)
-        finish_iteration(state, experience, shaped.running, epochs[-1], metrics, laps)
+        finish_iteration(state, experience, shaped.running, config, metrics, laps)
         yield state.step, experience, metrics
 
 
@@ -117,23 +120,24 @@ def update(state: PPOState, batch: Experience, parts: Parts, config: Config, bet
     beta: coefficient of a KL in the loss, already divided by the advantages' scale. Every per-token quantity is
     weighted by its share of the whole *minibatch*, so splitting it further changes nothing. Returns its metrics.
     """
-    weights = token_weights(batch.mask, config.loss.aggregation, config.sampler.max_new_tokens)
+    weights = token_weights(batch.mask, batch.mean_length, config.loss.aggregation, config.sampler.max_new_tokens)
+    unit, clip = state.policy.value_scale, config.loss.value_clip * state.policy.value_scale
     log, later = Averages(tokens=batch.mask.sum()), DeferredChecks()
     for rows, micro in batch.micro_batches(rows_at_a_time(config.ppo)):
         weight, mask = weights[rows], micro.mask
         new = state.policy.forward_pass(micro.rollout)  # new <- forward pass of the active policy on the same data
-        value_loss = weighted_value_loss(new, micro, weight, config.loss)  # value loss <- mean (returns - new values)^2
+        value_loss = weighted_value_loss(new, micro, weight, clip)  # value loss <- mean (returns - new values)^2
         surrogate, logged = terms.policy_loss(parts.loss, new, micro, state.penalty.beta, later)
         loss = masked_sum(weight * surrogate, mask)  # ratio, policy loss <- mean(-advantages * ratio), N10 or N11
         log.add({"loss/policy_avg": loss, "loss/value_avg": value_loss})
         if parts.learns_values:
-            loss = loss + config.loss.value_coef * value_loss  # loss <- policy loss + value_loss_rate * value loss
+            loss = loss + config.loss.value_coef * value_loss / unit.square()  # <- policy loss + rate * value loss
         if config.kl.in_loss:
             loss = loss + beta * masked_sum(weight * terms.loss_kl(parts.kl, new, micro, later), mask)
         if config.loss.entropy_coef:
             loss = loss - config.loss.entropy_coef * masked_sum(weight * new.entropy(), mask)
         loss.backward()  # type: ignore[no-untyped-call]  # backward
-        log.add_means(drift(new, micro, config.loss.value_clip or None) | logged, mask)
+        log.add_means(drift(new, micro, clip) | logged, mask)
         log.add_largest("log_ratio", (new.logprobs - micro.old_logprobs).abs(), mask)
     return optimizer_step(state, config, log, later)  # optimizer step, zero grad
 
@@ -169,7 +173,8 @@ def greedy_scores(
     """(valid (B,), shaped return (B,)) of the most likely response to each prompt (ReMax, 2310.10505).
 
     The return is its score after the same rules, minus beta KL where the KL is in the reward. A row whose most likely
-    response has no score is not valid: there is nothing to compare it with. running: moments of the run's scores.
+    response has no score, or is ruled out, is not valid: there is nothing to compare it with. running: moments of the
+    run's scores.
     """
     greedy = generate(
         state.policy, prompts, parts.tokenizer, max_new_tokens=config.sampler.max_new_tokens,
@@ -182,7 +187,24 @@ def greedy_scores(
     given = parts.rewards(greedy, state.step)
     shaped = shape_scores(given, greedy, active.next_value, running, config.ppo, config.truncation, learn=False)
     beta = state.controller.beta if config.kl.in_reward else 0.0
-    return given.valid, shaped.scores - beta * kl.sum(dim=1)
+    return shaped.rollout.mask.any(dim=1), shaped.scores + shaped.bootstrap - beta * kl.sum(dim=1)
+
+
+def accept(state: PPOState, experience: Experience, parts: Parts, config: Config) -> None:
+    """Check that all numbers are finite (DivergedError); let the first scores of the run decide the unit of V.
+
+    The unit is the standard deviation of the first ENOUGH scores, or of those so far: the reference's scores, since the
+    first rollout is its own. With c times the rewards and c times beta V is then learned from the same numbers. Scores
+    that do not vary have no unit, and V stays as it is. A cut response has no score under the rule `bootstrap`.
+    """
+    check_experience(experience, state.step)
+    if parts.learns_values and state.value_moments.count < ENOUGH:
+        scored = experience.mask.any(dim=1)
+        if config.truncation.rule == "bootstrap":
+            scored = scored & experience.rollout.terminated
+        state.value_moments += moments(experience.scores, scored)
+        if state.value_moments.varies:
+            state.policy.rescale_values(state.value_moments.std())
 
 
 def minibatches(experience: Experience, config: Config, step: int, epoch: int) -> Iterator[Experience]:
@@ -201,9 +223,12 @@ def moved_too_far(last_epoch: list[Metrics], target_kl: float | None) -> bool:
     return target_kl is not None and any(u["policy/approxkl_avg"] > 1.5 * target_kl for u in last_epoch)
 
 
-def weighted_value_loss(new: PolicyOutput, micro: Experience, weight: Tensor, loss: LossConfig) -> Tensor:
-    """Value loss of a micro-batch, 0-d: sum of weight x value_error, plus that of the states behind the EOS."""
-    error = masked_sum(weight * value_error(new.values, micro, loss.value_clip or None), micro.mask)
+def weighted_value_loss(new: PolicyOutput, micro: Experience, weight: Tensor, clip: Tensor) -> Tensor:
+    """Value loss of a micro-batch, 0-d: sum of weight x value_error, plus that of the states behind the EOS.
+
+    In squares of the reward's unit, as V is; clip (0-d): how far values may move, 0 for no clip.
+    """
+    error = masked_sum(weight * value_error(new.values, micro, clip), micro.mask)
     if micro.slot_returns is None:
         return error
     there = micro.slot_returns.isfinite()
@@ -212,24 +237,25 @@ def weighted_value_loss(new: PolicyOutput, micro: Experience, weight: Tensor, lo
     return error + masked_sum(weight.amax(dim=1) * slot_error, there)  # the slot weighs as much as a token of its row
 
 
-def value_error(values: Tensor, micro: Experience, clip: float | None) -> Tensor:
-    """0.5 max((V - G)^2, (clip(V, V_old +- c) - G)^2) with G the returns, or 0.5 (V - G)^2 without a clip: (b,R)."""
+def value_error(values: Tensor, micro: Experience, clip: Tensor) -> Tensor:
+    """0.5 max((V - G)^2, (clip(V, V_old +- c) - G)^2) with G the returns, or 0.5 (V - G)^2 where c = 0: (b,R)."""
     error = (values - micro.returns).square()
-    if clip is not None:
-        near = micro.old_values + (values - micro.old_values).clamp(-clip, clip)
-        error = torch.maximum(error, (near - micro.returns).square())
-    return 0.5 * error
+    near = micro.old_values + (values - micro.old_values).clamp(-clip, clip)
+    clipped = torch.maximum(error, (near - micro.returns).square())
+    return 0.5 * torch.where(clip > 0, clipped, error)
 
 
-def token_weights(mask: Tensor, aggregation: str, max_new_tokens: int) -> Tensor:
-    """Share of every token in the loss of a minibatch: (b,R), summing to 1 except with `constant`.
+def token_weights(mask: Tensor, mean_length: Tensor, aggregation: str, max_new_tokens: int) -> Tensor:
+    """Weight of every token in the loss of a minibatch, 1 / (its rows x a length): mask (b,R) -> (b,R).
 
-    token_mean: every token alike; sequence_mean: every response alike, its tokens alike within it; constant: divided
-    by rows x max_new_tokens, so that a long response weighs more (2503.20783).
+    The length is, with token_mean, that of the mean response of the whole rollout (mean_length, 0-d), so that every
+    token weighs alike; with sequence_mean each response's own, so that every response weighs alike; with constant
+    max_new_tokens (2503.20783). The mean of the minibatches' gradients, by their rows, is then the gradient of the
+    whole rollout; if each were divided by its own tokens, those of a minibatch of short responses would weigh more.
     """
     rows = mask.any(dim=1).sum().clamp(min=1)
     if aggregation == "token_mean":
-        return mask / mask.sum().clamp(min=1)
+        return mask / mean_length.clamp(min=1) / rows
     if aggregation == "sequence_mean":
         return mask / mask.sum(dim=1, keepdim=True).clamp(min=1) / rows
     return mask / (rows * max_new_tokens)
@@ -263,16 +289,16 @@ def finish_iteration(
     state: PPOState,
     experience: Experience,
     running: Moments,
-    last_epoch: list[Metrics],
+    config: Config,
     metrics: Metrics,
     laps: Laps,
 ) -> None:
     """Advance counters, coefficients, score moments and learning rate; add where they stand to the metrics."""
+    if metrics["count/updates"] and state.step >= config.ppo.critic_warmup:
+        # An iteration that taught the policy nothing measured nothing: the coefficients stay.
+        steer(state, experience, config, metrics)
     laps.end("time/learn")
     responses, tokens = len(experience), int(experience.rollout.response_mask.sum())
-    if last_epoch:  # an iteration that taught nothing measured nothing: the coefficients stay
-        state.controller.update(metrics["objective/kl"], responses)
-        state.penalty.update(sum(u["policy/approxkl_avg"] for u in last_epoch) / len(last_epoch))
     state.schedule.step()
     state.score_moments = running
     state.step += 1
@@ -281,3 +307,19 @@ def finish_iteration(
     seconds = sum(laps.seconds.values())
     metrics |= laps.seconds
     metrics |= {"episode": float(state.episodes), "eps": responses / seconds, "tokens_per_s": tokens / seconds}
+
+
+def steer(state: PPOState, experience: Experience, config: Config, metrics: Metrics) -> None:
+    """Move the coefficients that have a target; add the KL(pi, pi_old) that the epochs have come to, nats a token.
+
+    It is measured after them: before its first update a policy is the one that sampled, at a distance of 0.
+    """
+    state.controller.update(metrics["objective/kl"], len(experience))
+    if state.penalty.target is None:
+        return
+    size, kls = rows_at_a_time(config.ppo), []
+    with torch.no_grad():
+        for _, part in experience.micro_batches(size):
+            kls.append(moved_kl(state.policy.forward_pass(part.rollout).logprobs, part.old_logprobs))
+    metrics |= {"penalty/coef": state.penalty.beta, "penalty/kl": float(masked_mean(torch.cat(kls), experience.mask))}
+    state.penalty.update(metrics["penalty/kl"])

@@ -38,6 +38,9 @@ class Moments:
     squares: float
     count: int
 
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.total + other.total, self.squares + other.squares, self.count + other.count)
+
     @property
     def mean(self) -> float:
         return self.total / self.count if self.count else 0.0
@@ -105,6 +108,15 @@ def importance_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """rho = pi / pi_old of the tokens taken (N8), as exp(logprobs - old_logprobs) with the exponent clamped to +-20."""
     # Clamped before the exp: e^89 is inf in float32, and inf * 0 in a loss or its gradient is NaN.
     return (logprobs - old_logprobs).clamp(-LOG_CLAMP, LOG_CLAMP).exp()
+
+
+def moved_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """rho log rho - (rho - 1) of the tokens taken: nats a token, never negative.
+
+    Its mean over samples of the old policy is KL(pi, pi_old): E_old[rho log rho] = KL, and E_old[rho - 1] = 0.
+    """
+    log_rho = logprobs - old_logprobs
+    return importance_ratio(logprobs, old_logprobs) * log_rho - log_rho.clamp(-LOG_CLAMP, LOG_CLAMP).expm1()
 
 
 def last_index(mask: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ def state_of(policy, reference, optimizer, beta=0.1, **controller) -> ppo.PPOSta
         controller=KLController(beta, **controller),
         penalty=Penalty(1.0),
         score_moments=Moments(0.0, 0.0, 0),
+        value_moments=Moments(0.0, 0.0, 0),
     )
 
 
@@ -240,9 +241,9 @@ def test_value_errors_by_hand():
     values = torch.tensor([[1.5, 1.1, 1.5, 1.5, 0.0, 3.0]])
     # far: 2 - 1.2 = 0.8; near: 0.9; away from the return: 1.5; at it but outside: 0.3; below: 1.0; beyond: max(1, 0.8)
     clipped = [0.32, 0.405, 1.125, 0.045, 0.5, 0.5]
-    assert ppo.value_error(values, batch, 0.2)[0].tolist() == pytest.approx(clipped)
+    assert ppo.value_error(values, batch, torch.tensor(0.2))[0].tolist() == pytest.approx(clipped)
     plain = [0.125, 0.405, 1.125, 0.0, 0.5, 0.5]
-    assert ppo.value_error(values, batch, None)[0].tolist() == pytest.approx(plain)
+    assert ppo.value_error(values, batch, torch.tensor(0.0))[0].tolist() == pytest.approx(plain)
 
 
 def test_the_gradient_is_cut_to_its_largest_norm():
@@ -298,7 +299,12 @@ TOKENS = (EOS, 3, 4)
 
 
 class Table(torch.nn.Module):
-    """A policy as logits of EOS, a, b for each prefix: nothing, a, b. Horizon 1 has only the first."""
+    """A policy as logits of EOS, a, b for each prefix: nothing, a, b. Horizon 1 has only the first. Its V is 0."""
+
+    value_scale = torch.ones(())
+
+    def rescale_values(self, scale: float) -> None:
+        """0 in any unit."""
 
     def __init__(self, chances: list[list[int]], horizon: int) -> None:
         super().__init__()
@@ -628,11 +634,11 @@ def test_between_two_yields_the_state_is_complete():
     copied.optimizer.load_state_dict(copy.deepcopy(state.optimizer.state_dict()))
     copied.schedule.load_state_dict(state.schedule.state_dict())
     copied.controller = replace(state.controller)
-    for field in ("score_moments", "step", "updates", "episodes", "tokens"):
+    for field in ("score_moments", "value_moments", "step", "updates", "episodes", "tokens"):
         setattr(copied, field, getattr(state, field))
     assert {f.name for f in fields(state)} == {
         *("policy", "reference", "optimizer", "schedule", "controller", "penalty"),
-        *("score_moments", "step", "updates", "episodes", "tokens"),
+        *("score_moments", "value_moments", "step", "updates", "episodes", "tokens"),
     }
     for resumed in (state, copied):
         ended, _, metrics = run(resumed, config, first=3)

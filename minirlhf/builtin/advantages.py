@@ -63,15 +63,17 @@ def reward_to_go(rewards: Tensor, mask: Tensor, bootstrap_values: Tensor, *, gam
 
 
 def reward_to_go_baseline(rewards: Tensor, mask: Tensor, bootstrap_values: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """R_t minus its mean over the batch at the same t (N4): without it, all actions rise when all rewards are positive.
+    """R_t minus the mean of the batch's others at the same t (N4): without it, all actions rise when all rewards are
+    positive.
 
-    t counts the tokens of the mask. The mean holds the row itself, which scales the gradient by 1 - 1/n.
+    t counts the tokens of the mask. The row itself is left out of the mean (0 if no other row is as long): it would
+    take part of each reward away, another part at each t, as fewer rows are left.
     """
     togo = _discounted(rewards, mask, gamma, bootstrap_values).double()  # float32 would round the sums of a large batch
     at = (mask.cumsum(dim=1) - 1).clamp(min=0)  # which of its row's tokens
     sums = togo.new_zeros(mask.shape[1]).scatter_add(0, at.flatten(), togo.flatten())  # masked ones add 0
     counts = togo.new_zeros(mask.shape[1]).scatter_add(0, at.flatten(), mask.flatten().to(togo.dtype))
-    baseline = (sums / counts.clamp(min=1))[at]
+    baseline = (sums[at] - togo) / (counts[at] - 1).clamp(min=1)
     size = _discounted(rewards.abs(), mask, gamma, bootstrap_values.abs()).amax()
     differs = mask & ((togo - baseline).abs() > ROUNDING * size)  # equal returns minus their mean leave rounding noise
     return torch.where(differs, togo - baseline, 0.0).to(rewards.dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import LOG_CLAMP, importance_ratio
+from minirlhf.tensors import importance_ratio, moved_kl
 
 
 def pg(logprobs: Tensor, advantages: Tensor) -> Tensor:
@@ -32,9 +32,8 @@ def ppo_penalty(
     The second term is never negative, and its mean over samples of the old policy is KL(pi, pi_old): nats a token,
     logged as `penalty_kl`. beta is the loop's: `loss.penalty`, fixed, or steered to `loss.penalty_target`.
     """
-    rho, log_rho = importance_ratio(logprobs, old_logprobs), logprobs - old_logprobs
-    kl = rho * log_rho - log_rho.clamp(-LOG_CLAMP, LOG_CLAMP).expm1()
-    return -advantages * rho + beta * kl, {"penalty_kl": kl}
+    kl = moved_kl(logprobs, old_logprobs)
+    return -advantages * importance_ratio(logprobs, old_logprobs) + beta * kl, {"penalty_kl": kl}
 
 
 def ppo_clip(

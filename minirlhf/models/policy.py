@@ -4,9 +4,10 @@
 batch never exist, because at a vocabulary of 49,152 they would be larger than everything else together. Only hidden
 states are kept; entropies and full distributions are computed from them on request (`PolicyOutput`).
 
-The value head starts at 0, so that the first values are 0 and not noise. With `separate_critic` the values come from a
-second trunk (a copy of the base at the start), and the value loss then leaves the policy's trunk alone. Not here:
-sampling (generate.py) and the distribution that a token is drawn from (sampler.py).
+The value head starts at 0, so that the first values are 0 and not noise. It gives V in units of `value_scale`, so that
+the numbers it learns are near one whatever the unit of the reward; V itself is in the reward's unit. With
+`separate_critic` the values come from a second trunk (a copy of the base at the start), and the value loss then leaves
+the policy's trunk alone. Not here: sampling (generate.py) and the distribution that a token is drawn from (sampler.py).
 """
 
 import copy
@@ -42,11 +43,20 @@ class Policy(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.value_head.to(trunk.embed_tokens.weight)  # the trunk's device and dtype
+        self.value_scale: Tensor
+        self.register_buffer("value_scale", torch.ones_like(trunk.embed_tokens.weight[0, 0]))
         self.sampler = sampler
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (...,W) -> logits (...,V) through the tied embedding."""
         return hidden @ self.model.embed_tokens.weight.T
+
+    @torch.no_grad()
+    def rescale_values(self, scale: float) -> None:
+        """Give V in units of `scale` (above 0) from now on; what the head predicts, in score units, stays the same."""
+        for parameter in self.value_head.parameters():
+            parameter.mul_(self.value_scale / scale)
+        self.value_scale.fill_(scale)
 
     def forward_pass(self, rollout: Rollout) -> PolicyOutput:
         """Forward pass over prompt + response (B rows): log-prob and value of every response token.
@@ -57,7 +67,7 @@ class Policy(nn.Module):
         tokens, (b, r) = rollout.tokens, rollout.response_ids.shape
         hidden = self.model.packed(tokens.ids, tokens.packing)  # (N,W)
         seen = hidden if self.critic is None else self.critic.packed(tokens.ids, tokens.packing)
-        values = self.value_head(seen).squeeze(-1)  # (N,)
+        values = self.value_head(seen).squeeze(-1) * self.value_scale  # (N,)
         values = values if values.dtype == torch.float64 else values.float()
         states, ids = hidden[tokens.before], tokens.response_ids  # (n,W), (n,)
 

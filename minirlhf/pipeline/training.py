@@ -91,6 +91,7 @@ def initial_state(config: Config, base: Base, device: torch.device) -> PPOState:
         ),
         penalty=Penalty(config.loss.penalty, config.loss.penalty_target),
         score_moments=Moments(0.0, 0.0, 0),
+        value_moments=Moments(0.0, 0.0, 0),
     )
 
 

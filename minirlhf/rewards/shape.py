@@ -35,11 +35,11 @@ class Scores:
 class ShapedScores:
     """Scores of a rollout after all rules, ready to be placed.
 
-    scores (B,); rollout: its mask is without the rows that take no part; token_rewards (B,R); bootstrap (B,): V that
-    stands for what a truncated response would still have earned; running: moments of the run's scores, for the next
-    iteration; slot_returns (B,): target of V behind the EOS where the score lands there (NaN for rows without such a
-    slot), None where it lands on the last token; greedy_scores (B,): shaped return of the most likely response, None
-    where no advantage function asks for it.
+    scores (B,); rollout: its mask is without the rows that take no part; token_rewards (B,R): the part of the scores
+    that belongs to single tokens; bootstrap (B,): V that stands for what a truncated response would still have earned;
+    running: moments of the run's scores, for the next iteration; slot_returns (B,): target of V behind the EOS where
+    the score lands there (NaN for rows without such a slot), None where it lands on the last token; greedy_scores (B,):
+    shaped return of the most likely response, None where no advantage function asks for it.
     """
 
     scores: Tensor
@@ -70,17 +70,21 @@ def shape_scores(
 ) -> ShapedScores:
     """Normalise, clip and apply the truncation rule. Rows without a score, or ruled out, leave the mask.
 
+    Normalising and clipping multiply the token rewards of a response by the same factor as its score. With the rule
+    `bootstrap` a cut response keeps its token rewards and V stands for all that would have followed, the score
+    included: paying both would pay it twice.
     next_value (B,): V of the state after the last token, for the rule `bootstrap`. running: moments of the scores of
     the run so far. learn: add these scores to the moments (a baseline's are not added).
     """
-    scores, valid = given.total, given.valid
+    scores, tokens, valid = given.total, given.token_rewards, given.valid
     if ppo.score_normalize:
-        if learn:
-            now = moments(scores, valid)
-            running = Moments(running.total + now.total, running.squares + now.squares, running.count + now.count)
-        scores = (scores - running.mean) / (running.std() if running.varies else 1.0)
+        running = running + moments(scores, valid) if learn else running
+        std = running.std() if running.varies else 1.0
+        scores, tokens = (scores - running.mean) / std, tokens / std
     if ppo.score_clip is not None:
-        scores = scores.clamp(-ppo.score_clip, ppo.score_clip)
+        clipped = scores.clamp(-ppo.score_clip, ppo.score_clip)
+        tokens = tokens * torch.where(clipped == scores, 1.0, clipped / scores).unsqueeze(1)
+        scores = clipped
     cut = ~rollout.terminated
     bootstrap = torch.zeros_like(scores)
     if truncation.rule == "penalty":
@@ -91,10 +95,11 @@ def shape_scores(
         valid = valid & ~cut
     elif truncation.rule == "bootstrap":
         bootstrap = torch.where(cut, next_value, bootstrap)
+        scores = torch.where(cut, torch.where(rollout.mask, tokens, 0.0).sum(dim=1), scores)
     scores = torch.where(valid, scores, torch.zeros_like(scores))
     kept = rollout.keeping(valid)
-    slot = target_behind_eos(scores, given.token_rewards, kept) if ppo.score_slot == "after" else None
-    return ShapedScores(scores, kept, given.token_rewards, bootstrap, running, slot)
+    slot = target_behind_eos(scores, tokens, kept) if ppo.score_slot == "after" else None
+    return ShapedScores(scores, kept, tokens, bootstrap, running, slot)
 
 
 def target_behind_eos(scores: Tensor, token_rewards: Tensor, rollout: Rollout) -> Tensor:
@@ -106,8 +111,8 @@ def target_behind_eos(scores: Tensor, token_rewards: Tensor, rollout: Rollout) -
 def place_rewards(scores: Tensor, token_rewards: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
     """Rewards (B,R), 0 where masked, from scores (B,), token_rewards (B,R) and penalty = beta kl (B,R).
 
-    Token rewards keep their places whatever the rules did to a score; the rest of it, score - sum of token rewards,
-    goes to the last token of the mask. So the rewards of a row sum to its score minus its penalty.
+    Token rewards keep their places; the rest of a score, score - sum of token rewards, goes to the last token of the
+    mask. So the rewards of a row sum to its score minus its penalty.
     """
     zero = torch.zeros_like(penalty)
     placed = torch.where(mask, token_rewards, zero)

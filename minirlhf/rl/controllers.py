@@ -45,7 +45,8 @@ class KLController:
 class Penalty:
     """Coefficient beta of KL(pi, pi_old) in the loss `ppo_penalty` (N10), steered after the epochs of a rollout.
 
-    Halved if the KL was below target / 1.5, doubled if it was above 1.5 target; nats per token; target None: fixed.
+    Halved if the KL that the epochs have come to is below target / 1.5, doubled if it is above 1.5 target; nats per
+    token; target None: fixed.
     Source: Schulman et al., 1707.06347, section 4.
     """
 

@@ -19,7 +19,8 @@ class Experience:
     old_logprobs, ref_logprobs, old_values (B,R) of the policy that sampled and of the reference; kl (B,R) nats a token;
     scores (B,) after the rules; rewards, returns (B,R); advantages (B,R) whitened; ref_log_dist: distributions of the
     reference, on request; slot_returns (B,): target of V behind the EOS where the score lands there (NaN for rows
-    without one). Shapes and dtypes are checked (ValueError).
+    without one); whole_length (0-d): `mean_length` of the whole rollout if this is a part of it. Shapes and dtypes are
+    checked (ValueError).
     """
 
     rollout: Rollout
@@ -33,6 +34,7 @@ class Experience:
     returns: Tensor
     ref_log_dist: LogDist
     slot_returns: Tensor | None = None
+    whole_length: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, r = self.rollout.mask.shape
@@ -78,6 +80,13 @@ class Experience:
     def mask(self) -> Tensor:
         return self.rollout.mask
 
+    @property
+    def mean_length(self) -> Tensor:
+        """Tokens a response, 0-d: mean over the responses of the whole rollout that have a token to learn from."""
+        if self.whole_length is not None:
+            return self.whole_length
+        return self.mask.sum() / self.mask.any(dim=1).sum().clamp(min=1)
+
     @cached_property
     def learnable(self) -> list[bool]:
         """True for each row that has a token to learn from; read from the device once."""
@@ -88,6 +97,7 @@ class Experience:
         """Rows of `index` (b,), in its order."""
         at, whole = index.to(self.mask.device), self.ref_log_dist
         tensors = {name: getattr(self, name)[at] for name in (*PER_TOKEN, "scores")}
+        tensors["whole_length"] = self.mean_length
         if self.slot_returns is not None:
             tensors["slot_returns"] = self.slot_returns[at]
         return replace(self, rollout=self.rollout.rows(index), ref_log_dist=lambda part: whole(index[part]), **tensors)

@@ -135,14 +135,14 @@ class Averages:
 
 
 @torch.no_grad()
-def drift(new: PolicyOutput, micro: Experience, clip: float | None) -> dict[str, Tensor]:
-    """Distance of the policy from the one that sampled, (b,R) each; clip: range of the value clip, None without one."""
+def drift(new: PolicyOutput, micro: Experience, clip: Tensor) -> dict[str, Tensor]:
+    """Distance of the policy from the one that sampled, (b,R) each; clip (0-d): range of the value clip, 0: none."""
     log_ratio = new.logprobs - micro.old_logprobs
     return {
         "policy/approxkl_avg": 0.5 * log_ratio.square(),
         "policy/clamped_avg": log_ratio.abs() > LOG_CLAMP,
         "val/ratio": importance_ratio(new.logprobs, micro.old_logprobs),
-        "val/clipfrac_avg": (new.values - micro.old_values).abs() > (float("inf") if clip is None else clip),
+        "val/clipfrac_avg": ((new.values - micro.old_values).abs() > clip) & (clip > 0),
     }
 
 

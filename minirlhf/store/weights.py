@@ -60,7 +60,7 @@ def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
 
 def load_policy(directory: Path, sampler: Sampler) -> Policy:
     """Read a policy written by `save_policy`."""
-    head = read_tensors(directory / VALUE_HEAD)
+    head = {"value_scale": torch.ones(())} | read_tensors(directory / VALUE_HEAD)  # older models know no scale
     trunk = load_transformer(directory)
     policy = Policy(trunk, sampler, separate_critic=any(name.startswith("critic.") for name in head))
     state = head | {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}

@@ -68,7 +68,7 @@ def test_the_clip():
         ("penalty", 0.5, [1.0, 1.5, 3.0, 3.5]),  # subtracted where there is no EOS
         ("replace", -7.0, [1.0, -7.0, 3.0, -7.0]),
         ("mask", None, [1.0, 0.0, 3.0, 0.0]),
-        ("bootstrap", None, [1.0, 2.0, 3.0, 4.0]),
+        ("bootstrap", None, [1.0, 0.0, 3.0, 0.0]),  # V stands for all that would have followed, the score included
     ],
 )
 def test_each_truncation_rule_by_hand(rule, value, expected):

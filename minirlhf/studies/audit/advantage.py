@@ -28,6 +28,7 @@ from minirlhf.studies.audit.scene import (
     Scene,
     all_groups,
     compare_gradients,
+    each_once,
     junked,
     loss_weights,
     representative,
@@ -89,12 +90,41 @@ def advantage_gradient(
         rows, weight = rows.reshape(-1, size, rows.shape[1]).mean(dim=1), weight[::size]
     expected = (rows * weight.unsqueeze(1)).mean(dim=0)
     squares = float((rows.square().sum(dim=1) * weight).mean())
-    comparison = compare_gradients(expected, objective_gradient(scene, scene.log_pi), squares, size)
+    variance = max(0.0, squares - float(expected.square().sum()))
+    if size == 1 and reads_other_rows(advantage, scene, values):
+        expected = expected_over_pairs(advantage, config, scene, batch, values)
+    exact_gradient = objective_gradient(scene, scene.log_pi)
+    comparison = compare_gradients(expected, exact_gradient, variance + float(expected.square().sum()), size)
     return {
         "gradient_bias": comparison.bias,
         "gradient_cosine": comparison.cosine,
         "gradient_variance": comparison.variance,
     }
+
+
+def reads_other_rows(advantage: Built, scene: Scene, values: Tensor) -> bool:
+    """True if a function gives a response other advantages beside the others than alone, as with a baseline of them."""
+    every = each_once(scene)
+    together = estimate_advantages(advantage, advantage_inputs(scene, every, values))
+    alone = [
+        estimate_advantages(advantage, advantage_inputs(scene, every.rows([i]), values)) for i in range(len(every))
+    ]
+    return not torch.allclose(together, torch.cat(alone), rtol=0.0, atol=1e-12)
+
+
+def expected_over_pairs(advantage: Built, config: Config, scene: Scene, batch: Batch, values: Tensor) -> Tensor:
+    """Expected gradient of a function that reads the other rows, over all batches of two responses: (S*V,).
+
+    In `batch` the other rows are always the same, so that a baseline of them would not be independent of the row.
+    """
+    pairs = all_groups(scene.probability, 2)
+    found = [
+        estimate_advantages(advantage, advantage_inputs(scene, pairs.rows([i, i + 1]), values))
+        for i in range(0, len(pairs), 2)
+    ]
+    weights = loss_weights(scene.responses.mask[batch.index], config)[torch.searchsorted(batch.index, pairs.index)]
+    rows = score_functions(scene, pairs, weights * torch.cat(found))
+    return (rows * pairs.weight.unsqueeze(1)).mean(dim=0)
 
 
 def objective_gradient(scene: Scene, log_pi: Tensor) -> Tensor:

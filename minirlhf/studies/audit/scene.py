@@ -98,6 +98,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def rows(self, numbers: list[int]) -> "Batch":
+        """Batch of some of the rows."""
+        return Batch(self.index[numbers], self.weight[numbers], self.group[numbers])
+
 
 def each_once(scene: Scene) -> Batch:
     """Batch of every response once, weight 1: N = n."""
@@ -141,7 +145,8 @@ def junked(x: Tensor, mask: Tensor) -> Tensor:
 
 def loss_weights(mask: Tensor, config: Config) -> Tensor:
     """Weight of every token in the loss under the run's aggregation, scaled to a mean of 1 over the mask: (N,R)."""
-    shares = token_weights(mask, config.loss.aggregation, mask.shape[1]).double()
+    mean_length = mask.sum() / mask.any(dim=1).sum()
+    shares = token_weights(mask, mean_length, config.loss.aggregation, mask.shape[1]).double()
     return shares * mask.sum() / shares.sum()
 
 

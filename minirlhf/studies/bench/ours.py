@@ -96,7 +96,7 @@ def iterations(work: Workload) -> Iterator[dict[str, float]]:
     optimizer = AdamW(policy.parameters(), lr=LR, eps=1e-5, weight_decay=0.0)
     state = PPOState(
         policy, Reference(policy), optimizer, LambdaLR(optimizer, lambda _: 1.0), KLController(0.05, None, 1),
-        Penalty(0.0, None), Moments(0.0, 0.0, 0),
+        Penalty(0.0, None), Moments(0.0, 0.0, 0), Moments(0.0, 0.0, 0),
     )  # fmt: skip
     config = Config.model_validate(
         {
