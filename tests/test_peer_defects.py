@@ -57,7 +57,9 @@ def state_of(policy: Policy, beta=0.1, reference=None, **controller) -> ppo.PPOS
     optimizer = Recorder(policy.parameters())
     schedule = LambdaLR(optimizer, lambda step: 1.0)
     steered = KLController(beta, **controller), Penalty(1.0)
-    return ppo.PPOState(policy, reference or Reference(policy), optimizer, schedule, *steered, *[Moments(0.0, 0.0, 0)] * 2)
+    return ppo.PPOState(
+        policy, reference or Reference(policy), optimizer, schedule, *steered, *[Moments(0.0, 0.0, 0)] * 2
+    )
 
 
 def parts(reward=None, kl=k1, texts=TEXTS, tokenizer=None) -> ppo.Parts:

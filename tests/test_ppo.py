@@ -181,6 +181,27 @@ def test_micro_batches_of_any_size_give_the_gradient_of_the_loss_written_by_hand
     assert metrics["val/clipfrac_avg"] > 0
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_the_gradients_of_minibatches_of_any_size_add_up_to_that_of_the_whole_rollout(aggregation):
+    """Weighted by their rows, as each is a mean over rows; however long the responses of a minibatch happen to be."""
+
+    def gradient(batch: Experience, micro: int | None) -> torch.Tensor:
+        policy = small_policy()
+        state = state_of(policy, None, Recorder(policy.parameters()))
+        ppo.update(state, batch, parts(kl=exact), settings(aggregation, micro), 0.3)
+        return state.optimizer.gradients[0]
+
+    whole = experience_on(rollout_with_gaps(), small_policy())
+    expected, rows = gradient(whole, None), whole.mask.any(dim=1)
+    for size in (1, 2, 4):
+        for micro in (1, None):
+            total = torch.zeros_like(expected)
+            for batch in whole.minibatches(size, seeded(2)):
+                total += gradient(batch, micro) * batch.mask.any(dim=1).sum() / rows.sum()
+            assert (total - expected).abs().max() < 1e-10
+
+
 def test_micro_batches_in_float32_smoke():
     """Loose, because float32 sums in another order; the float64 test above is the exact one."""
     whole, *_ = updated(settings())
@@ -945,6 +966,7 @@ def test_the_learning_rate_is_logged_as_it_was_used():
     assert [m["lr"] for m in metrics] == pytest.approx([0.01, 0.0075, 0.005])
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # with the rule `mask` nothing is learned
 def test_a_greedy_baseline_is_a_shaped_return():
     """Its score minus beta times the KL of its own tokens, where the KL is in the reward; else its score."""
     seen = {}
@@ -964,6 +986,17 @@ def test_a_greedy_baseline_is_a_shaped_return():
         config = setup(iterations=1, place=place)
         _, _, _ = run(state, config, letters, advantage=nosy)
         found[place] = seen["greedy"]
+    cut = [i for i, x in enumerate(PROMPTS * 8) if len(greedy_by_hand(small_policy(), x, 4)) == 4]
+    for rule in ("mask", "bootstrap"):
+        config = setup(iterations=1, place="loss", truncation=TruncationConfig(rule=rule))
+        policy = small_policy()
+        state = state_of(policy, Reference(small_policy(5)), Recorder(policy.parameters()), beta=0.3)
+        _, [e], _ = run(state, config, letters, advantage=nosy)
+        assert cut
+        if rule == "mask":
+            assert not e.mask[cut].any()  # no score of its own, so there is nothing to compare with
+        else:
+            assert (seen["greedy"][cut] != 0).all()  # V of the state behind the cut, in place of a score
     text = greedy_by_hand(small_policy(), PROMPTS[0], 4)
     ids = [BOS, *Letters().encode(PROMPTS[0]), *Letters().encode(text)] + ([EOS] if len(text) < 4 else [])
     start, kl = 1 + len(PROMPTS[0]), 0.0
@@ -985,9 +1018,91 @@ def test_the_penalty_of_n10_is_the_loops_and_moves_with_the_drift():
 
     state = fresh_state()
     state.penalty = Penalty(4.0, target=1e9)  # the drift is always below: halved after every iteration
-    run(state, setup(iterations=3, epochs=1), loss=nosy)
+    _, _, metrics = run(state, setup(iterations=3, epochs=1), loss=nosy)
     assert sorted(set(betas), reverse=True) == [4.0, 2.0, 1.0]
+    assert [m["penalty/coef"] for m in metrics] == [4.0, 2.0, 1.0]
     assert state.penalty.beta == 0.5
+
+
+@pytest.mark.usefixtures("double")
+def test_the_penalty_is_steered_by_what_the_epochs_have_come_to():
+    """One update a rollout: before it the drift is 0, and a penalty steered by that would die. The KL is by hand."""
+    state = fresh_state(lr=0.1)
+    old = copy.deepcopy(state.policy)
+    state.penalty = Penalty(4.0, target=1e-9)
+    _, [e], [m] = run(state, setup(iterations=1, epochs=1, minibatch_size=32, micro_batch_size=5))
+    assert m["policy/approxkl_avg"] < 1e-20
+    with torch.no_grad():
+        d = (state.policy.forward_pass(e.rollout).logprobs - old.forward_pass(e.rollout).logprobs)[e.mask]
+    assert m["penalty/kl"] == pytest.approx(float((d.exp() * d - d.exp() + 1).mean()), rel=1e-9)
+    assert m["penalty/kl"] > 1e-4
+    assert state.penalty.beta == 8.0
+
+
+def test_coefficients_wait_until_the_policy_learns():
+    """While the critic warms up the policy stands still: its distances, all 0, are no reason to let go of it."""
+    state = fresh_state(beta=0.5, target=1.0, horizon=1)
+    state.penalty = Penalty(4.0, target=1e-9)
+    _, _, metrics = run(state, setup(iterations=3, critic_warmup=2))
+    assert [m["kl/coef"] for m in metrics] == [0.5] * 3
+    assert ["penalty/kl" in m for m in metrics] == [False, False, True]
+    assert (state.controller.beta, state.penalty.beta) == (0.4, 8.0)  # the third rollout is still the reference's
+    assert "penalty/kl" not in run(config=setup(iterations=1))[2][0]  # a fixed penalty costs no pass
+
+
+# ---- the unit of V -----------------------------------------------------------------------------------------
+
+
+def test_a_new_unit_changes_no_value():
+    policy = small_policy()
+    e = experience_on(rollout_with_gaps(), policy)
+    before = policy.forward_pass(e.rollout)
+    policy.rescale_values(7.0)
+    after = policy.forward_pass(e.rollout)
+    assert torch.allclose(before.values, after.values, atol=1e-6)
+    assert torch.allclose(before.next_value, after.next_value, atol=1e-6)
+    assert float(policy.value_scale) == 7.0
+    assert float(before.values.detach().abs().max()) > 0.1
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("options", [{}, {"score_slot": "after"}])
+def test_c_times_the_rewards_and_c_times_beta_teach_the_same_policy(options):
+    """A power of 2 only changes exponents: all is equal to the bit, but V is c times as large."""
+
+    def learned(c: float):
+        def reward(rollout, step):
+            given = share_of_c(rollout, step)
+            return replace(given, total=c * given.total)
+
+        return run(fresh_state(beta=c * 0.05), setup(**options), reward, advantage=gae, rows=48)
+
+    state, experiences, metrics = learned(1.0)
+    assert float(state.policy.value_scale) != 1.0
+    for c in (2.0**-10, 64.0):
+        scaled, seen, logged = learned(c)
+        trunk = {name: x for name, x in state.policy.state_dict().items() if name != "value_scale"}
+        assert all(torch.equal(x, scaled.policy.state_dict()[name]) for name, x in trunk.items())
+        assert torch.equal(seen[-1].old_values, c * experiences[-1].old_values)
+        assert scaled.policy.value_scale == c * state.policy.value_scale
+        for one, many in zip(metrics, logged, strict=True):
+            assert many["loss/value_avg"] == c * c * one["loss/value_avg"]  # metrics are in the reward's unit
+            assert many["objective/scores"] == c * one["objective/scores"]
+            assert many["policy/grad_norm"] == one["policy/grad_norm"]
+            assert many["val/clipfrac_avg"] == one["val/clipfrac_avg"]
+    assert any(m["val/clipfrac_avg"] > 0 for m in metrics)
+
+
+def test_the_unit_of_v_is_the_std_of_the_first_scores_and_then_stands():
+    """By hand from the first 64 scores; two rollouts of 32 decide it, a third does not. No V, no unit."""
+    state = fresh_state()
+    _, experiences, _ = run(state, setup(iterations=3), rows=32, advantage=gae)
+    first = torch.cat([e.scores for e in experiences[:2]]).double()
+    assert float(state.policy.value_scale) == pytest.approx(float(first.std()), rel=1e-6)
+    assert state.value_moments.count == 64
+    assert float(run(advantage=reward_to_go)[0].policy.value_scale) == 1
+    flat_scores, _, _ = run(reward=lambda r, s: replace(share_of_c(r, s), total=torch.full((32,), 0.1)), advantage=gae)
+    assert float(flat_scores.policy.value_scale) == 1  # all scores alike: rounding is no unit
 
 
 def test_a_score_behind_the_eos_teaches_v_there_and_moves_the_advantage():

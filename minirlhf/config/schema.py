@@ -190,7 +190,9 @@ class LossConfig(ComponentSection):
         "token_mean", description="how token losses become one number"
     )
     value_coef: float = Field(0.1, ge=0, description="weight of the value loss")
-    value_clip: float = Field(0.2, ge=0, description="values may move this far from the old ones; 0 = no clip")
+    value_clip: float = Field(
+        0.2, ge=0, description="values may move this far from the old ones, in units of V; 0 = no clip"
+    )
     penalty: float = Field(1.0, ge=0, description="beta of ppo_penalty: weight of KL(policy, the one that sampled)")
     penalty_target: float | None = Field(None, gt=0, description="steer that beta to this KL, nats per token")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")

@@ -119,6 +119,10 @@ def _variable_reward(prompt: int, prefix: Prefix) -> float:
     return pairs + float(bool(prefix) and prefix[-1] == 2 and pairs > 0)
 
 
+def _has_a(prompt: int, prefix: Prefix) -> Hashable:
+    return (prefix[-1:], 0 in prefix)
+
+
 def _variable_state(prompt: int, prefix: Prefix) -> Hashable:
     return (prefix[-1:], any(a == 0 and b == 1 for a, b in pairwise(prefix)))
 
@@ -186,6 +190,16 @@ LADDER: tuple[Problem, ...] = (
         reference=bigram(((0.0, 0.4, -0.3), (0.3, -0.2, 0.1), (0.0, 0.0, 0.0)), (0.2, 0.0, -0.6)),
         reward=_variable_reward,
         state=_variable_state,
+        ends=True,
+    ),
+    Problem(
+        "capped",
+        "an a anywhere scores 1, and responses end by EOS or are cut: what a cut one is worth is known before the cut",
+        vocabulary=3,
+        horizon=6,
+        reference=bigram(((0.0, 0.4, -0.3), (0.3, -0.2, 0.1), (0.0, 0.0, 0.0)), (0.2, 0.0, -0.6)),
+        reward=lambda prompt, prefix: float(0 in prefix),
+        state=_has_a,
         ends=True,
     ),
     Problem(

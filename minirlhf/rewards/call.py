@@ -87,6 +87,11 @@ class Scale:
         shaped = (score - self.mean) / self.std
         return shaped if self.clip is None else min(max(shaped, -self.clip), self.clip)
 
+    def of_tokens(self, score: float) -> float:
+        """Factor of the token rewards of a response with this score: 1 / std, less where the score is cut."""
+        shaped = (score - self.mean) / self.std
+        return (self(score) / shaped if shaped else 1.0) / self.std
+
 
 class RewardModels:
     """Rewards of a run: models = [(label, weight, built)]; scales = {label: Scale}."""
@@ -171,8 +176,8 @@ class RewardModels:
                     weighted = _usable(built, i, weight, self.scales[label](value))
                     total[i] = (total[i] or 0.0) + weighted
                 if isinstance(row, list):
-                    placed, std = True, self.scales[label].std
-                    added = [_usable(built, i, weight, new / std) for new in row]
+                    placed, factor = True, self.scales[label].of_tokens(sum(row))
+                    added = [_usable(built, i, weight, new * factor) for new in row]
                     tokens[i] = [old + new for old, new in zip(tokens[i], added, strict=True)]
             by_label[label] = sums
         return ScoreTable(total, by_label, tokens if placed else None)

@@ -143,10 +143,33 @@ def test_the_return_of_the_whole_trajectory_is_on_every_token():
 
 
 def test_the_baseline_is_the_mean_over_the_batch_at_the_same_token():
-    """To go: 3, 2, 2 and 5, 4: means 4, 3, 2. The hole of the second row is stepped over."""
+    """To go: 3, 2, 2 and 5, 4, so the other row has 5, 4, none and 3, 2. The hole of the second row is stepped over.
+    With a third row of 1: others 3, 4, none; 2, 2; and 4."""
     rewards = torch.tensor([[1.0, 0, 2], [1, NAN, 4]])
     mask = torch.tensor([[True, True, True], [True, False, True]])
-    assert call(reward_to_go_baseline, rewards, mask).tolist() == [[-1, -1, 0], [1, 0, 1]]
+    assert call(reward_to_go_baseline, rewards, mask).tolist() == [[-2, -2, 2], [2, 0, 2]]
+    rewards = torch.cat([rewards, torch.tensor([[1.0, NAN, NAN]])])
+    mask = torch.cat([mask, torch.tensor([[True, False, False]])])
+    assert call(reward_to_go_baseline, rewards, mask).tolist() == [[0, -2, 2], [3, 0, 2], [-3, 0, 0]]
+
+
+def test_the_baseline_leaves_the_expected_gradient_alone_in_ragged_batches_of_two():
+    """Two tokens of a or b, or a first b that ends: E[sum A_t grad log pi] over all pairs is that of reward-to-go."""
+    p, q = 0.3, 0.6  # chances of a at the first token, and of a at the second
+    responses = {"b": (1 - p, [5.0, 0.0]), "aa": (p * q, [1.0, 2.0]), "ab": (p * (1 - q), [0.0, -3.0])}
+    grads = {"b": (-p, 0.0), "aa": (1 - p, 1 - q), "ab": (1 - p, -q)}  # d log pi / d logit of a
+
+    def expected(function):
+        total = torch.zeros(2)
+        for x, (chance_x, reward_x) in responses.items():
+            for y, (chance_y, reward_y) in responses.items():
+                rewards = torch.tensor([reward_x, reward_y])
+                mask = torch.tensor([[True, len(x) == 2], [True, len(y) == 2]])
+                found = call(function, rewards, mask)
+                total += chance_x * chance_y * found[0] * torch.tensor(grads[x])
+        return total
+
+    assert torch.allclose(expected(reward_to_go_baseline), expected(reward_to_go), atol=1e-12)
 
 
 def test_n_steps_by_hand():

@@ -49,6 +49,15 @@ def test_a_problem_with_prompts_and_one_that_ends(bases, tmp_path):
     assert finished["policy"]["eos_rate"] > 0
 
 
+@pytest.mark.slow
+def test_a_cut_response_is_worth_what_v_says_of_its_state(bases, tmp_path):
+    """Paid both its score and V, a response would never end: F = -3.3. V learns what J pays a cut one, 1 for an a."""
+    sets = ("exact.problem=capped", "truncation.rule=bootstrap", "ppo.iterations=100")
+    finished = done(*short(bases, tmp_path / "run", *sets), "--json").events[-1]
+    assert finished["optimality"] >= 0.99
+    assert finished["policy"]["eos_rate"] > 0.7
+
+
 def test_nothing_can_be_gained_where_every_response_scores_the_same(bases, tmp_path):
     sets = ("exact.problem=constant", "ppo.iterations=1", "ppo.prompts_per_iteration=128")
     result = done(*short(bases, tmp_path / "run", *sets))

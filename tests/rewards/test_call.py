@@ -100,11 +100,12 @@ def test_a_score_is_normalised_then_cut_then_weighed():
 
 
 def test_token_rewards_keep_their_places_in_units_of_std_and_the_rest_of_the_total_has_none():
-    """Sums 4, 2, 6 become (4 - 2) / 2 = 1, 0, 2, cut to 1.5; the tokens themselves are divided by 2 and not moved."""
+    """Sums 4, 2, 6 become (4 - 2) / 2 = 1, 0, 2, cut to 1.5; the tokens are divided by 2, and the last by 2 / 1.5, too:
+    their places stay, and a cut does not become a fine of -1.5 for the last token."""
     tokens = [[1.0, 3.0], [1.0, 0.0, 1.0], [0.0, 0.0, 6.0, 0.0]]
     result = shaped(lambda completion_ids: tokens, mean=2.0, std=2.0, clip=1.5).call(RewardBatch(**BATCH))
     assert result.total == [1.0, 0.0, 1.5]
-    assert result.token_rewards == [[0.5, 1.5], [0.5, 0.0, 0.5], [0.0, 0.0, 3.0, 0.0]]
+    assert result.token_rewards == [[0.5, 1.5], [0.5, 0.0, 0.5], [0.0, 0.0, 2.25, 0.0]]
 
 
 def test_fitting_takes_mean_and_unbiased_std_of_what_is_there_for_rewards_that_want_it():

@@ -57,6 +57,38 @@ def test_normalising_equal_scores_or_a_single_one_gives_zero_and_no_nan(scores):
     assert shape(scores, valid, score_normalize=True).scores.tolist() == [0, 0, 0, 0]
 
 
+def with_tokens(tokens, totals, **rules):
+    given = replace(scored(totals), token_rewards=torch.tensor(tokens))
+    return shape_scores(
+        given, rollout(), NEXT, NONE_YET, PPOConfig(**rules.pop("ppo", {})), rules.get("truncation", KEEP)
+    )
+
+
+def test_token_rewards_are_scaled_as_their_score_is():
+    """Scores 2, 4, 6, 8 have std sqrt(20/3) = 2.58 and mean 5. Row 3 is all of tokens: 8 becomes (8 - 5) / 2.58 = 1.16;
+    its tokens are divided by 2.58. A clip to 1 then multiplies score and tokens by 1 / 1.16."""
+    tokens = [[0.0] * 6, [1.0, 3.0, 0, 0, 0, 0], [0.0] * 6, [5.0, 3.0, 0, 0, 0, 0]]
+    std = math.sqrt(20 / 3)
+    out = with_tokens(tokens, [2.0, 4.0, 6.0, 8.0], ppo={"score_normalize": True})
+    assert out.token_rewards[3, :2].tolist() == pytest.approx([5 / std, 3 / std])
+    cut = with_tokens(tokens, [2.0, 4.0, 6.0, 8.0], ppo={"score_normalize": True, "score_clip": 1.0})
+    assert cut.scores.tolist() == pytest.approx([-1, -1 / std, 1 / std, 1])
+    assert cut.token_rewards[3, :2].tolist() == pytest.approx([5 / 3, 3 / 3])  # 5 / std x 1 / (3 / std)
+    assert cut.token_rewards[1, :2].tolist() == pytest.approx([1 / std, 3 / std])  # not clipped
+    zero = with_tokens(tokens, [0.0, 4.0, 0.0, 8.0], ppo={"score_clip": 4.0})
+    assert zero.token_rewards[:, 0].tolist() == [0, 1, 0, 2.5]
+
+
+def test_a_cut_response_that_bootstraps_keeps_its_token_rewards_and_no_more_of_its_score():
+    """Cut rows 1 and 3 have 4 = 1 + 3 and 9 = 5 + 3 + 1 behind the mask's end or for the whole; V stands for the 1."""
+    tokens = [[0.0] * 6, [1.0, 0, 0, 0, 0, 0], [0.0] * 6, [5.0, 0, 0, 0, 0, 0]]
+    out = with_tokens(tokens, [2.0, 4.0, 6.0, 9.0], truncation=TruncationConfig(rule="bootstrap"))
+    assert out.scores.tolist() == [2, 1, 6, 5]
+    rewards = place_rewards(out.scores, out.token_rewards, torch.zeros(4, 6), out.rollout.mask)
+    assert rewards[1].tolist() == [1, 0, 0, 0, 0, 0]
+    assert rewards.sum(dim=1).tolist() == [2, 1, 6, 5]
+
+
 def test_the_clip():
     assert shape([5.0, -5.0, 0.5, -0.5], score_clip=1.5).scores.tolist() == [1.5, -1.5, 0.5, -0.5]
 
