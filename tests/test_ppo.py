@@ -1101,6 +1101,11 @@ def test_the_unit_of_v_is_the_std_of_the_first_scores_and_then_stands():
     assert float(state.policy.value_scale) == pytest.approx(float(first.std()), rel=1e-6)
     assert state.value_moments.count == 64
     assert float(run(advantage=reward_to_go)[0].policy.value_scale) == 1
+    cutting = setup(iterations=1, truncation=TruncationConfig(rule="bootstrap"))
+    some, [e], _ = run(config=cutting, advantage=gae)
+    assert 2 < e.rollout.terminated.sum() < 32  # a cut response has no score
+    ended = e.scores[e.rollout.terminated].double()
+    assert float(some.policy.value_scale) == pytest.approx(float(ended.std()), rel=1e-6)
     flat_scores, _, _ = run(reward=lambda r, s: replace(share_of_c(r, s), total=torch.full((32,), 0.1)), advantage=gae)
     assert float(flat_scores.policy.value_scale) == 1  # all scores alike: rounding is no unit
 
