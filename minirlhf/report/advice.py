@@ -3,6 +3,7 @@
 Not here: the same while a run goes on (rl/alarms.py) and before it (rl/doubts.py).
 """
 
+from minirlhf.report.run_facts import all_measured
 from minirlhf.report.sentences import CLIP, COURSE, EVALUATION, GOING_ON, KL, REWARDS, TRUE, WARNINGS, J, Sentence, V
 from minirlhf.rl.alarms import SETTLED
 
@@ -58,7 +59,7 @@ ADVICE = (
         "降低 ppo.lr 或调高 kl.coef：没有哪个最优解花的 KL 比得到的得分还多。", KL,
     ),
     Sentence(
-        "more prompts", "next", lambda f: f.gain_low <= 0 <= f.gain_high and f.planned != 0 and f.prompts > 0,
+        "more prompts", "next", lambda f: f.gain_low <= 0 <= f.gain_high and f.planned != 0 and all_measured(f.prompts),
         "Four times the prompts halve the interval: `minirlhf evaluate {f.run} --set "
         "evaluation.prompts={f.more_prompts}`.",
         "四倍的提示让区间减半：`minirlhf evaluate {f.run} --set evaluation.prompts={f.more_prompts}`。", EVALUATION,

@@ -213,6 +213,11 @@ class Facts:
         return all_measured(self.prompts, self.gain, self.before.score_mean, self.after.score_mean)
 
     @property
+    def gain_sure(self) -> bool:
+        """True if the interval of the gain does not hold 0; a gain without interval is not sure."""
+        return self.gain_low > 0 or self.gain_high < 0
+
+    @property
     def cost(self) -> float:
         """Score that the KL costs: beta KL."""
         return self.beta * self.kl

@@ -131,7 +131,7 @@ REWARDED = (
         "最后 beta 为 0：离开参考模型不花任何代价。", KL,
     ),
     Sentence(
-        "beta steered", "rewarded", lambda f: f.target > 0 and all_measured(f.beta_first, f.beta, f.kl_last),
+        "beta steered", "rewarded", lambda f: all_measured(f.target, f.beta_first, f.beta, f.kl_last),
         "beta was steered from {f.beta_first:.3g} to {f.beta:.3g}, to hold the KL at {f.target:g} nats; it ended at "
         "{f.kl_last:.2f}.",
         "beta 从 {f.beta_first:.3g} 调到 {f.beta:.3g}，好让 KL 停在 {f.target:g} nat；最后 KL 是 {f.kl_last:.2f}。", KL,
@@ -160,14 +160,14 @@ TEXT = (
         "还没有比较训练前后：没有 evaluation.json。", EVALUATION,
     ),
     Sentence(
-        "gain", "text", lambda f: f.gain_known and f.gain_low > 0,
+        "gain", "text", lambda f: f.gain_known and 0 < f.gain_low <= f.gain_high,
         "On {f.prompts:.0f} held-out prompts the score rose from {f.before.score_mean:+.3f} to "
         "{f.after.score_mean:+.3f}: {f.gain:+.3f} (95 % interval {f.gain_low:+.3f} to {f.gain_high:+.3f}).",
         "在 {f.prompts:.0f} 条未参与训练的提示上，得分从 {f.before.score_mean:+.3f} 升到 {f.after.score_mean:+.3f}："
         "{f.gain:+.3f}（95 % 区间 {f.gain_low:+.3f} 至 {f.gain_high:+.3f}）。", EVALUATION,
     ),
     Sentence(
-        "loss", "text", lambda f: f.gain_known and f.gain_high < 0,
+        "loss", "text", lambda f: f.gain_known and f.gain_low <= f.gain_high < 0,
         "On {f.prompts:.0f} held-out prompts the score fell from {f.before.score_mean:+.3f} to "
         "{f.after.score_mean:+.3f}: {f.gain:+.3f} (95 % interval {f.gain_low:+.3f} to {f.gain_high:+.3f}).",
         "在 {f.prompts:.0f} 条未参与训练的提示上，得分从 {f.before.score_mean:+.3f} 降到 {f.after.score_mean:+.3f}："
@@ -193,12 +193,12 @@ TEXT = (
         "评估没有得出提升：没有一条提示两边都有得分。", EVALUATION,
     ),
     Sentence(
-        "true score up", "text", lambda f: f.true_low > 0 and all_measured(f.true_gain, f.true_high),
+        "true score up", "text", lambda f: 0 < f.true_low <= f.true_high and all_measured(f.true_gain),
         "The true score of this corpus rose by {f.true_gain:+.3f} ({f.true_low:+.3f} to {f.true_high:+.3f}).",
         "这个语料的真实得分升了 {f.true_gain:+.3f}（{f.true_low:+.3f} 至 {f.true_high:+.3f}）。", TRUE,
     ),
     Sentence(
-        "true score down", "text", lambda f: f.true_high < 0 and all_measured(f.true_gain, f.true_low),
+        "true score down", "text", lambda f: f.true_low <= f.true_high < 0 and all_measured(f.true_gain),
         "The true score of this corpus fell by {f.true_gain:+.3f} ({f.true_low:+.3f} to {f.true_high:+.3f}).",
         "这个语料的真实得分降了 {f.true_gain:+.3f}（{f.true_low:+.3f} 至 {f.true_high:+.3f}）。", TRUE,
     ),

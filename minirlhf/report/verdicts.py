@@ -8,20 +8,26 @@ from minirlhf.report.sentences import CLIP, COURSE, FAILED, KL, RESIDUAL, WARNIN
 
 COST = (
     Sentence(
-        "price", "cost", lambda f: 0 < f.cost <= f.gain,
+        "price", "cost", lambda f: f.gain_sure and 0 < f.cost <= f.gain,
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score: "
         "{f.price:.0%} of the gain.",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分：提升的 {f.price:.0%}。", KL,
     ),
     Sentence(
-        "price above gain", "cost", lambda f: f.cost > f.gain and f.cost > 0,
+        "price above gain", "cost", lambda f: f.gain_sure and f.cost > f.gain and f.cost > 0,
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score: "
-        "more than the {f.gain:+.3f} gained.",
-        "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分：比所得的 {f.gain:+.3f} 还多。",
+        "more than was gained ({f.gain:+.3f}).",
+        "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分："
+        "比所得的（{f.gain:+.3f}）还多。",
         KL,
     ),
     Sentence(
-        "kl", "cost", lambda f: all_measured(f.kl) and not f.cost > 0,
+        "price alone", "cost", lambda f: all_measured(f.cost) and not (f.gain_sure and f.cost > 0),
+        "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score.",
+        "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分。", KL,
+    ),
+    Sentence(
+        "kl", "cost", lambda f: all_measured(f.kl) and not all_measured(f.beta),
         "The policy is {f.kl:.2f} nats a response from the reference.",
         "策略离参考模型每条回答 {f.kl:.2f} nat。", KL,
     ),
@@ -34,12 +40,12 @@ COST = (
 
 BEATEN = (
     Sentence(
-        "j up", "beaten", lambda f: f.j_policy > f.j_reference and f.j_prompts > 0,
+        "j up", "beaten", lambda f: f.j_policy > f.j_reference and all_measured(f.j_prompts),
         "J = score - beta KL rose from {f.j_reference:+.3f} to {f.j_policy:+.3f} on {f.j_prompts:.0f} prompts.",
         "J = 得分 - beta KL 在 {f.j_prompts:.0f} 条提示上从 {f.j_reference:+.3f} 升到 {f.j_policy:+.3f}。", J,
     ),
     Sentence(
-        "j not up", "beaten", lambda f: f.j_policy <= f.j_reference and f.j_prompts > 0 and f.planned != 0,
+        "j not up", "beaten", lambda f: f.j_policy <= f.j_reference and all_measured(f.j_prompts) and f.planned != 0,
         "J = score - beta KL did not rise: {f.j_reference:+.3f} before, {f.j_policy:+.3f} after, on {f.j_prompts:.0f} "
         "prompts.",
         "J = 得分 - beta KL 没有上升：{f.j_prompts:.0f} 条提示上，训练前 {f.j_reference:+.3f}，"

@@ -27,7 +27,7 @@ FELL = replace(ROSE, last=-0.3, trend=-0.33)
 BARE = {"course": Course(), "explained": NAN}
 LONG = {"before": Side(length_mean=10), "after": Side(length_mean=13.1)}
 SHORT = {"before": Side(length_mean=10), "after": Side(length_mean=6.9)}
-PRICE = {"kl": 2.0, "beta": 0.1, "gain": 0.2}  # which cost 0.2
+PRICE = {"kl": 2.0, "beta": 0.1, "gain": 0.2, "gain_low": 0.1}  # which costs 0.2
 AHEAD = {"best_of_n": (FOUR, SIXTEEN), "unbeaten": (16,)}
 
 # Name of a sentence -> facts under which it is said, and facts under which it is not; all others are unknown.
@@ -46,9 +46,15 @@ CASES = {
         [{"rewards": (TEA, replace(MILK, use="trained"))}, {"rewards": (replace(MILK, use="minirlhf:trained"),)}],
         [{}, {"rewards": (TEA, MILK)}],
     ),
-    "kl in reward": ([{"place": "reward", "beta": 0.1}], [{"place": "loss", "beta": 0.1}, {"place": "reward"}]),
+    "kl in reward": (
+        [{"place": "reward", "beta": 0.1}],
+        [{"place": "loss", "beta": 0.1}, {"place": "reward", "beta": 0.0}],
+    ),
     "kl in loss": ([{"place": "loss", "beta": 0.1}], [{"place": "both", "beta": 0.1}, {"place": "loss", "beta": 0.0}]),
-    "kl in both": ([{"place": "both", "beta": 0.1}], [{"place": "reward", "beta": 0.1}, {"place": "both"}]),
+    "kl in both": (
+        [{"place": "both", "beta": 0.1}],
+        [{"place": "reward", "beta": 0.1}, {"place": "both", "beta": 0.0}],
+    ),
     "kl free": ([{"beta": 0.0}], [{}, {"beta": 0.1}]),
     "beta steered": (
         [{"target": 2.0, "beta_first": 0.1, "beta": 0.2, "kl_last": 2.5}],
@@ -58,22 +64,41 @@ CASES = {
     "scores normalised": ([{"score_normalize": True}], [{}]),
     "scores cut": ([{"score_clip": 3.0}], [{}]),
     "not evaluated": ([{}], [{"evaluated": True}]),
-    "gain": ([GAIN | {"gain_low": 0.1, "gain_high": 0.3}], [GAIN | {"gain_low": 0.0, "gain_high": 0.3}, GAIN]),
-    "loss": ([GAIN | {"gain_low": -0.3, "gain_high": -0.1}], [GAIN | {"gain_low": -0.3, "gain_high": 0.0}, GAIN]),
+    "gain": (
+        [GAIN | {"gain_low": low, "gain_high": 0.3} for low in (0.1, 0.3)],
+        [GAIN | {"gain_low": 0.0, "gain_high": 0.3}, GAIN],
+    ),
+    "loss": (
+        [GAIN | {"gain_low": -0.3, "gain_high": high} for high in (-0.1, -0.3)],
+        [GAIN | {"gain_low": -0.3, "gain_high": 0.0}, GAIN],
+    ),
     "no sure gain": (
         [GAIN | {"gain_low": low, "gain_high": high} for low, high in ((0.0, 0.3), (-0.1, 0.3), (-0.3, 0.0))],
         [GAIN | {"gain_low": 0.1, "gain_high": 0.3}, GAIN, GAIN | {"gain_low": 0.0, "gain_high": 0.0, "planned": 0}],
     ),
-    "gain without interval": ([GAIN], [GAIN | {"gain_low": 0.1, "gain_high": 0.3}, {"evaluated": True}]),
+    "gain without interval": (
+        [GAIN, GAIN | {"gain_low": 0.1}, GAIN | {"gain_high": 0.1}],
+        [GAIN | {"gain_low": 0.1, "gain_high": 0.3}, {"evaluated": True}],
+    ),
     "gain unmeasured": ([{"evaluated": True}], [GAIN, {}]),
-    "true score up": ([TRUE], [LOST, UNSURE, {}]),
-    "true score down": ([LOST], [TRUE, UNSURE, {}]),
-    "true score unclear": ([UNSURE, TRUE | {"true_low": 0.0}], [TRUE, LOST, UNSURE | {"planned": 0}, {}]),
+    "true score up": ([TRUE, TRUE | {"true_low": 0.75}], [LOST, UNSURE, TRUE | {"true_low": 0.0}, {}]),
+    "true score down": ([LOST, LOST | {"true_low": -0.25}], [TRUE, UNSURE, LOST | {"true_high": 0.0}, {}]),
+    "true score unclear": (
+        [UNSURE, TRUE | {"true_low": 0.0}, LOST | {"true_high": 0.0}],
+        [TRUE, LOST, UNSURE | {"planned": 0}, {}],
+    ),
     "true score shared": (
         [TRUE | {"rewards": (replace(TEA, use=use),)} for use in ("sentiment", "length", "minirlhf:repetition")],
-        [TRUE | {"rewards": (TEA,)}, {"rewards": (replace(TEA, use="sentiment"),)}],
+        [
+            TRUE | {"rewards": (TEA,)},
+            {"rewards": (replace(TEA, use="sentiment"),)},
+            TRUE | {"rewards": (replace(TEA, use="sentiment"),), "planned": 0},
+        ],
     ),
-    "scores part": ([LOST | {"gain_low": 0.1}], [LOST | {"gain_low": 0.0}, TRUE | {"gain_low": 0.1}]),
+    "scores part": (
+        [LOST | {"gain_low": 0.1}],
+        [LOST | {"gain_low": 0.0}, TRUE | {"gain_low": 0.1}, LOST | {"gain_low": 0.1, "true_high": 0.0}],
+    ),
     "words more": ([{"pairs": 20, "words_more": "good (1 -> 20)"}], [{"pairs": 20, "words_less": "bad (20 -> 1)"}]),
     "words less": ([{"pairs": 20, "words_less": "bad (20 -> 1)"}], [{"pairs": 20, "words_more": "good (1 -> 20)"}]),
     "words alike": ([{"pairs": 20}], [{}, {"pairs": 20, "words_more": "a"}, {"pairs": 20, "words_less": "a"}]),
@@ -87,12 +112,16 @@ CASES = {
         [{"before": Side(distinct_2=0.5, distinct_share=1), "after": Side(distinct_share=1)}],
     ),
     "repetition": ([{"repetition": (0.1, 0.2)}], [{}]),
-    "price": ([PRICE, PRICE | {"gain": 0.3}], [PRICE | {"gain": 0.19}, PRICE | {"beta": 0.0}, {"kl": 2.0}]),
-    "price above gain": (
-        [PRICE | {"gain": 0.19}, PRICE | {"gain": -0.1}],
-        [PRICE, PRICE | {"beta": 0.0, "gain": -1.0}],
+    "price": (
+        [PRICE, PRICE | {"gain": 0.3}],
+        [PRICE | {"gain": 0.19}, PRICE | {"beta": 0.0}, {"kl": 2.0}, PRICE | {"gain_low": 0.0}, {"gain_low": 0.1}],
     ),
-    "kl": ([{"kl": 2.0}, PRICE | {"beta": 0.0}], [PRICE, {}]),
+    "price above gain": (
+        [PRICE | {"gain": 0.19}, PRICE | {"gain": -0.1, "gain_low": -0.2, "gain_high": -0.1}],
+        [PRICE, PRICE | {"beta": 0.0, "gain": -1.0}, PRICE | {"gain": 0.19, "gain_low": 0.0}],
+    ),
+    "price alone": ([PRICE | {"gain_low": 0.0}, PRICE | {"beta": 0.0}], [PRICE, PRICE | {"gain": 0.19}, {"kl": 2.0}]),
+    "kl": ([{"kl": 2.0}], [PRICE, PRICE | {"beta": 0.0}, {}]),
     "kl in training": ([{"kl_last": 2.0}], [{"kl_last": 2.0, "evaluated": True}, {}]),
     "j up": ([J], [J | {"j_policy": 0.1}, {}]),
     "j not up": ([J | {"j_policy": 0.1}, J | {"j_policy": -0.1}], [J, {}, J | {"j_policy": 0.1, "planned": 0}]),
@@ -115,7 +144,13 @@ CASES = {
     ),
     "best of n unmeasured": (
         [GAIN | {"best_of": 0.0}, J | {"best_of": 0.0}],
-        [GAIN, J | {"best_of": 0.0, "best_of_n": (FOUR,)}, GAIN | {"best_of": 0.0, "has_exact": True}],
+        [
+            {"evaluated": True, "best_of": 0.0},
+            GAIN,
+            GAIN | {"best_of": 0.0, "evaluated": False},
+            GAIN | {"best_of": 0.0, "has_exact": True},
+            J | {"best_of": 0.0, "best_of_n": (FOUR,)},
+        ],
     ),
     "residual": (
         [{"before": Side(residual_std=0.4), "after": Side(residual_std=0.2)}],
@@ -132,7 +167,11 @@ CASES = {
     "v useless": ([{"explained": -0.1}], [{"explained": 0.0}, {"explained": 0.4}, BARE]),
     "no v": (
         [{"explained": 0.0, "steps": 2, "advantage": "rloo"}],
-        [{"explained": 0.1, "steps": 2, "advantage": "gae"}, {"explained": 0.0, "steps": 1, "advantage": "gae"}],
+        [
+            {"explained": 0.1, "steps": 2, "advantage": "gae"},
+            {"explained": 0.0, "steps": 1, "advantage": "gae"},
+            {"explained": 0.0, "steps": 2},
+        ],
     ),
     "clip": ([{"clipped": 0.1, "clipped_most": 0.4, "clipped_at": 1}], [{"clipped": 0.0, "clipped_most": 0.0}, {}]),
     "clip idle": ([{"clipped": 0.0, "clipped_most": 0.0}], [{"clipped": 0.1, "clipped_most": 0.4}, {}]),
@@ -160,17 +199,20 @@ CASES = {
         ],
     ),
     "clip holds back": ([{"clipped": 0.21, "clipped_most": 0.4}], [{"clipped": 0.2, "clipped_most": 0.4}, {}]),
-    "mend the reward": ([LOST | {"gain_low": 0.1}], [LOST | {"gain_low": 0.0}, TRUE | {"gain_low": 0.1}]),
+    "mend the reward": (
+        [LOST | {"gain_low": 0.1}],
+        [LOST | {"gain_low": 0.0}, TRUE | {"gain_low": 0.1}, LOST | {"gain_low": 0.1, "true_high": 0.0}],
+    ),
     "too far": (
         [PRICE | {"gain_high": 0.19}],
         [PRICE | {"gain_high": 0.2}, PRICE | {"beta": 0.0, "gain_high": -0.1}, PRICE],
     ),
     "more prompts": (
-        [GAIN | {"gain_low": 0.0, "gain_high": 0.3}],
+        [GAIN | {"gain_low": 0.0, "gain_high": 0.3}, GAIN | {"gain_low": -0.3, "gain_high": 0.0}],
         [GAIN | {"gain_low": 0.1, "gain_high": 0.3}, GAIN, GAIN | {"gain_low": 0.0, "gain_high": 0.0, "planned": 0}],
     ),
     "less varied": (
-        [{"before": Side(distinct_2=1.0), "after": Side(distinct_2=0.84)}],
+        [{"before": Side(distinct_2=1.0), "after": Side(distinct_2=share)} for share in (0.84, 0.0)],
         [{"before": Side(distinct_2=1.0), "after": Side(distinct_2=0.85)}, {"before": Side(distinct_2=1.0)}],
     ),
     "other length": (
@@ -213,6 +255,25 @@ def test_a_sentence_is_said_under_its_condition(name):
             assert texts, facts
             for text in texts:  # whatever it names was measured
                 assert not re.search(r"\bnan\b|None|[{}]", text), text
+
+
+def with_a_gap(facts):
+    """Yield facts in which one number is NaN: of the facts themselves, of a side or of the course."""
+    for name, value in facts.items():
+        if isinstance(value, float):
+            yield facts | {name: NAN}
+        elif isinstance(value, Side | Course):
+            for inner, number in vars(value).items():
+                if isinstance(number, float | int) and inner not in ("tail", "half", "most", "fitted"):
+                    yield facts | {name: replace(value, **{inner: NAN})}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_figure_is_named_that_was_not_measured(name):
+    for facts in CASES[name][0]:
+        for gap in with_a_gap(facts):
+            for sentence in said(gap):
+                assert not re.search(r"\bnan\b", sentence.text), gap
 
 
 @pytest.mark.parametrize("name", CASES)
