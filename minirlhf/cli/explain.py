@@ -45,7 +45,7 @@ def command(run: Path, language: str, as_json: bool) -> None:
         print(line)
     print()
     pages = [PAGES[language], *(f"[{number}] {page}" for page, number in numbers.items())]
-    for line in lines_of([f"{page}  " for page in pages], width):
+    for line in filled_lines([f"{page}  " for page in pages], width):
         print(line)
 
 
@@ -59,17 +59,17 @@ def explained_lines(said: "list[Said]", numbers: Mapping[str, int], width: int) 
         section = sentence.section
         for index, part in enumerate(f"{sentence.text} [{numbers[sentence.page]}]".split("\n")):
             inner = "  " * (index > 0)
-            for number, line in enumerate(wrapped(printable(part), width - LABEL - len(inner))):
+            for number, line in enumerate(broken_lines(printable(part), width - LABEL - len(inner))):
                 label = title if index == number == 0 else ""
                 yield f"{label}{' ' * (LABEL - cell_len(label))}{inner}{line}"
 
 
-def wrapped(text: str, width: int) -> Iterator[str]:
+def broken_lines(text: str, width: int) -> Iterator[str]:
     """Yield the lines of a text: it breaks at spaces and between letters of a script without spaces."""
-    return lines_of(PIECE.findall(text), width)
+    return filled_lines(PIECE.findall(text), width)
 
 
-def lines_of(pieces: Iterable[str], width: int) -> Iterator[str]:
+def filled_lines(pieces: Iterable[str], width: int) -> Iterator[str]:
     """Yield lines of whole pieces, each at most `width` columns, a wide letter counted as two; a wider piece is cut."""
     from rich.cells import cell_len, chop_cells
 

@@ -33,9 +33,9 @@ ADVICE = (
         "到最后 J 在下降，步子小一些：降低 ppo.lr 或 ppo.epochs。", COURSE,
     ),
     Sentence(
-        "larger batches", "next", lambda f: bool(f.not_beaten) and f.course.end == 0,
-        "More responses an iteration (ppo.prompts_per_iteration): best of n is ahead, and J no longer rises.",
-        "每次迭代多取些回答（ppo.prompts_per_iteration）：best of n 领先，而 J 不再上升。", J,
+        "larger batches", "next", lambda f: bool(f.not_beaten or f.not_told_apart) and f.course.end == 0,
+        "More responses an iteration (ppo.prompts_per_iteration): best of n is not beaten, and J no longer rises.",
+        "每次迭代多取些回答（ppo.prompts_per_iteration）：没有胜过 best of n，而 J 不再上升。", J,
     ),
     Sentence(
         "own critic", "next",

@@ -130,6 +130,8 @@ def facts_of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     exact = exact if isinstance(exact, dict) else {}
     low, high = both_ends(evaluation.get("score_gain_ci95"))
     true_low, true_high = both_ends(evaluation.get("true_score_gain_ci95"))
+    rest_low, rest_high = both_ends(evaluation.get("true_score_gain_unrewarded_ci95"))
+    parts, unknown = evaluation.get("true_score_rewarded"), evaluation.get("objective_unknown")
     return {
         "evaluated": bool(evaluation),
         "prompts": finite(evaluation.get("prompts")),
@@ -142,6 +144,11 @@ def facts_of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
         "true_gain": finite(evaluation.get("true_score_gain")),
         "true_low": true_low,
         "true_high": true_high,
+        "rest_gain": finite(evaluation.get("true_score_gain_unrewarded")),
+        "rest_low": rest_low,
+        "rest_high": rest_high,
+        "rewarded_parts": ", ".join(map(str, parts)) if isinstance(parts, list) else "",
+        "j_unknown": unknown if isinstance(unknown, str) else "",
         "has_exact": bool(exact),
         "optimality": finite(evaluation.get("optimality")),
         "exact_j": finite(exact.get("objective")),
@@ -165,21 +172,33 @@ def facts_of_objective(found: Any) -> dict[str, Any]:
     """Facts of J = score - beta KL; none of a file without the key, or where it is null."""
     if not isinstance(found, dict):
         return {}
-    points, unbeaten, known = found.get("best_of_n"), found.get("not_beaten"), found.get("best_known")
-    best = [
-        BestOf(point["n"], *(finite(point.get(key)) for key in ("kl", "score", "objective")))
-        for point in (points if isinstance(points, list) else ())
-        if isinstance(point, dict) and type(point.get("n")) is int
-    ]
+    points, known = found.get("best_of_n"), found.get("best_known")
+    low, high = both_ends(found.get("policy_gain_ci95"))
     return {
         "j_reference": finite(found.get("reference")),
         "j_policy": finite(found.get("policy")),
         "j_prompts": finite(found.get("prompts")),
-        "best_of_n": tuple(point for point in best if not math.isnan(point.objective)),
-        "unbeaten": tuple(n for n in unbeaten if type(n) is int) if isinstance(unbeaten, list) else (),
+        "j_low": low,
+        "j_high": high,
+        "best_of_n": tuple(best_of_fact(x, found) for x in points if is_point(x)) if isinstance(points, list) else (),
         "best_known": str(known.get("what", "")) if isinstance(known, dict) else "",
         "share": finite(found.get("share_at_most")),
     }
+
+
+def is_point(value: Any) -> bool:
+    """True for a point of best-of-n whose J is known."""
+    return isinstance(value, dict) and type(value.get("n")) is int and all_measured(finite(value.get("objective")))
+
+
+def best_of_fact(point: dict[str, Any], found: dict[str, Any]) -> BestOf:
+    """Fact of a point of best-of-n; a file without intervals lists in `not_beaten` what has a higher J."""
+    low, high = both_ends(point.get("policy_lead_ci95"))
+    unbeaten = found.get("not_beaten")
+    above = point["n"] in unbeaten if isinstance(unbeaten, list) else False
+    if not all_measured(low, high):
+        return BestOf(point["n"], finite(point["objective"]), beaten=not above, beats=above)
+    return BestOf(point["n"], finite(point["objective"]), beaten=low > 0, beats=high < 0)
 
 
 # ---- samples.jsonl --------------------------------------------------------------------------------------------

@@ -55,12 +55,15 @@ class RewardFact:
 
 @dataclass(frozen=True)
 class BestOf:
-    """Best of n responses of the reference: its mean score, KL (nats a response) and J = score - beta KL."""
+    """Best of n responses of the reference: its J = score - beta KL, and the 95 % interval of the policy's J minus it.
+
+    beaten, beats: True if the policy is surely above, or surely below; where there is no interval, by the mean alone.
+    """
 
     n: int
-    kl: float
-    score: float
     objective: float
+    beaten: bool = False
+    beats: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,17 @@ class Facts:
     true_gain: float = NAN
     true_low: float = NAN
     true_high: float = NAN
+    rest_gain: float = NAN  # of the true score without the parts that the run was rewarded for
+    rest_low: float = NAN
+    rest_high: float = NAN
+    rewarded_parts: str = ""
     j_reference: float = NAN
     j_policy: float = NAN
     j_prompts: float = NAN
+    j_low: float = NAN  # interval of the policy's J minus that of the reference
+    j_high: float = NAN
+    j_unknown: str = ""  # reason why J is not known
     best_of_n: tuple[BestOf, ...] = ()
-    unbeaten: tuple[int, ...] = ()
     best_known: str = ""
     share: float = NAN
     has_exact: bool = False
@@ -209,6 +218,19 @@ class Facts:
         return ", ".join(r.label for r in self.rewards if r.use.rpartition(":")[2] in PARTS_OF_TRUE_SCORE)
 
     @property
+    def rest_known(self) -> bool:
+        return bool(self.rewarded_parts) and all_measured(self.rest_gain, self.rest_low, self.rest_high)
+
+    @property
+    def j_known(self) -> bool:
+        """True if J was measured; where the optimum is known, F says more."""
+        return all_measured(self.j_reference, self.j_policy, self.j_prompts) and self.best_known != "optimum"
+
+    @property
+    def j_sure(self) -> bool:
+        return not self.j_low <= 0 <= self.j_high
+
+    @property
     def gain_known(self) -> bool:
         return all_measured(self.prompts, self.gain, self.before.score_mean, self.after.score_mean)
 
@@ -247,11 +269,15 @@ class Facts:
 
     @property
     def beaten(self) -> str:
-        return listed(best for best in self.best_of_n if best.n not in self.unbeaten)
+        return listed(best for best in self.best_of_n if best.beaten)
 
     @property
     def not_beaten(self) -> str:
-        return listed(best for best in self.best_of_n if best.n in self.unbeaten)
+        return listed(best for best in self.best_of_n if best.beats)
+
+    @property
+    def not_told_apart(self) -> str:
+        return listed(best for best in self.best_of_n if not best.beaten and not best.beats)
 
 
 def listed(best: Iterable[BestOf]) -> str:

@@ -210,9 +210,18 @@ TEXT = (
         "这个语料的真实得分变了 {f.true_gain:+.3f}，可能只是偶然（{f.true_low:+.3f} 至 {f.true_high:+.3f}）。", TRUE,
     ),
     Sentence(
-        "true score shared", "text", lambda f: all_measured(f.true_gain) and bool(f.shared) and f.planned != 0,
+        "true score shared", "text",
+        lambda f: all_measured(f.true_gain) and bool(f.shared) and not f.rest_known and f.planned != 0,
         "The true score counts what {f.shared} counts, too: that part of it is the reward again, no second opinion.",
         "真实得分也计入 {f.shared} 所计的东西：那一部分只是奖励本身，不是另一种看法。", TRUE,
+    ),
+    Sentence(
+        "true score rest", "text", lambda f: f.rest_known and f.planned != 0,
+        "Without {f.rewarded_parts}, which the run was rewarded for, the true score moved by {f.rest_gain:+.3f} "
+        "({f.rest_low:+.3f} to {f.rest_high:+.3f}).",
+        "不算这次运行的奖励 {f.rewarded_parts}，真实得分变了 {f.rest_gain:+.3f}（{f.rest_low:+.3f} 至 "
+        "{f.rest_high:+.3f}）。",
+        TRUE,
     ),
     Sentence(
         "scores part", "text", lambda f: f.gain_low > 0 and f.true_high < 0,

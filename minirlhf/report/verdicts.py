@@ -40,17 +40,23 @@ COST = (
 
 BEATEN = (
     Sentence(
-        "j up", "beaten", lambda f: f.j_policy > f.j_reference and all_measured(f.j_prompts),
+        "j up", "beaten", lambda f: f.j_known and f.j_sure and f.j_policy > f.j_reference and f.planned != 0,
         "J = score - beta KL rose from {f.j_reference:+.3f} to {f.j_policy:+.3f} on {f.j_prompts:.0f} prompts.",
         "J = 得分 - beta KL 在 {f.j_prompts:.0f} 条提示上从 {f.j_reference:+.3f} 升到 {f.j_policy:+.3f}。", J,
     ),
     Sentence(
-        "j not up", "beaten", lambda f: f.j_policy <= f.j_reference and all_measured(f.j_prompts) and f.planned != 0,
+        "j not up", "beaten", lambda f: f.j_known and f.j_sure and f.j_policy <= f.j_reference and f.planned != 0,
         "J = score - beta KL did not rise: {f.j_reference:+.3f} before, {f.j_policy:+.3f} after, on {f.j_prompts:.0f} "
         "prompts.",
         "J = 得分 - beta KL 没有上升：{f.j_prompts:.0f} 条提示上，训练前 {f.j_reference:+.3f}，"
-        "训练后 {f.j_policy:+.3f}。",
-        J,
+        "训练后 {f.j_policy:+.3f}。", J,
+    ),
+    Sentence(
+        "j unclear", "beaten", lambda f: f.j_known and not f.j_sure and f.planned != 0,
+        "J = score - beta KL went from {f.j_reference:+.3f} to {f.j_policy:+.3f}, which may be chance on "
+        "{f.j_prompts:.0f} prompts ({f.j_low:+.3f} to {f.j_high:+.3f}).",
+        "J = 得分 - beta KL 从 {f.j_reference:+.3f} 到 {f.j_policy:+.3f}，在 {f.j_prompts:.0f} 条提示上可能只是偶然"
+        "（{f.j_low:+.3f} 至 {f.j_high:+.3f}）。", J,
     ),
     Sentence(
         "not beaten", "beaten", lambda f: bool(f.not_beaten),
@@ -58,9 +64,19 @@ BEATEN = (
         "没有胜过：{f.not_beaten}。它什么也不训练，但策略要一条回答的地方，它要 n 条。", J,
     ),
     Sentence(
+        "not told apart", "beaten", lambda f: bool(f.not_told_apart),
+        "Not told apart from {f.not_told_apart}: more prompts may tell (evaluation.residual_prompts).",
+        "分不出高下：{f.not_told_apart}；更多的提示或许能分出来（evaluation.residual_prompts）。", J,
+    ),
+    Sentence(
         "beaten", "beaten", lambda f: bool(f.beaten),
         "Beaten: {f.beaten}.",
         "胜过了：{f.beaten}。", J,
+    ),
+    Sentence(
+        "j unknown", "beaten", lambda f: bool(f.j_unknown),
+        "J = score - beta KL is not known: {f.j_unknown}.",
+        "J = 得分 - beta KL 不得而知（英文原文）：{f.j_unknown}.", J,
     ),
     Sentence(
         "share", "beaten", lambda f: all_measured(f.share) and f.best_known.startswith("best of "),
@@ -92,7 +108,7 @@ BEATEN = (
     Sentence(
         "j unmeasured", "beaten",
         lambda f: f.evaluated and not f.has_exact and all_measured(f.gain) and not all_measured(f.j_policy)
-        and f.best_of != 0,
+        and f.best_of != 0 and not f.j_unknown,
         "J was not compared with best of n; `minirlhf evaluate {f.run}` measures it.",
         "没有拿 J 与 best of n 比较；`minirlhf evaluate {f.run}` 会测量它。", J,
     ),

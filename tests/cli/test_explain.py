@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.cells import cell_len
 
-from minirlhf.cli.explain import wrapped
+from minirlhf.cli.explain import broken_lines
 from minirlhf.report.explain import explain
 from tests.cli.calling import done, refused
 
@@ -68,9 +68,9 @@ def test_text_of_a_model_cannot_steer_the_terminal(finished, tmp_path):
 
 
 def test_lines_break_at_spaces_and_between_wide_letters():
-    assert list(wrapped("one two three", 7)) == ["one two", "three"]
-    assert list(wrapped("made 38 -> 5", 10)) == ["made", "38 -> 5"]  # which is one word
-    assert list(wrapped("一二三四，五", 9)) == ["一二三", "四，五"]  # two columns each; no line begins with a mark
-    assert list(wrapped("得分 +0.5。", 9)) == ["得分", "+0.5。"]
-    assert list(wrapped("x abcdefghij y", 4)) == ["x", "abcd", "efgh", "ij y"]
-    assert list(wrapped("", 4)) == []
+    assert list(broken_lines("one two three", 7)) == ["one two", "three"]
+    assert list(broken_lines("made 38 -> 5", 10)) == ["made", "38 -> 5"]  # which is one word
+    assert list(broken_lines("一二三四，五", 9)) == ["一二三", "四，五"]  # two columns each; no line begins with a mark
+    assert list(broken_lines("得分 +0.5。", 9)) == ["得分", "+0.5。"]
+    assert list(broken_lines("x abcdefghij y", 4)) == ["x", "abcd", "efgh", "ij y"]
+    assert list(broken_lines("", 4)) == []

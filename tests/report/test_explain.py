@@ -18,7 +18,8 @@ LOST = {"true_gain": -0.5, "true_low": -0.75, "true_high": -0.25}
 UNSURE = {"true_gain": 0.1, "true_low": -0.5, "true_high": 0.7}
 DONE = {"steps": 24, "planned": 24, "evaluated": True}
 J = {"j_reference": 0.1, "j_policy": 0.3, "j_prompts": 32.0, "evaluated": True, "gain": 0.2}
-FOUR, SIXTEEN = BestOf(4, 0.6, 0.3, 0.2), BestOf(16, 1.8, 0.5, 0.4)
+FOUR, SIXTEEN = BestOf(4, 0.2, beaten=True), BestOf(16, 0.4, beats=True)
+EIGHT = BestOf(8, 0.3)
 TEA, MILK = RewardFact("tea", "keywords", 2.0, first=0.1, last=0.5), RewardFact("milk", "milk", -1.0, first=0, last=1)
 PAIR = SampledPair("We saw", "a bad film", "a good film", 0.0, 0.5)
 ROSE = Course(first=0.1, last=0.5, tail=2, noise=0.19, half=3, most=8, fitted=5, trend=0.33, trend_noise=0.1)
@@ -28,7 +29,9 @@ BARE = {"course": Course(), "explained": NAN}
 LONG = {"before": Side(length_mean=10), "after": Side(length_mean=13.1)}
 SHORT = {"before": Side(length_mean=10), "after": Side(length_mean=6.9)}
 PRICE = {"kl": 2.0, "beta": 0.1, "gain": 0.2, "gain_low": 0.1}  # which costs 0.2
-AHEAD = {"best_of_n": (FOUR, SIXTEEN), "unbeaten": (16,)}
+AHEAD = {"best_of_n": (FOUR, SIXTEEN)}
+REST = {"rest_gain": 0.3, "rest_low": 0.2, "rest_high": 0.4, "rewarded_parts": "length"}
+CHANCE = J | {"j_low": -0.1, "j_high": 0.5}
 
 # Name of a sentence -> facts under which it is said, and facts under which it is not; all others are unknown.
 CASES = {
@@ -93,8 +96,10 @@ CASES = {
             TRUE | {"rewards": (TEA,)},
             {"rewards": (replace(TEA, use="sentiment"),)},
             TRUE | {"rewards": (replace(TEA, use="sentiment"),), "planned": 0},
+            TRUE | REST | {"rewards": (replace(TEA, use="length"),)},
         ],
     ),
+    "true score rest": ([REST], [REST | {"rewarded_parts": ""}, REST | {"planned": 0}, {}]),
     "scores part": (
         [LOST | {"gain_low": 0.1}],
         [LOST | {"gain_low": 0.0}, TRUE | {"gain_low": 0.1}, LOST | {"gain_low": 0.1, "true_high": 0.0}],
@@ -123,10 +128,22 @@ CASES = {
     "price alone": ([PRICE | {"gain_low": 0.0}, PRICE | {"beta": 0.0}], [PRICE, PRICE | {"gain": 0.19}, {"kl": 2.0}]),
     "kl": ([{"kl": 2.0}], [PRICE, PRICE | {"beta": 0.0}, {}]),
     "kl in training": ([{"kl_last": 2.0}], [{"kl_last": 2.0, "evaluated": True}, {}]),
-    "j up": ([J], [J | {"j_policy": 0.1}, {}]),
-    "j not up": ([J | {"j_policy": 0.1}, J | {"j_policy": -0.1}], [J, {}, J | {"j_policy": 0.1, "planned": 0}]),
-    "not beaten": ([AHEAD], [AHEAD | {"unbeaten": ()}, {}, {"unbeaten": (16,)}]),
-    "beaten": ([AHEAD, AHEAD | {"unbeaten": ()}], [AHEAD | {"unbeaten": (4, 16)}, {}]),
+    "j up": (
+        [J, J | {"j_low": 0.1, "j_high": 0.3}],
+        [J | {"j_policy": 0.1}, {}, CHANCE, J | {"best_known": "optimum"}, J | {"planned": 0}],
+    ),
+    "j not up": (
+        [J | {"j_policy": 0.1}, J | {"j_policy": -0.1, "j_low": -0.3, "j_high": -0.1}],
+        [J, {}, CHANCE | {"j_policy": 0.1}, J | {"j_policy": 0.1, "planned": 0}],
+    ),
+    "j unclear": (
+        [CHANCE, CHANCE | {"j_low": 0.0}, CHANCE | {"j_high": 0.0}],
+        [J, {}, J | {"j_low": 0.1, "j_high": 0.3}, CHANCE | {"planned": 0}, CHANCE | {"best_known": "optimum"}],
+    ),
+    "not beaten": ([AHEAD], [{"best_of_n": (FOUR, EIGHT)}, {}]),
+    "not told apart": ([{"best_of_n": (FOUR, EIGHT)}], [AHEAD, {}]),
+    "beaten": ([AHEAD], [{"best_of_n": (EIGHT, SIXTEEN)}, {}]),
+    "j unknown": ([{"j_unknown": "no prompt has a score"}], [{}]),
     "share": (
         [{"share": 0.7, "best_known": "best of 16"}],
         [{"share": 1.0, "best_known": "policy"}, {"share": 0.7, "best_known": "optimum"}, {"best_known": "best of 16"}],
@@ -140,7 +157,14 @@ CASES = {
     "nothing to gain": ([{"has_exact": True}], [{"has_exact": True, "optimality": 0.9}, {}]),
     "j unmeasured": (
         [GAIN, GAIN | {"best_of": 16.0}],
-        [J, {"evaluated": True}, GAIN | {"best_of": 0.0}, GAIN | {"has_exact": True}, GAIN | {"evaluated": False}],
+        [
+            J,
+            {"evaluated": True},
+            GAIN | {"j_unknown": "no prompt has a score"},
+            GAIN | {"best_of": 0.0},
+            GAIN | {"has_exact": True},
+            GAIN | {"evaluated": False},
+        ],
     ),
     "best of n unmeasured": (
         [GAIN | {"best_of": 0.0}, J | {"best_of": 0.0}],
@@ -186,8 +210,8 @@ CASES = {
     "longer": ([DONE | {"course": ROSE}], [{"course": ROSE}, DONE | {"course": LEVEL}, DONE | {"course": FELL}]),
     "smaller steps": ([{"course": FELL}], [{"course": ROSE}, {"course": LEVEL}, BARE]),
     "larger batches": (
-        [AHEAD | {"course": LEVEL}],
-        [{"course": LEVEL}, AHEAD | {"course": ROSE}, AHEAD | {"unbeaten": (), "course": LEVEL}],
+        [AHEAD | {"course": LEVEL}, {"best_of_n": (EIGHT,), "course": LEVEL}],
+        [{"course": LEVEL}, AHEAD | {"course": ROSE}, {"best_of_n": (FOUR,), "course": LEVEL}],
     ),
     "own critic": (
         [{"steps": SETTLED + 1, "explained": 0.49}, {"steps": SETTLED + 1, "explained": -1.0}],

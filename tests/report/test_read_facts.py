@@ -17,6 +17,7 @@ from minirlhf.report.read_facts import (
     facts_of_evaluation,
     facts_of_metrics,
     facts_of_run,
+    first_and_last,
     trend_of,
 )
 from minirlhf.report.run_facts import PARTS_OF_TRUE_SCORE, BestOf, Facts, Side
@@ -127,9 +128,9 @@ def test_the_course_is_that_of_the_metrics(write):
 def test_equal_scores_are_no_rise(write):
     """(0.1 + 0.1 + 0.1) / 3 is 0.1 and a last bit; its standard error is 0, as the scores do not vary."""
     same = {"objective/scores": 0.1, "objective/scores_std": 0.0, "objective/kl": 0.3}
-    facts = facts_of_run(write(metrics=[row | same | {"step": i + 1} for i, row in enumerate([*ROWS, *ROWS])]))
+    facts = facts_of_run(write(metrics=[row | same | {"step": i + 1} for i, row in enumerate([*ROWS, *ROWS][:15])]))
     assert (facts.course.sure, facts.course.end) == (0, 0)
-    assert facts.course.tail == 4
+    assert facts.course.tail == 3
     assert {"flat", "level"} <= {sentence.name for sentence in true_sentences(facts, "en")}
 
 
@@ -148,6 +149,11 @@ def test_a_trend_by_hand():
     # the line is -0.2, 0.4, 1, 1.6, 2.2: squares 0.04 + 0.16 + 0 + 0.16 + 0.04 = 0.4
     assert error == pytest.approx(math.sqrt(0.4 / 3 / 10))
     assert math.isnan(trend_of([0, 1, 2, 3])[0])  # too few
+    assert trend_of([0.1 + t * 1e-9 for t in range(5)])[0] == 0  # float32 holds no such steps
+
+
+def test_the_last_fifth_of_twenty_is_four():
+    assert first_and_last([{"x": i} for i in range(20)], "x") == (0, 17.5)
 
 
 def test_a_word_is_named_where_chance_does_not_explain_it():
@@ -183,10 +189,26 @@ def test_an_evaluation_is_read_with_its_objective(write):
     assert math.isnan(facts.after.residual_std)  # null
     assert (facts.gain, facts.gain_low, facts.gain_high, facts.kl, facts.cost) == (0.5, 0.4, 0.6, 2.0, 0.2)
     assert (facts.j_reference, facts.j_policy, facts.j_prompts, facts.share) == (0.1, 0.4, 32, 0.714)
-    assert facts.best_of_n == (BestOf(4, 0.6, 0.4, 0.34), BestOf(16, 1.8, 0.7, 0.52))
-    assert (facts.unbeaten, facts.best_known) == ((16,), "best of 16")
+    assert facts.best_of_n == (BestOf(4, 0.34, beaten=True), BestOf(16, 0.52, beats=True))
+    assert facts.best_known == "best of 16"
     assert {"finished", "gain", "price", "j up", "not beaten", "beaten", "share", "words more", "rose"} <= names(run)
     assert not {"j unmeasured", "residual", "true score up", "exact", "doubt"} & names(run)
+
+
+def test_intervals_decide_what_was_beaten(write):
+    """Of three leads one is surely above 0, one surely below, one neither; `not_beaten` goes by the means alone."""
+    ends = {4: [0.1, 0.2], 8: [-0.1, 0.3], 16: [-0.3, -0.1]}
+    points = [{"n": n, "objective": 0.3, "policy_lead_ci95": interval} for n, interval in ends.items()]
+    objective = EVALUATION["objective"] | {"best_of_n": points, "policy_gain_ci95": [0.2, 0.4]}
+    rest = {"true_score_gain_unrewarded": 0.2, "true_score_gain_unrewarded_ci95": [0.1, 0.3]}
+    facts = facts_of_run(
+        write(metrics=ROWS, evaluation=EVALUATION | {"objective": objective, "true_score_rewarded": ["length"]} | rest)
+    )
+    assert (facts.beaten, facts.not_told_apart, facts.not_beaten) == (
+        *("best of 4 (+0.300)", "best of 8 (+0.300)", "best of 16 (+0.300)"),
+    )
+    assert (facts.j_low, facts.j_high, facts.j_sure) == (0.2, 0.4, True)
+    assert (facts.rest_gain, facts.rest_low, facts.rest_high, facts.rewarded_parts) == (0.2, 0.1, 0.3, "length")
 
 
 def test_an_objective_that_is_not_known_is_said_to_be_missing(write):
@@ -196,6 +218,10 @@ def test_an_objective_that_is_not_known_is_said_to_be_missing(write):
         assert not {"j up", "not beaten", "beaten", "share"} & names(run)
     run = write(CONFIG.replace("best_of = 16", "best_of = 0"), ROWS, evaluation=EVALUATION | {"objective": None})
     assert "best of n unmeasured" in names(run)
+    unknown = {"objective": None, "objective_unknown": "no prompt has a score for every response"}
+    texts = {s.name: s.text for s in explain(write(metrics=ROWS, evaluation=EVALUATION | unknown))}
+    assert texts["j unknown"] == "J = score - beta KL is not known: no prompt has a score for every response."
+    assert "j unmeasured" not in texts
 
 
 def test_a_problem_of_the_exact_lab(write):
