@@ -60,7 +60,7 @@ def length(completions: Sequence[str], *, target: int = 40) -> list[float]:
     """
     if target < 1:
         raise ValueError(f"target must be at least 1 word, got {target}")
-    counts = [len(_words(text)) for text in completions]
+    counts = [len(words_of(text)) for text in completions]
     return [min(n, target) / max(n, target) for n in counts]
 
 
@@ -105,7 +105,7 @@ def repetition(completions: Sequence[str], *, n: int = 3) -> list[float]:
         raise ValueError(f"n must be at least 1 word, got {n}")
     scores = []
     for text in completions:
-        words = _words(text)
+        words = words_of(text)
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         scores.append(len(set(grams)) / len(grams) - 1 if grams else 0.0)
     return scores
@@ -177,7 +177,7 @@ def _surplus(text: str) -> int:
     return surplus
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Split a text into words (see the module) in lower case."""
     spaced = _UNSPACED_CHARACTER.sub(r" \1 ", text.casefold())
     return [word for chunk in spaced.split() if (word := chunk.strip(_PUNCTUATION))]

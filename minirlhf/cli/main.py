@@ -29,6 +29,7 @@ COMMANDS = {
     "reward-model": ("minirlhf.cli.reward_model", "Train a reward model from a file of comparisons."),
     "evaluate": ("minirlhf.cli.evaluate", "Reference against policy of a run, again or by other rewards."),
     "report": ("minirlhf.cli.report", "One page of a run: curves, before and after, token by token."),
+    "explain": ("minirlhf.cli.explain", "What happened in a run, in about 25 plain sentences."),
     "inspect": ("minirlhf.cli.inspect", "The tokens of one response, on the terminal."),
     "sample": ("minirlhf.cli.sample", "Let the stages of a run continue a prompt, side by side."),
     "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
