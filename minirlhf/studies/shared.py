@@ -44,7 +44,7 @@ def shared_sentence(parts: Mapping[str, Sequence[str]]) -> str:
     if not shared:
         return f"{first}."
     models = [part for part in shared if part != PROMPTS]
-    todo = f" (`compare --vary-base` makes another {listed(models)} for each seed)" if models else ""
+    todo = f" (--vary-base of compare makes another {listed(models)} for each seed)" if models else ""
     same = f"all seeds share {listed(shared)}, so that the intervals do not cover another choice of these{todo}."
     return f"{first}; {same}" if own else same[0].upper() + same[1:]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from functools import partial
 from html import unescape
 
@@ -133,7 +134,7 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
         "J = score - beta KL is not the same for all of them, because kl.coef differs.",
         "Intervals: 95 %, Student's t over the seeds, each by itself.",
         "All seeds share base and held-out prompts, so that the intervals do not cover another choice of these "
-        "(`compare --vary-base` makes another base for each seed).",
+        "(--vary-base of compare makes another base for each seed).",
         "",
         str(tmp_path / "compare.html"),
         str(tmp_path),
@@ -144,6 +145,15 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
         "warning: coefficient 0.25",
         "  0.0 s, score gain +0.250, KL 0.50 nats",
     ]
+
+
+def test_each_seed_has_a_base_of_its_own_where_that_is_asked_for(stubbed, tmp_path):
+    stubbed()
+    result = done(*VARY, "--vary-base", "--out", tmp_path)
+    for seed in (0, 1):
+        config = tomllib.loads((tmp_path / "tiny.kl.coef=0.25" / f"s{seed}" / "config.toml").read_text())
+        assert [config[section]["seed"] for section in ("run", "pretrain", "sft", "reward_model")] == [seed] * 4
+    assert "Each seed has its own base; all seeds share held-out prompts" in result.out
 
 
 def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed, tmp_path):

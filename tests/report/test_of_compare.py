@@ -62,7 +62,7 @@ def test_the_page_says_what_the_terminal_says(tmp_path):
     runs = {name: {} for name in "abc"}
     notes = ["Variants are compared in J.", "All seeds share <b>base</b>."]
     page = write_compare_page(tmp_path, ROWS, runs, "objective", notes).read_text(encoding="utf-8")
-    for text in ("difference in J", "+0.125 [-0.500, +0.750]", "2 seeds do not tell; about 40 would", notes[0]):
+    for text in ("difference in J", "[-0.500, +0.750]", "2 seeds do not tell; about 40 would", notes[0]):
         assert text in page
     assert "All seeds share &lt;b&gt;base&lt;/b&gt;." in page
     assert "against the first variant" not in write_compare_page(tmp_path, ROWS, runs).read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def test_the_sentence_names_what_is_shared_and_what_to_do():
     said = shared_sentence({"shared": ["base", "SFT model", "held-out prompts"], "own": []})
     assert said == (
         "All seeds share base, SFT model and held-out prompts, so that the intervals do not cover another choice of "
-        "these (`compare --vary-base` makes another base and SFT model for each seed)."
+        "these (--vary-base of compare makes another base and SFT model for each seed)."
     )
     said = shared_sentence({"shared": ["held-out prompts"], "own": ["base", "reward model"]})
     assert said == (
