@@ -32,7 +32,7 @@ def judged(cells: Sequence[Cell], outcomes: Mapping[Variant, Outcome]) -> dict[s
     F if all variants are on problems of the exact lab; else J if it is the same of all; else the true score; else the
     score gain if the rewards are the same. A measure decides only if every variant that has a finished run has it.
     """
-    configs = first_configs(cells)
+    configs = list({cell.variant: cell.config for cell in cells}.values())  # of one seed: keys may follow the seed
     changed = differing([objective_settings(config) for config in configs])
     adaptive = any(config.kl.controller == "adaptive" for config in configs)
     on_lab = all(config.exact.problem for config in configs)
@@ -60,11 +60,6 @@ def judged(cells: Sequence[Cell], outcomes: Mapping[Variant, Outcome]) -> dict[s
     if measure == "optimality":
         return {"measure": measure, "why": f"{why}." if comparable else f"{why}; each has an optimum of its own."}
     return {"measure": measure, "why": f"{why}." if measure == "objective" else f"{why}: {reason}."}
-
-
-def first_configs(cells: Sequence[Cell]) -> list[Config]:
-    """Configuration of each variant at its first seed, so that keys that follow the seed do not differ."""
-    return list({cell.variant: cell.config for cell in reversed(cells)}.values())[::-1]
 
 
 def objective_settings(config: Config) -> dict[str, Any]:
