@@ -14,6 +14,7 @@ from minirlhf.store.jsonl import json_line
 @click.argument("presets", nargs=-1, required=True, metavar="PRESET|FILE.toml...")
 @click.option("--vary", "varied", multiple=True, metavar="KEY=a,b,c", help="Values to compare, repeatable: a grid.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
+@click.option("--vary-base", is_flag=True, help="Base, SFT model and reward model anew for each seed.")
 @some_options(
     "rewards", "kl", "advantage", "loss", "sets", "plugins", "device"
 )  # all of `run` but --seed: every variant has seeds 0 to N-1
@@ -28,6 +29,7 @@ def command(
     presets: tuple[str, ...],
     varied: tuple[str, ...],
     seeds: int,
+    vary_base: bool,
     rewards: tuple[str, ...],
     sets: tuple[str, ...],
     plugins: tuple[str, ...],
@@ -39,15 +41,17 @@ def command(
 ) -> None:
     """Run presets, or one with several values of a key, over seeds 0 to N-1, and show them side by side.
 
-    Every run is what `minirlhf run PRESET --set KEY=VALUE --seed S` would do. Intervals are 95 % bootstrap intervals
-    over the seeds. A run that fails is counted, and the others go on.
+    Every run is what `minirlhf run PRESET --set KEY=VALUE --seed S` would do. Each variant is held against the first
+    one, seed by seed, with a 95 % interval (Student's t). A run that fails is counted, and the others go on.
     """
     from minirlhf.studies.compare import compare, default_directory
     from minirlhf.studies.grid import grid, resolve_cells, variations
+    from minirlhf.studies.shared import BASE_SEEDS
 
     options = overrides(device, flags)
     variants = grid(presets, variations(varied))
-    cells = resolve_cells(variants, seeds, options=options, sets=sets, rewards=rewards, plugins=plugins)
+    seeded = BASE_SEEDS if vary_base else ()
+    cells = resolve_cells(variants, seeds, options=options, sets=sets, seeded=seeded, rewards=rewards, plugins=plugins)
     labels = [variant.label for variant in variants]
     failure = compare(cells, out or default_directory(presets), Progress(labels, as_json=as_json), jobs=jobs)
     if failure is not None:
@@ -93,9 +97,9 @@ class Progress:
 
     def _compare_finished(self, e: dict[str, Any]) -> None:
         if not self._as_json:
-            for line in aligned_table(self._labels, self._rows):
+            for line in table_lines(self._labels, self._rows, e["judged"]["measure"]):
                 print(line)
-            print(f"\n{e['page']}\n{e['out_dir']}")
+            print("", *map(printable, e["notes"]), "", e["page"], e["out_dir"], sep="\n")
 
 
 def cell_title(e: dict[str, Any]) -> str:
@@ -103,12 +107,18 @@ def cell_title(e: dict[str, Any]) -> str:
     return f"{e['cell']}/{e['cells']} {printable(e['label'])} seed {e['seed']}"
 
 
-def aligned_table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of the table: heads, then one a variant, in aligned columns."""
-    from minirlhf.report.of_compare import table_of
+def table_lines(labels: list[str], rows: list[dict[str, Any]], measure: str | None) -> list[str]:
+    """Lines of the table of variants and, behind an empty one, of their differences to the first in `measure`."""
+    from minirlhf.report.of_compare import against_first, table_of
 
-    heads, found = table_of(labels, rows)
-    lines = [heads, *([printable(label), *rest] for label, *rest in found)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
-    return [line.rstrip() for line in aligned]
+    labels = [printable(label) for label in labels]
+    against = against_first(labels, rows, measure)
+    return [*aligned(*table_of(labels, rows)), *(["", *aligned(*against, words=(0, 3))] if against else [])]
+
+
+def aligned(heads: list[str], found: list[list[str]], words: tuple[int, ...] = (0,)) -> list[str]:
+    """Lines of a table with aligned columns: those of words to the left, all others to the right."""
+    lines = [heads, *found]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    cells = [[f"{c:{'<' if i in words else '>'}{widths[i]}}" for i, c in enumerate(line)] for line in lines]
+    return ["  ".join(line).rstrip() for line in cells]

@@ -98,7 +98,7 @@ def command(
         from minirlhf.studies.overoptimise import as_json as plain
 
         write_text(svg.absolute(), overoptimisation([plain(curve) for curve in curves]))
-    print(json_line({"event": "overoptimise_finished", "out_dir": str(directory)}) if as_json else f"\n{directory}")
+    progress.finish(seeds, directory)
 
 
 class Curves(Progress):
@@ -106,7 +106,7 @@ class Curves(Progress):
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__([], as_json=False)
-        self._json = as_json
+        self._json, self._shared = as_json, dict[str, list[str]]()
 
     def _warning(self, e: dict[str, Any]) -> None:
         super()._warning(e)
@@ -114,7 +114,8 @@ class Curves(Progress):
             print(json_line(e), flush=True)
 
     def _compare_finished(self, e: dict[str, Any]) -> None:
-        """Print nothing: the curves replace the table of the comparison."""
+        """Print nothing: the curves replace the table of the comparison. What the seeds share is said behind them."""
+        self._shared = e["shared"]
 
     def _best_of(self, e: dict[str, Any]) -> None:
         tell(f"best of n: {e['samples']} responses to each of {e['prompts']} held-out prompts")
@@ -127,15 +128,27 @@ class Curves(Progress):
         print(f"{'':<14} {'KL, nats':>9} {'sqrt(KL)':>9} {'proxy':>16} {'true score':>16}")
         for name, key in (("beta", "points"), ("best of", "best_of")):
             for p in e[key]:
-                scores = "".join(f"{with_error(p[score], p[f'{score}_se']):>17}" for score in ("proxy", "truth"))
+                scores = "".join(f"{plus_minus(p[score], p[f'{score}_ci95']):>17}" for score in ("proxy", "truth"))
                 setting = f"{name} {p['setting']:g}"
                 print(f"{setting:<14} {p['kl']:>9.2f} {p['distance']:>9.2f}{scores}")
         print(
             f"rank correlation of proxy and sqrt(KL) {e['spearman']:.2f}; true score at most {e['peak']:+.2f} (KL "
-            f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {with_error(e['fall'], e['fall_se'])}"
+            f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {plus_minus(e['fall'], e['fall_ci95'])}"
         )
 
+    def finish(self, seeds: int, directory: Path) -> None:
+        """Print the directory, and before it which intervals these are and what the seeds share."""
+        from minirlhf.studies.shared import shared_sentence
 
-def with_error(value: float, error: float) -> str:
-    """Value ± standard error, without the error where there is one seed: +1.23 ± 0.04."""
-    return f"{value:+.2f} ± {error:.2f}" if error else f"{value:+.2f}"
+        if self._json:
+            found = {"event": "overoptimise_finished", "out_dir": str(directory), "shared": self._shared}
+            print(json_line(found), flush=True)
+            return
+        if seeds > 1:
+            print(f"\n±: 95 %, Student's t over the seeds.\n{shared_sentence(self._shared)}")
+        print(f"\n{directory}")
+
+
+def plus_minus(value: float, ends: list[float] | None) -> str:
+    """Value ± half of its interval, without it where there is one seed: +1.23 ± 0.04."""
+    return f"{value:+.2f}" if ends is None else f"{value:+.2f} ± {(ends[1] - ends[0]) / 2:.2f}"

@@ -1,6 +1,7 @@
 """compare.html: the page of a comparison, with the table of its variants and their curves of every seed and the mean.
 
-Not here: the statistics over seeds (studies/summary.py), and the markup (compare.html.j2).
+Its tables are those of the terminal, too. Not here: the statistics over seeds (studies/summary.py), which measure
+decides (studies/judged.py), and the markup (compare.html.j2).
 """
 
 import os
@@ -16,22 +17,27 @@ from minirlhf.store.files import write_text
 
 PAGE = "compare.html"
 COLUMNS = (  # columns of the table: title, key of the measure, number format
-    ("score", "score_mean", "+.3f"),
     ("score gain", "score_gain", "+.3f"),
-    ("true score", "true_score_mean", "+.3f"),
     ("KL", "kl_nats_per_sequence", ".2f"),
-    ("optimality F", "optimality", ".4f"),
+    ("J", "objective", "+.3f"),
+    ("F", "optimality", ".4f"),
+    ("true score", "true_score_mean", "+.3f"),
     ("ppo, s", "seconds_ppo", ".1f"),
 )
-JUDGED = ("optimality", "true_score_mean", "score_gain")  # the first one known decides which variant is better
+NO_PAIR: Mapping[str, Any] = {"pairs": 0, "higher": 0, "lower": 0, "mean": None}
 
 
 def write_compare_page(
-    directory: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Mapping[int, Path]]
+    directory: Path,
+    rows: Sequence[Mapping[str, Any]],
+    runs: Mapping[str, Mapping[int, Path]],
+    measure: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write OUT/compare.html and return its path.
 
-    rows: the variants of compare.json, in order; runs: label of a variant -> seed -> directory of the run.
+    rows: the variants of compare.json, in order; runs: label of a variant -> seed -> directory of the run; measure: key
+    of the one that decides which variant is better; notes: sentences below the tables.
     """
     metrics = {label: {seed: read_metrics(run) for seed, run in seeds.items()} for label, seeds in runs.items()}
     measured = list(
@@ -64,8 +70,9 @@ def write_compare_page(
         for seeds in runs.values()
     ]
     shown = {"title": title, "directory": str(directory), "heads": heads, "table": table, "links": links}
+    against = against_first(list(runs), rows, measure)
     path = directory / PAGE
-    write_text(path, render("compare.html.j2", "compare.js", data, **shown))
+    write_text(path, render("compare.html.j2", "compare.js", data, **shown, against=against, notes=notes))
     return path
 
 
@@ -78,17 +85,50 @@ def table_of(labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[
     """Heads of the table, and its lines, one a variant; columns without any value are left out."""
     columns = [c for c in COLUMNS if any(c[1] in row["measures"] for row in rows)]
     failures = ["failed"] if any(row["failed"] for row in rows) else []
-    judged = next((key for key in JUDGED if any(key in row["measures"] for row in rows)), JUDGED[-1])
-    titles = {key: title for title, key, _ in COLUMNS}
-    beats = [f"beats first in {titles[judged]}"] if len(rows) > 1 else []
     lines = []
     for label, row in zip(labels, rows, strict=True):
         failed = [str(len(row["failed"]))] if failures else []
         cells = [interval(row["measures"].get(key), form) for _, key, form in columns]
-        chance = row["measures"].get(judged, {}).get("better_than_first")
-        chances = ["" if chance is None else f"{chance:.0%}"] if beats else []
-        lines.append([label, str(len(row["seeds"])), *failed, *cells, *chances])
-    return ["variant", "seeds", *failures, *(name for name, _, _ in columns), *beats], lines
+        lines.append([label, str(len(row["seeds"])), *failed, *cells])
+    return ["variant", "seeds", *failures, *(name for name, _, _ in columns)], lines
+
+
+def against_first(
+    labels: Sequence[str], rows: Sequence[Mapping[str, Any]], measure: str | None
+) -> tuple[list[str], list[list[str]]] | None:
+    """Heads and lines of the table of differences to the first variant, seed by seed; None if there is none to show.
+
+    measure: key of the measure that decides.
+    """
+    column = next((c for c in COLUMNS if c[1] == measure), None)
+    if column is None or len(rows) < 2:
+        return None
+    name, key, form = column
+    form = form if form.startswith("+") else f"+{form}"
+    lines = []
+    for label, row in zip(labels[1:], rows[1:], strict=True):
+        found = row["measures"].get(key, {}).get("minus_first", NO_PAIR)
+        better = f"{found['higher']} of {found['pairs']} seeds"
+        lines.append([label, interval(found, form), better, verdict(found, name)])
+    return [f"minus {labels[0]}", f"difference in {name}", "higher in", "verdict"], lines
+
+
+def verdict(found: Mapping[str, Any], name: str) -> str:
+    """Verdict on a variant by the interval of its differences to the first one (`minus_first` of compare.json)."""
+    low, high = found.get("ci95", (-1.0, 1.0))
+    if not found["pairs"]:
+        return "no seed in common"
+    if not found["higher"] and not found["lower"]:
+        return "equal in every seed"
+    if low > 0:
+        return f"beats the first in {name}"
+    if high < 0:
+        return f"worse than the first in {name}"
+    if found["pairs"] == 1:
+        return "one seed does not tell"
+    needed = found["seeds_to_tell"]
+    enough = "more than 1000 would be needed" if needed is None else f"about {needed} would"
+    return f"{found['pairs']} seeds do not tell; {enough}"
 
 
 def interval(measure: Mapping[str, Any] | None, form: str) -> str:

@@ -30,7 +30,7 @@ def reliability(report: Mapping[str, Any]) -> str:
 def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
     """Curves of `overoptimise`: proxy (left) and true score (right) against sqrt(KL), one colour for each size of data.
 
-    Solid: PPO with bars of two standard errors; dotted: best-of-n on the same reward models.
+    Solid: PPO with 95 % intervals (Student's t over the seeds); dotted: best-of-n on the same reward models.
     """
 
     def draw(figure: Any) -> None:
@@ -42,7 +42,7 @@ def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
                 axes.errorbar(
                     [point["distance"] for point in ppo],
                     [point[name] for point in ppo],
-                    yerr=[2 * point[f"{name}_se"] for point in ppo],
+                    yerr=[error_bar(point[f"{name}_ci95"]) for point in ppo],
                     color=colour, marker="o", markersize=3, linewidth=1.2, capsize=2,
                     label=f"{curve['pairs']:,} comparisons, PPO",
                 )  # fmt: skip
@@ -55,6 +55,11 @@ def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
         panels[0].legend()
 
     return svg(draw, (10, 4.2))
+
+
+def error_bar(ends: Sequence[float] | None) -> float:
+    """Length of an error bar to each side: half of an interval [low, high]; 0 without one."""
+    return 0.0 if ends is None else (ends[1] - ends[0]) / 2
 
 
 def svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:

@@ -21,11 +21,13 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
 from minirlhf.rewards.shape import Scores
 from minirlhf.rl.metrics import residual_std
+from minirlhf.stages.intervals import t_interval
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING, masked_sum
 from minirlhf.text.tokenizer import Tokenizer
 
 ROWS = 64  # responses generated and scored at a time
+MANY = 100  # prompts from which on a percentile bootstrap covers what it says
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,12 @@ def mean_or_none(x: Tensor) -> float | None:
 
 
 def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator) -> list[float] | None:
-    """95 % percentile interval of the mean of gains (n,), prompts resampled with replacement: [low, high].
+    """95 % interval of the mean of gains (n,), [low, high]: a percentile bootstrap, prompts resampled with replacement.
 
-    None for fewer than two gains: resampling one number always gives that number, which says nothing of its error.
+    Of fewer than MANY gains, for which a bootstrap is too narrow, Student's t; None for fewer than two.
     """
-    if len(gains) < 2:
-        return None
+    if len(gains) < MANY:
+        return t_interval(gains)
     picks = torch.randint(len(gains), (resamples, len(gains)), generator=generator)
     means = gains[picks].mean(dim=1)
     return [means.quantile(0.025).item(), means.quantile(0.975).item()]

@@ -7,7 +7,8 @@ A variant is a preset or file with one value for every varied key; a cell is a v
 one of `minirlhf run PRESET --set KEY=VALUE --seed SEED`. Finished cells are kept: the same comparison in the same
 directory continues where it stopped.
 
-Not here: the grid (grid.py), how a cell is run (cell_runs.py), statistics over seeds (summary.py), printing.
+Not here: the grid (grid.py), how a cell is run (cell_runs.py), statistics over seeds (summary.py), which measure
+decides (judged.py), what the seeds share (shared.py), printing.
 """
 
 import re
@@ -27,7 +28,9 @@ from minirlhf.store.layout import claim_directory
 from minirlhf.store.lock import locked
 from minirlhf.studies.cell_runs import Runner, cell_runner, finished_measures, jobs_that_fit
 from minirlhf.studies.grid import RESULT, Cell, Variant, cell_directory, stem
+from minirlhf.studies.judged import judged
 from minirlhf.studies.mixed import mixed_cells, mixed_warning
+from minirlhf.studies.shared import shared_parts, shared_sentence
 from minirlhf.studies.summary import Outcome, summary
 
 
@@ -53,7 +56,10 @@ def compare(
             mixed = mixed_cells(outcomes, directory)
             if mixed:
                 emit({"event": "warning", "message": mixed_warning(mixed)})
-            write_comparison(outcomes, directory, emit, mixed)
+            grounds: dict[str, Any] = {"judged": judged(cells, outcomes), "shared": shared_parts(cells)}
+            write_comparison(
+                outcomes, directory, emit, {**grounds, "notes": notes_on(outcomes, grounds), "mixed": mixed}
+            )
     except (KeyboardInterrupt, Terminated) as fault:
         raise type(fault)(f"the same command with --out {shlex.quote(str(directory))} goes on") from fault
     return failure
@@ -88,19 +94,32 @@ def run_cells(
 
 
 def write_comparison(
-    outcomes: Mapping[Variant, Outcome], directory: Path, emit: Emit, mixed: Mapping[str, Any]
+    outcomes: Mapping[Variant, Outcome], directory: Path, emit: Emit, grounds: Mapping[str, Any]
 ) -> None:
     """Write compare.json and compare.html; emits a row for each variant, then compare_finished.
 
-    mixed: what the cells were not equally made of (mixed.py).
+    grounds: judged (the measure that decides), shared (what the seeds have in common), notes (both as sentences), mixed
+    (what the cells were not equally made of).
     """
     first = next(iter(outcomes.values()))
     rows = [summary(variant, outcome, first) for variant, outcome in outcomes.items()]
-    write_json(directory / RESULT, {"variants": rows, "mixed": mixed})
-    page = write_compare_page(directory, rows, measured_runs(outcomes, directory))
+    write_json(directory / RESULT, {"variants": rows, **grounds})
+    measure, notes = grounds["judged"]["measure"], grounds["notes"]
+    page = write_compare_page(directory, rows, measured_runs(outcomes, directory), measure, notes)
     for row in rows:
         emit({"event": "variant", **row})
-    emit({"event": "compare_finished", "out_dir": str(directory), "page": str(page)})
+    said = {key: grounds[key] for key in ("judged", "shared", "notes")}
+    emit({"event": "compare_finished", "out_dir": str(directory), "page": str(page), **said})
+
+
+def notes_on(outcomes: Mapping[Variant, Outcome], grounds: Mapping[str, Any]) -> list[str]:
+    """Sentences below the tables: which measure decides, which intervals these are, and what the seeds share."""
+    seeds = max(len(outcome.measures) + len(outcome.failed) for outcome in outcomes.values())
+    interval = "Intervals: 95 %, Student's t over the seeds, each by itself."
+    if seeds < 2:
+        interval = "One seed has no interval, and tells nothing about another: give more --seeds."
+    why = [grounds["judged"]["why"]] if len(outcomes) > 1 else []
+    return [*why, interval, *([shared_sentence(grounds["shared"])] if seeds > 1 else [])]
 
 
 def measured_runs(outcomes: Mapping[Variant, Outcome], directory: Path) -> dict[str, dict[int, Path]]:

@@ -32,6 +32,7 @@ from minirlhf.pipeline.saved import heldout_prompts, open_run
 from minirlhf.rewards.call import call_rewards
 from minirlhf.stages.data import batch
 from minirlhf.stages.evaluate import ROWS, best_of_n_kl, chances_of_best
+from minirlhf.stages.intervals import t_interval
 from minirlhf.stages.preferences import FILE as REPORT
 from minirlhf.stages.preferences import read_pairs, reward_model_directory
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
@@ -40,6 +41,7 @@ from minirlhf.streams import generator
 from minirlhf.studies.cell_runs import Runner
 from minirlhf.studies.compare import compare
 from minirlhf.studies.grid import Cell, cell_directory, grid, resolve_cells
+from minirlhf.studies.shared import shared_parts
 from minirlhf.studies.summary import Outcome, measures_of
 
 RESULT = "overoptimise.json"
@@ -52,17 +54,17 @@ class Point:
     """One point of a curve: means over the seeds at one KL coefficient, or at one n of best-of-n.
 
     setting: the coefficient or n; kl: nats per sequence; distance: sqrt(kl); proxy: the reward model's score, in
-    standard deviations of the reference's; truth: the true score; *_se: standard errors of the means; by_seed: the true
-    scores whose mean is `truth`.
+    standard deviations of the reference's; truth: the true score; *_ci95: 95 % intervals of the means (Student's t over
+    the seeds), None for one seed; by_seed: the true scores whose mean is `truth`.
     """
 
     setting: float
     kl: float
     distance: float
     proxy: float
-    proxy_se: float
+    proxy_ci95: list[float] | None
     truth: float
-    truth_se: float
+    truth_ci95: list[float] | None
     by_seed: list[float]
 
 
@@ -82,7 +84,7 @@ class Curve:
         """Summary of the PPO points: rank correlation, peak, end, and the fall between them.
 
         spearman: rank correlation of proxy and sqrt(KL); peak, end: mean true score at its maximum and at the largest
-        KL; fall: mean over the seeds of the true score lost from the peak to the end; fall_se: its standard error.
+        KL; fall: mean over the seeds of the true score lost from the peak to the end; fall_ci95: its 95 % interval.
 
         The highest of several means is biased upwards by its own noise. So each seed falls from the point at which the
         mean of the *other* seeds is highest.
@@ -98,7 +100,7 @@ class Curve:
             "end": end.truth,
             "end_kl": end.kl,
             "fall": float(fall.mean()),
-            "fall_se": standard_error(fall),
+            "fall_ci95": t_interval(fall),
         }
 
 
@@ -134,7 +136,8 @@ def overoptimise(
     if failure is not None:
         return [], failure
     curves = curves_of(cells, directory.absolute(), samples, emit)
-    write_json(directory / RESULT, {"curves": [as_json(curve) for curve in curves]})
+    found = {"curves": [as_json(curve) for curve in curves], "shared": shared_parts(cells)}
+    write_json(directory / RESULT, found)
     for curve in curves:
         emit({"event": "curve", **as_json(curve)})
     return curves, None
@@ -189,13 +192,8 @@ def point_of(coef: float, outcome: Outcome) -> Point:
 def point(setting: float, kl: Tensor, proxy: Tensor, truth: Tensor) -> Point:
     """Point of values by seed, each (seeds,)."""
     spent = float(kl.mean())
-    proxies, truths = ((float(x.mean()), standard_error(x)) for x in (proxy, truth))
+    proxies, truths = ((float(x.mean()), t_interval(x)) for x in (proxy, truth))
     return Point(setting, spent, math.sqrt(max(spent, 0.0)), *proxies, *truths, truth.tolist())
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of k values, std / sqrt(k); 0 for one value."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:

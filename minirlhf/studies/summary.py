@@ -1,24 +1,26 @@
-"""The summary of a variant: measures of its finished runs, and their mean, interval and improvement over seeds.
+"""The summary of a variant: measures of its finished runs, their means and intervals over the seeds, and their
+differences to the first variant, seed by seed.
 
-Not here: which runs there are (grid.py, compare.py), and how a summary is shown (report/of_compare.py).
+Not here: which runs there are (grid.py, compare.py), which measure decides (judged.py), and how a summary is shown
+(report/of_compare.py).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minirlhf.errors import InputError
-from minirlhf.stages.evaluate import bootstrap_interval
+from minirlhf.stages.evaluate import gains
+from minirlhf.stages.intervals import count_that_tells, t_interval
 from minirlhf.store.files import checked_number, read_json
-from minirlhf.streams import generator
 from minirlhf.studies.grid import Variant
 
 Measures = dict[str, float | None]
-RESAMPLES = 10_000  # of the bootstrap
-MORE_IS_BETTER = ("score_mean", "score_gain", "true_score_mean", "optimality")
 
 
 @dataclass
@@ -32,14 +34,15 @@ class Outcome:
 def measures_of(directory: Path) -> Measures:
     """Compared numbers of a run's evaluation.json; true score and optimality only if the run has them.
 
-    None where nothing was measured (no reward applied), and where nothing can be gained (optimality). InputError if the
-    file is no evaluation.
+    None where nothing was measured (no reward applied), where J cannot be known (objective), and where nothing can be
+    gained (optimality). InputError if the file is no evaluation.
     """
     file = directory / "evaluation.json"
     found = read_json(file)
     try:
         measures: Measures = {"score_mean": number_or_none(found["policy"]["score_mean"])}
         measures |= {name: number_or_none(found[name]) for name in ("score_gain", "kl_nats_per_sequence")}
+        measures["objective"] = objective_of(found)
         if "true_score_gain" in found:
             measures["true_score_mean"] = checked_number(found["policy"]["true_score_mean"])
         if "optimality" in found:
@@ -50,6 +53,23 @@ def measures_of(directory: Path) -> Measures:
     return measures
 
 
+def objective_of(found: dict[str, Any]) -> float | None:
+    """J = mean score - beta x mean KL of the policy, beta as at the end of the run; None if it cannot be known.
+
+    Exact on a problem of the exact lab; else what the evaluation says of it; else, in one of before it said so, from
+    its score and KL.
+    """
+    if "exact" in found:
+        return checked_number(found["exact"]["objective"])
+    if "objective" in found:
+        return None if found["objective"] is None else number_or_none(found["objective"]["policy"])
+    score = number_or_none(found["policy"]["score_mean"])
+    spent = checked_number(found["kl_coef"]) * checked_number(found["kl_nats_per_sequence"])
+    if not math.isfinite(spent):
+        raise ValueError("beta x KL is too large for a number")
+    return None if score is None else score - spent
+
+
 def number_or_none(value: Any) -> float | None:
     """Number of a JSON file; None for null."""
     return None if value is None else checked_number(value)
@@ -58,16 +78,15 @@ def number_or_none(value: Any) -> float | None:
 def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any]:
     """Row of a variant in compare.json; `seeds` gives the order of every measure's `values`.
 
-    `better_than_first`: probability that a run of this variant is better than one of the first variant.
+    `minus_first`, of every variant but the first: the differences to the first one's runs of the same seeds.
     """
     rows = list(outcome.measures.values())
     names = list(dict.fromkeys(name for row in rows for name in row))
     measures = {name: dict(over_seeds([row.get(name) for row in rows])) for name in names}
-    for name in MORE_IS_BETTER if outcome is not first else ():
-        others = [row.get(name) for row in first.measures.values()]
-        chance = improvement([row.get(name) for row in rows], others)
-        if chance is not None:
-            measures[name]["better_than_first"] = chance
+    for name in names if outcome is not first else ():
+        seeds = [seed for seed in outcome.measures if seed in first.measures]
+        before, after = (column([o.measures[seed].get(name) for seed in seeds]) for o in (first, outcome))
+        measures[name]["minus_first"] = dict(paired_statistics(gains(before, after)))
     return {
         "variant": variant.plain(),
         "seeds": list(outcome.measures),
@@ -76,25 +95,37 @@ def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any
     }
 
 
-def improvement(values: Sequence[float | None], others: Sequence[float | None]) -> float | None:
-    """Probability of improvement: mean over all pairs of 1 if value > other, 1/2 if equal, else 0; None without a pair.
+def paired_statistics(found: Tensor) -> Iterator[tuple[str, Any]]:
+    """Statistics of the differences (n,) of a measure between two variants, one a seed that both have.
 
-    Source: Agarwal et al., 2108.13264 (probability of improvement, the Mann-Whitney statistic over its size).
+    pairs: n; higher, lower: those above and below 0; mean; from two on std, ci95, and seeds_to_tell: the number of
+    seeds at which the interval would leave out 0 if mean and std stayed as they are (None: more than 1000).
     """
-    pairs = [(a > b) + (a == b) / 2 for a in values for b in others if a is not None and b is not None]
-    return sum(pairs) / len(pairs) if pairs else None
+    yield "pairs", len(found)
+    yield "higher", int((found > 0).sum())
+    yield "lower", int((found < 0).sum())
+    yield "mean", found.mean().item() if len(found) else None
+    if len(found) > 1:
+        yield "std", found.std().item()
+        yield "ci95", t_interval(found)
+        yield "seeds_to_tell", count_that_tells(found.mean().item(), found.std().item())
 
 
-def over_seeds(values: list[float | None]) -> Iterator[tuple[str, Any]]:
-    """Statistics over the seeds that have a value: mean; from 2 on ci95 (bootstrap); from 4 on iqm; and the values.
+def over_seeds(values: Sequence[float | None]) -> Iterator[tuple[str, Any]]:
+    """Statistics over the seeds that have a value: mean; from 2 on ci95 (Student's t); from 4 on iqm; and the values.
 
     iqm: interquartile mean, without the lowest and highest quarter, so that one bad seed moves it little (2108.13264).
     """
-    known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
+    known = column([value for value in values if value is not None])
     yield "mean", known.mean().item() if len(known) else None
     if len(known) > 1:
-        yield "ci95", bootstrap_interval(known, RESAMPLES, generator(0, "compare", 0))
+        yield "ci95", t_interval(known)
     if len(known) >= 4:
         cut = len(known) // 4
         yield "iqm", known.sort().values[cut : len(known) - cut].mean().item()
-    yield "values", values
+    yield "values", list(values)
+
+
+def column(values: Sequence[float | None]) -> Tensor:
+    """Values as a tensor (n,), float64, NaN for None."""
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import tomllib
 from functools import partial
+from html import unescape
 
 import pytest
 
@@ -36,7 +38,9 @@ def test_two_values_over_two_seeds_are_four_runs_and_the_second_time_none(tiny, 
     assert sum("kl k2 in reward" in e["message"] for e in warned) == 1
     first, second, last = result.events[len(warned) :]
     page = tmp_path / "compare.html"
-    assert last == {"event": "compare_finished", "out_dir": str(tmp_path), "page": str(page)}
+    assert (last["event"], last["out_dir"], last["page"]) == ("compare_finished", str(tmp_path), str(page))
+    assert last["judged"]["measure"] == "objective"
+    assert all(note in unescape(page.read_text()) for note in last["notes"])
     curves = json.loads("".join(Read(page.read_text()).code["data"]))
     assert [v["label"] for v in curves["variants"]] == ["kl.place=loss", "kl.place=reward"]
     assert [s["seed"] for s in curves["variants"][1]["seeds"]] == [0, 1]
@@ -46,7 +50,9 @@ def test_two_values_over_two_seeds_are_four_runs_and_the_second_time_none(tiny, 
     )
     assert first["variant"] == {"preset": "tiny", "kl.place": "loss"}
     assert second["seeds"] == [0, 1]
-    assert set(first["measures"]) == {"score_mean", "score_gain", "kl_nats_per_sequence", "seconds_ppo"}
+    assert set(first["measures"]) == {
+        "score_mean", "score_gain", "kl_nats_per_sequence", "objective", "seconds_ppo",
+    }  # fmt: skip
     assert "2/4 kl.place=loss seed 1\n" in result.err
     assert sum(line.startswith("warning: kl k2 in reward") for line in result.err.splitlines()) == 1
 
@@ -114,11 +120,21 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
     stubbed()
     result = done(*VARY, "--out", tmp_path)
     assert result.out.splitlines() == [
-        "variant       seeds                       score            "
-        "   score gain                 KL          ppo, s  beats first in score gain",
-        "kl.coef=0.25      2  +10.750 [+10.250, +11.250]  +0.750 [+0.250, +1.250]  1.50 [0.50, 2.50]  1.5 [1.5, 1.5]",
-        "kl.coef=0.5       2  +11.000 [+10.500, +11.500]  +1.000 [+0"
-        ".500, +1.500]  2.00 [1.00, 3.00]  1.5 [1.5, 1.5]                        75%",
+        "variant       seeds               score gain                    KL                           J"
+        "          ppo, s",
+        "kl.coef=0.25      2  +0.750 [-5.603, +7.103]  1.50 [-11.21, 14.21]   +10.375 [+7.198, +13.552]"
+        "  1.5 [1.5, 1.5]",
+        "kl.coef=0.5       2  +1.000 [-5.353, +7.353]  2.00 [-10.71, 14.71]  +10.000 [+10.000, +10.000]"
+        "  1.5 [1.5, 1.5]",
+        "",
+        "minus kl.coef=0.25  difference in score gain     higher in  verdict",
+        "kl.coef=0.5          +0.250 [+0.250, +0.250]  2 of 2 seeds  beats the first in score gain",
+        "",
+        "Variants are compared in the score gain, which does not count the KL, by the differences of the same seed: "
+        "J = score - beta KL is not the same for all of them, because kl.coef differs.",
+        "Intervals: 95 %, Student's t over the seeds, each by itself.",
+        "All seeds share base and held-out prompts, so that the intervals do not cover another choice of these "
+        "(--vary-base of compare makes another base for each seed).",
         "",
         str(tmp_path / "compare.html"),
         str(tmp_path),
@@ -131,15 +147,24 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
     ]
 
 
+def test_each_seed_has_a_base_of_its_own_where_that_is_asked_for(stubbed, tmp_path):
+    stubbed()
+    result = done(*VARY, "--vary-base", "--out", tmp_path)
+    for seed in (0, 1):
+        config = tomllib.loads((tmp_path / "tiny.kl.coef=0.25" / f"s{seed}" / "config.toml").read_text())
+        assert [config[section]["seed"] for section in ("run", "pretrain", "sft", "reward_model")] == [seed] * 4
+    assert "Each seed has its own base; all seeds share held-out prompts" in result.out
+
+
 def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed, tmp_path):
     stubbed({(0.25, 0): DivergedError("the loss\x1b is not finite")}, {(0.5, 0): 0.875, (0.5, 1): None})
     arguments = ("compare", "tiny", "--vary", "kl.coef=0.25,0.5", "--seeds", 1, "--out", tmp_path)
     result = call(*arguments)
     assert result.code == 3
     assert result.out.splitlines()[:3] == [
-        "variant       seeds  failed    score  score gain    KL  optimality F  ppo, s  beats first in optimality F",
-        "kl.coef=0.25      0       1        -           -     -             -       -",
-        "kl.coef=0.5       1       0  +10.500      +0.500  1.00        0.8750     1.5",
+        "variant       seeds  failed  score gain    KL        J       F  ppo, s",
+        "kl.coef=0.25      0       1           -     -        -       -       -",
+        "kl.coef=0.5       1       0      +0.500  1.00  +10.000  0.8750     1.5",
     ]
     assert "  failed: the loss\\x1b is not finite\n" in result.err
     assert ", F 0.8750\n" in result.err
@@ -152,7 +177,7 @@ def test_a_failure_has_a_column_and_its_exit_code_comes_after_the_table(stubbed,
 def test_where_nothing_can_be_gained_there_is_no_share_to_show(stubbed, tmp_path):
     stubbed({}, {(0.25, 0): None})
     result = done("compare", "tiny", "--set", "kl.coef=0.25", "--seeds", 1, "--out", tmp_path)
-    assert result.out.splitlines()[1] == "tiny         1  +10.250      +0.250  0.50             -     1.5"
+    assert result.out.splitlines()[1] == "tiny         1      +0.250  0.50  +10.125  -     1.5"
     assert result.err.endswith("score gain +0.250, KL 0.50 nats\n")
 
 

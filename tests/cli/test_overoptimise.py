@@ -4,7 +4,11 @@ import json
 import math
 
 import pytest
+import torch
 
+from minirlhf.cli.overoptimise import Curves
+from minirlhf.studies.overoptimise import Curve, point
+from minirlhf.studies.overoptimise import as_json as plain
 from tests.cli.calling import done, refused
 
 SMALL = {
@@ -57,7 +61,31 @@ def test_two_sizes_two_coefficients_and_the_picture(arguments, tmp_path):
         proxies = [p["proxy"] for p in curve["best_of"]]
         assert proxies == sorted(proxies)
     out = json.loads((arguments[-1] / "overoptimise.json").read_text())
+    assert (
+        out["shared"]
+        == curves[2]["shared"]
+        == {
+            "shared": ["base", "SFT model", "reward model", "held-out prompts"],  # there is one seed
+            "own": [],
+        }
+    )
     assert [curve["pairs"] for curve in out["curves"]] == [60, 90]
+
+
+def test_a_table_has_half_intervals_and_the_end_says_what_is_shared(capsys, tmp_path):
+    """Scores 1 and 3 have a standard error of 1, so half an interval is 12.706; scores 2 and 2 have none."""
+    one, three, two = (torch.tensor(values, dtype=torch.float64) for values in ([1, 3], [9, 11], [2, 2]))
+    curve = Curve(60, 0.75, [point(0.5, two, one, two), point(0.1, three, one, two)], [])
+    progress = Curves(as_json=False)
+    progress({"event": "compare_finished", "shared": {"shared": ["base"], "own": ["reward model"]}})
+    progress({"event": "curve", **plain(curve)})
+    progress.finish(2, tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[4:7] for line in said if line.startswith("beta")] == [["+2.00", "±", "12.71"]] * 2
+    assert said[-6].endswith("at the largest KL +2.00: lost +0.00 ± 0.00")
+    assert said[-4] == "±: 95 %, Student's t over the seeds."
+    assert said[-3].startswith("Each seed has its own reward model; all seeds share base, so that")
+    assert said[-1] == str(tmp_path)
 
 
 def test_refusals(tmp_path):

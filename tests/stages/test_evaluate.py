@@ -212,8 +212,9 @@ def test_every_number_of_the_summary_by_hand(monkeypatch):
     assert after["distinct_2"] == pytest.approx(3 / 7)
     assert result.summary["score_gain"] == pytest.approx((2 + 0 - 3.5 + 1) / 4)
     assert result.summary["win_rate"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
-    low, high = result.summary["score_gain_ci95"]
-    assert -3.5 <= low < -0.125 < high <= 2
+    # gains 2, 0, -3.5, 1: mean -0.125, squares about it 4.516 0.016 11.391 1.266, t of three degrees of freedom 3.1824
+    half = 3.1824 * math.sqrt(17.1875 / 3) / 2
+    assert result.summary["score_gain_ci95"] == pytest.approx([-0.125 - half, -0.125 + half], abs=1e-3)
     assert [row["policy_score"] for row in result.rows] == [3.0, 2.0, 0.5, 6.0]
     assert [row["reference"] for row in result.rows] == BEFORE
     assert [row["policy"] for row in result.rows] == AFTER
@@ -276,7 +277,10 @@ def test_bigrams_stay_inside_a_response_and_leave_eos_out():
 
 def test_the_bootstrap_interval_on_data_whose_answer_is_known():
     assert bootstrap_interval(torch.full((9,), 0.3).double(), 100, seeded()) == pytest.approx([0.3, 0.3])
-    assert bootstrap_interval(torch.tensor([0.0, 1.0]).double(), 500, seeded()) == [0.0, 1.0]  # each 1/4 of resamples
+    # 16 prompts, half of them 0 and half 1: the std is sqrt(16 x 1/4 / 15), t of 15 degrees of freedom 2.1314
+    half = 2.1314 * math.sqrt(4 / 15) / 4
+    few = torch.tensor([0.0, 1.0] * 8).double()
+    assert bootstrap_interval(few, 500, seeded()) == pytest.approx([0.5 - half, 0.5 + half], abs=1e-4)
     for known in ([], [0.3]):  # resampling one number gives it again, however wrong it is
         assert bootstrap_interval(torch.tensor(known).double(), 100, seeded()) is None
     # 400 numbers of mean 2 and population std 3: the mean's own error is 3/20, 95 % of it 1.96 times that

@@ -19,7 +19,7 @@ from minirlhf.studies import cell_runs
 from minirlhf.studies.compare import WarnOnce, compare, default_directory
 from minirlhf.studies.grid import Variant, grid, resolve_cells, split_values, variations
 from minirlhf.studies.mixed import mixed_cells
-from minirlhf.studies.summary import Outcome, improvement, measures_of, over_seeds
+from minirlhf.studies.summary import Outcome, measures_of, over_seeds
 from tests.helpers import OneSecond
 
 LOW, HIGH = "tiny.kl.coef=0.25", "tiny.kl.coef=0.5"
@@ -43,6 +43,7 @@ class Stub:
         if isinstance(value, BaseException):
             raise value
         found = {"policy": {"score_mean": 10 + value}, "score_gain": value, "kl_nats_per_sequence": 2 * value}
+        found["kl_coef"] = at[0]
         more = {"optimality": self.extra[at]} if at in self.extra else {}
         summary = {**found, **more, "seconds": {"ppo": 1.5}}
         (directory / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
@@ -207,32 +208,47 @@ def test_the_cells_run_one_after_another_each_in_its_directory(tmp_path):
     assert [e["message"] for e in events if e["event"] == "warning"] == ["coefficient 0.25", "coefficient 0.5"]
 
 
+T1, T3 = 12.7062, 3.1824  # two-sided 95 % quantiles of Student's t for two and for four seeds
+
+
 def test_means_and_intervals_over_two_seeds(tmp_path):
-    """Gains c and 1 + c: a resample of two has the mean c or 1 + c with 1/4 each, so the interval is both ends."""
+    """Gains c and 1 + c have a standard error of 1/2; the variants differ by 1/4 in both seeds. J = 10 + g - 2 c g."""
     events, _ = events_of(Stub(), tmp_path)
     low, high = (e for e in events if e["event"] == "variant")
     assert low["variant"] == {"preset": "tiny", "kl.coef": 0.25}
     assert (high["seeds"], high["failed"]) == ([0, 1], {})
-    assert high["measures"] == {
-        "score_mean": {"mean": 11.0, "ci95": [10.5, 11.5], "values": [10.5, 11.5], "better_than_first": 0.75},
-        "score_gain": {"mean": 1.0, "ci95": [0.5, 1.5], "values": [0.5, 1.5], "better_than_first": 0.75},
-        "kl_nats_per_sequence": {"mean": 2.0, "ci95": [1.0, 3.0], "values": [1.0, 3.0]},
-        "seconds_ppo": {"mean": 1.5, "ci95": [1.5, 1.5], "values": [1.5, 1.5]},
+    assert list(high["measures"]) == [
+        "score_mean", "score_gain", "kl_nats_per_sequence", "objective", "seconds_ppo",
+    ]  # fmt: skip
+    gain, spent = high["measures"]["score_gain"], low["measures"]["kl_nats_per_sequence"]
+    assert gain["ci95"] == pytest.approx([1 - T1 / 2, 1 + T1 / 2], abs=1e-4)
+    assert spent["ci95"] == pytest.approx([1.5 - T1, 1.5 + T1], abs=1e-4)
+    assert "minus_first" not in spent
+    assert (gain["mean"], gain["values"]) == (1, [0.5, 1.5])
+    assert gain["minus_first"] == {
+        **{"pairs": 2, "higher": 2, "lower": 0, "mean": 0.25, "std": 0},
+        **{"ci95": [0.25, 0.25], "seeds_to_tell": 2},
     }
+    assert high["measures"]["objective"]["values"] == [10, 10]
+    assert high["measures"]["objective"]["minus_first"]["mean"] == pytest.approx(10 - (10.125 + 10.625) / 2)
     written = json.loads((tmp_path / "compare.json").read_text())
     assert [{"event": "variant", **row} for row in written["variants"]] == [low, high]
+    last = events[-1]
+    assert {key: written[key] for key in ("judged", "shared", "notes")} == {
+        key: last[key] for key in ("judged", "shared", "notes")
+    }
+    assert last["judged"]["measure"] == "score_gain"  # J is not that of the same beta
+    assert last["shared"] == {"shared": ["base", "held-out prompts"], "own": []}
+    assert [note.partition(" ")[0] for note in last["notes"]] == ["Variants", "Intervals:", "All"]
 
 
 def test_the_interval_is_that_of_95_percent(tmp_path):
-    """Of 0, 0, 0, 4 a resample holds k fours with C(4,k) 3^(4-k) / 256: k = 4 in 0.4 %, k >= 3 in 5.1 %."""
+    """0, 0, 0, 4: mean 1, unbiased std 2, standard error 1."""
     stub = Stub({(0.25, 0): 0, (0.25, 1): 0, (0.25, 2): 0, (0.25, 3): 4})
     events, _ = events_of(stub, tmp_path, 4, "0.25")
-    assert events[-2]["measures"]["score_gain"] == {
-        "mean": 1.0,
-        "ci95": [0.0, 3.0],
-        "iqm": 0.0,
-        "values": [0, 0, 0, 4],
-    }
+    gain = events[-2]["measures"]["score_gain"]
+    assert gain.pop("ci95") == pytest.approx([1 - T3, 1 + T3], abs=1e-4)
+    assert gain == {"mean": 1.0, "iqm": 0.0, "values": [0, 0, 0, 4]}
 
 
 @pytest.mark.parametrize(
@@ -245,24 +261,17 @@ def test_the_middle_half_by_hand(values, middle):
     assert "iqm" not in dict(over_seeds([1, 2, 3]))
 
 
-@pytest.mark.parametrize(
-    ("values", "others", "chance"),
-    [([2, 3], [0, 1], 1.0), ([0, 1], [2, 3], 0.0), ([1], [1], 0.5), ([0, 2], [1, 2, None], 0.375), ([None], [1], None)],
-)
-def test_the_probability_of_improvement_by_hand(values, others, chance):
-    """0.375: of the pairs 0-1, 0-2, 2-1, 2-2 one is larger and one equal: 1.5 of 4."""
-    assert improvement(values, others) == chance
-
-
 def test_one_seed_has_no_interval(tmp_path):
     events, _ = events_of(Stub(), tmp_path, 1, "0.25")
     assert events[-2]["measures"]["score_gain"] == {"mean": 0.25, "values": [0.25]}
+    assert events[-1]["notes"] == ["One seed has no interval, and tells nothing about another: give more --seeds."]
 
 
 def test_optimality_is_there_where_it_is_known_and_null_where_nothing_can_be_gained(tmp_path):
     stub = Stub(extra={(0.25, 0): 0.5, (0.25, 1): None})
     low, high = (e["measures"] for e in events_of(stub, tmp_path)[0] if e["event"] == "variant")
     assert low["optimality"] == {"mean": 0.5, "values": [0.5, None]}
+    assert high["score_gain"]["minus_first"]["pairs"] == 2
     assert "optimality" not in high
     none = Stub(extra={(0.25, 0): None})
     assert events_of(none, tmp_path / "b", 1, "0.25")[0][-2]["measures"]["optimality"] == {
@@ -282,7 +291,8 @@ def test_a_cell_that_fails_is_noted_and_the_others_go_on(tmp_path):
     low, high = json.loads((tmp_path / "compare.json").read_text())["variants"]
     assert (low["seeds"], low["failed"]) == ([0], {"1": "the loss is not finite"})
     assert (high["seeds"], high["failed"]) == ([1], {"0": "raised"})
-    assert high["measures"]["score_gain"] == {"mean": 1.5, "values": [1.5], "better_than_first": 1.0}
+    none = {"pairs": 0, "higher": 0, "lower": 0, "mean": None}  # seed 0 of one and seed 1 of the other are no pair
+    assert high["measures"]["score_gain"] == {"mean": 1.5, "values": [1.5], "minus_first": none}
     again = Stub({(0.25, 1): first})
     assert events_of(again, tmp_path)[1] is first
     assert again.ran == [(0.25, 1), (0.5, 0)]
@@ -369,7 +379,7 @@ def test_what_is_done_is_kept_and_counts(tmp_path):
     assert [e["kept"] for e in events if e["event"] == "cell_finished"] == [True, False, True, False]
     assert kinds(events).count("cell_started") == 2
     low = next(e for e in events if e["event"] == "variant")
-    assert low["measures"]["score_gain"] == {"mean": 5.0, "ci95": [0.25, 9.75], "values": [0.25, 9.75]}
+    assert low["measures"]["score_gain"]["values"] == [0.25, 9.75]
 
 
 def test_a_cell_that_was_stopped_is_removed_and_run_again(tmp_path):
@@ -435,7 +445,7 @@ def test_an_evaluation_that_is_none_is_refused_before_the_first_run(tmp_path):
 
 EVALUATION = (
     '{"policy": {"score_mean": 1.0, "true_score_mean": 1.0}, "score_gain": 1.0, "kl_nats_per_sequence": 1.0, '
-    '"true_score_gain": 1.0, "optimality": 1.0, "seconds": {"ppo": 1.0}}'
+    '"true_score_gain": 1.0, "optimality": 1.0, "objective": {"policy": 1.0}, "seconds": {"ppo": 1.0}}'
 )
 
 

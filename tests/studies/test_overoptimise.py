@@ -63,13 +63,16 @@ def a_curve():
 
 def test_a_verdict_by_hand():
     """Both seeds are highest in the middle, by the other seed's word, too: they fall by 4 - 2 and 3 - 2, mean 1.5,
-    standard error sqrt(0.5) / sqrt(2) = 0.5."""
+    standard error sqrt(0.5) / sqrt(2) = 0.5, Student's t 12.706."""
     found = a_curve().verdict()
     assert found["spearman"] == pytest.approx(1)
     assert (found["peak"], found["peak_kl"], found["end"], found["end_kl"]) == (3.5, 9, 2, 25)
-    assert (found["fall"], found["fall_se"]) == (1.5, pytest.approx(0.5))
+    assert found["fall"] == 1.5
+    assert found["fall_ci95"] == pytest.approx([1.5 - 12.706 / 2, 1.5 + 12.706 / 2], abs=1e-3)
     last = a_curve().points[-1]
-    assert (last.distance, last.proxy_se, last.truth_se) == (5, pytest.approx(1), 0)
+    assert (last.distance, last.truth_ci95) == (5, [2, 2])
+    assert last.proxy_ci95 == pytest.approx([4 - 12.706, 4 + 12.706], abs=1e-3)
+    assert o.point(1, *[tensor(1.0)] * 3).truth_ci95 is None
 
 
 def test_a_seed_falls_from_the_peak_of_the_others():
@@ -90,7 +93,7 @@ def test_there_is_no_fall_on_average_where_there_is_nothing_but_noise():
     for _ in range(1000):
         noise = torch.randn(7, 5, generator=draw, dtype=torch.float64)
         falls.append(o.Curve(1, 0.5, [o.point(k, row, row, row) for k, row in enumerate(noise)], []).verdict()["fall"])
-    assert abs(sum(falls) / 1000) < 4 * float(o.standard_error(torch.tensor(falls)))
+    assert abs(sum(falls) / 1000) < 4 * float(torch.tensor(falls).std()) / math.sqrt(1000)
 
 
 def test_best_of_n_takes_each_runs_own_responses_and_its_proxys_favourite(monkeypatch):
@@ -163,6 +166,7 @@ def stub(config, registry, directory, emit):
     pairs, coef = config.reward_model.pairs, config.kl.coef
     policy = {"score_mean": 1 / coef + config.run.seed, "true_score_mean": pairs / 100 - 1 / coef / 100}
     found = {"policy": policy, "score_gain": 1.0, "true_score_gain": 1.0, "kl_nats_per_sequence": 1 / coef}
+    found["kl_coef"] = coef
     (directory / "evaluation.json").write_text(json.dumps({**found, "seconds": {"ppo": 1.0}}))
     return directory
 
@@ -182,8 +186,9 @@ def test_runs_are_gathered_by_size_and_coefficient(tmp_path, monkeypatch):
     assert [p.proxy for p in curves[0].points] == pytest.approx([10.5, 50.5])
     assert curves[1].points[0].by_seed == pytest.approx([1.9, 1.9])
     assert curves[0].best_of[0].setting == 2  # both seeds
-    saved = json.loads((tmp_path / "out" / "overoptimise.json").read_text())["curves"]
-    assert saved == [o.as_json(curve) for curve in curves]
+    saved = json.loads((tmp_path / "out" / "overoptimise.json").read_text())
+    assert saved["curves"] == [o.as_json(curve) for curve in curves]
+    assert saved["shared"] == {"shared": ["base", "SFT model", "held-out prompts"], "own": ["reward model"]}
     assert [e["pairs"] for e in events if e["event"] == "curve"] == [100, 200]
 
 
