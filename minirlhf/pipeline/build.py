@@ -112,6 +112,15 @@ def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:
     return rewards, waiting
 
 
+def score_about(config: Config) -> str:
+    """Sentence on what a score is in this run, for its first lines: which rewards give it, and which way is better."""
+    labels = list(config.rewards)
+    what = (
+        f"what the reward {labels[0]} gives a response" if len(labels) == 1 else f"sum of {', '.join(labels)}, weighted"
+    )
+    return f"score: {what}; higher is better"
+
+
 def whitening(settings: AdvantageConfig, advantage: Built) -> Whitening:
     """The scope of whitening; `auto` = over the batch for functions that read V, none for the others.
 

@@ -89,7 +89,12 @@ SIDE = {"score_mean": 0.5, "score_std": 1.0, "score_p90": 1.0, "length_mean": 9.
 EVALUATION = {
     "prompts": 4, "reference": SIDE, "policy": SIDE, "score_gain": 0.5, "score_gain_ci95": [0.1, 0.9], "win_rate": 0.5,
     "kl_nats_per_sequence": 1.0, "kl_coef": 0.1, "optimality": None, "seconds": {"ppo": 1.0, "total": 2.0},
-    "best_of_n": [{"n": 2, "kl": 0.2, "score": 0.7}],
+    "best_of_n": [{"n": 2, "kl": 0.2, "score": 0.7}], "true_score_gain": 0.5, "true_score_rewarded": ["sentiment"],
+    "true_score_seen": "sentiment is rewarded", "objective": {
+        "beta": 0.1, "prompts": 4, "reference": 0.1, "policy": 0.3, "policy_kl": 1.0, "share_at_most": 0.5,
+        "best_of_n": [{"n": 4, "kl": 0.6, "score": 0.7, "objective": 0.6, "policy_lead": -0.3}], "not_beaten": [4],
+        "best_known": {"what": "best of 4", "objective": 0.6}, "verdict": {"against": "best of 4", "outcome": "beaten"},
+    },
 }  # fmt: skip
 
 
