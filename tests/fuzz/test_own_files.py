@@ -85,7 +85,14 @@ METRICS = {"step": 1, "count/updates": 4.0, "response/length": 9.0, "response/eo
            "value/explained_variance": -0.1, "objective/kl": 1.0, "kl/coef": 0.1, "count/reward_errors": 0.0,
            "count/flat_batches": 0.0, "objective/scores_std": 1.0, "policy/logprob_grad_avg": 0.5,
            "policy/grad_norm": 1.0, "episode": 64.0, "count/unscored": 0.0, "count/masked_rows": 0.0}  # fmt: skip
-SIDE = {"score_mean": 0.5, "score_std": 1.0, "score_p90": 1.0, "length_mean": 9.0, "eos_rate": 1.0}
+SIDE = {
+    "score_mean": 0.5,
+    "score_std": 1.0,
+    "score_p90": 1.0,
+    "length_mean": 9.0,
+    "eos_rate": 1.0,
+    "true_score_mean": 0.5,
+}
 EVALUATION = {
     "prompts": 4, "reference": SIDE, "policy": SIDE, "score_gain": 0.5, "score_gain_ci95": [0.1, 0.9], "win_rate": 0.5,
     "kl_nats_per_sequence": 1.0, "kl_coef": 0.1, "optimality": None, "seconds": {"ppo": 1.0, "total": 2.0},
