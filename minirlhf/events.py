@@ -52,6 +52,7 @@ REPORT = fields(
         "reliability": several(fields("What it stated, and how often it was right.", {**RIGHT, "stated": NUMBER})),
     },
     {
+        "ece_floor": NUMBER,  # not in the report of a reward model that an earlier version trained
         **{"ceiling": MAYBE, "of_ceiling": MAYBE, "members": several(MAYBE)},
         "by_gap": several(fields("By how much better a side really is.", {**RIGHT, "from": NUMBER})),
     },
@@ -62,13 +63,30 @@ SIDE = fields(
         **{"score_mean": MAYBE, "score_std": MAYBE, "score_p90": MAYBE, "length_mean": NUMBER, "eos_rate": NUMBER},
         **{"distinct_2": MAYBE, "distinct_share": NUMBER},
     },
-    {"residual_std": MAYBE, "true_score_mean": NUMBER},
+    {
+        **{"residual_std": MAYBE, "residual_std_on_reference": MAYBE, "true_score_mean": NUMBER},
+        "true_score_parts": {"type": "object", "additionalProperties": NUMBER},
+    },
 )
 COMPLETED = fields(
     "A prompt with both completions.",
     {"prompt": TEXT, "reference": TEXT, "policy": TEXT, "reference_score": MAYBE, "policy_score": MAYBE},
 )
 BEST_OF = fields("What the best of n responses of the reference scores.", {"n": WHOLE, "kl": NUMBER, "score": NUMBER})
+LEAD = {"n": WHOLE, "kl": NUMBER, "score": NUMBER, "objective": NUMBER, "policy_lead": NUMBER}
+OBJECTIVE = fields(
+    "J = score - beta KL on the same prompts.",
+    {
+        **{"beta": NUMBER, "prompts": WHOLE, "reference": NUMBER, "policy": NUMBER, "policy_kl": NUMBER},
+        "best_of_n": several(fields("Best of n of the reference.", {**LEAD, "policy_lead_ci95": INTERVAL})),
+        "best_known": fields("The highest J known.", {"what": TEXT, "objective": NUMBER}),
+        **{"share_at_most": MAYBE, "not_beaten": several(WHOLE)},
+    },
+    {
+        **{"policy_gain": NUMBER, "policy_gain_ci95": INTERVAL},
+        "verdict": fields("The policy and what else has the highest J.", {"against": TEXT, "outcome": TEXT}),
+    },
+)
 EXACT = fields(
     "How far the policy is from the optimum of its problem.",
     {"optimality": MAYBE, "objective": NUMBER, "best": NUMBER, "reward": NUMBER, "kl": NUMBER},
@@ -156,14 +174,18 @@ EVENTS: dict[str, Schema] = {
                 "score_gain": MAYBE,
                 "score_gain_ci95": INTERVAL,
                 "win_rate": MAYBE,
+                "ties": WHOLE,
                 "kl_nats_per_sequence": NUMBER,
             },
             **{"kl_coef": NUMBER, "samples": several(COMPLETED)},
+            "objective": {"oneOf": [OBJECTIVE, {"type": "null"}]},
             "made_of": {"type": "object"},
             "seconds": {"type": "object", "additionalProperties": NUMBER},
         },
         {
             **{"true_score_gain": NUMBER, "true_score_gain_ci95": INTERVAL, "precision_error": NUMBER},
+            **{"true_score_rewarded": several(TEXT), "true_score_seen": TEXT, "objective_unknown": TEXT},
+            **{"true_score_gain_unrewarded": NUMBER, "true_score_gain_unrewarded_ci95": INTERVAL},
             **{"optimality": MAYBE, "exact": EXACT, "best_of_n": several(BEST_OF)},
         },
     ),

@@ -53,9 +53,17 @@ SIDE = dict.fromkeys(
     ("score_mean", "score_std", "score_p90", "length_mean", "eos_rate", "distinct_2", "distinct_share", "residual_std"),
     0.5,
 )
+BEST = {"n": 4, "kl": 0.5, "score": 0.75, "objective": 0.7, "policy_lead": -0.3, "policy_lead_ci95": [-0.4, -0.2]}
+OBJECTIVE = {
+    "beta": 0.1, "prompts": 4, "reference": 0.5, "policy": 0.4, "policy_kl": 1.0, "policy_gain": -0.1,
+    "policy_gain_ci95": [-0.2, 0.0], "best_of_n": [BEST], "best_known": {"what": "best of 4", "objective": 0.7},
+    "share_at_most": -0.5, "not_beaten": [4], "verdict": {"against": "best of 4", "outcome": "beaten"},
+}  # fmt: skip
 SUMMARY = {
-    "prompts": 4, "reference": SIDE, "policy": SIDE, "score_gain": 0.5, "score_gain_ci95": [0.25, 0.75],
-    "win_rate": 0.5, "kl_nats_per_sequence": 1.0, "kl_coef": 0.1, "best_of_n": [{"n": 1, "kl": 0.0, "score": 0.5}],
+    "prompts": 4, "reference": SIDE, "policy": {**SIDE, "residual_std_on_reference": 0.5},
+    "score_gain": 0.5, "score_gain_ci95": [0.25, 0.75], "win_rate": 0.5, "ties": 1,
+    "kl_nats_per_sequence": 1.0, "kl_coef": 0.1, "best_of_n": [{"n": 1, "kl": 0.0, "score": 0.5}],
+    "objective": OBJECTIVE,
     "seconds": {"base": 1.0, "ppo": 2.0, "evaluation": 0.5, "total": 3.5},
     "made_of": {"minirlhf": "0", "torch": "0", "sources": {"corpus.jsonl": "0" * 64}, "code": {}},
 }  # fmt: skip

@@ -35,6 +35,7 @@ def command(
     )
 
     from minirlhf.cli.printer import print_evaluation
+    from minirlhf.pipeline.build import score_about
     from minirlhf.pipeline.evaluation import reevaluate
     from minirlhf.store.jsonl import json_line
 
@@ -44,4 +45,5 @@ def command(
     if as_json:
         print(json_line(result.summary | ({"warnings": notes} if notes else {})))
     else:
+        tell(score_about(config))
         print_evaluation(result.summary, result.rows[: config.evaluation.samples])

@@ -206,7 +206,7 @@ class Panel:
             full = room * done // self._steps
             bar = Text.assemble(("━" * full, "green"), ("─" * (room - full), "dim"))
             lines = [Text.assemble(what, bar, counted, f"{left:>13}")]
-            notes = [first[12:], *(note.strip() for note in notes)]
+            notes = ["; ".join([first[12:], *(note.strip() for note in notes[:1])]), *(n.strip() for n in notes[1:])]
         if self.stopping:
             return [*lines, Text(signals.STOPPING, style="bold reverse")]
         lines += [Text(f"{'':<12}{note}", style="dim") for note in notes]

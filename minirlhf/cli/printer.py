@@ -126,6 +126,7 @@ def reward_model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows (title, value) of the report of a reward model."""
     interval = " (95 % interval {:.3f} to {:.3f})".format(*report["accuracy_ci95"]) if report["accuracy_ci95"] else ""
     ties = f", {report['ties']} of them ties" if report.get("ties") else ""
+    floor = f" (a perfectly calibrated model: {report['ece_floor']:.3f})" if "ece_floor" in report else ""
     ceiling, decided = [], bool(report.get("decided_when_to_stop"))
     if "ceiling" in report:
         share = f"{or_dash(report['of_ceiling'], '.0%')} (ceiling {or_dash(report['ceiling'])})"
@@ -134,7 +135,7 @@ def reward_model_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("held-out comparisons", f"{report['pairs']}{ties}{', which also decided when to stop' * decided}"),
         ("accuracy", f"{or_dash(report['accuracy'])}{interval}"),
         *ceiling,
-        ("calibration error (ECE)", f"{report['ece']:.3f}"),
+        ("calibration error (ECE)", f"{report['ece']:.3f}{floor}"),
         ("margin, mean", f"{report['margin_mean']:+.2f}"),
         ("score against length, correlation", f"{report['length_correlation']:+.2f}"),
         ("accuracy of preferring the longer", or_dash(report["longer_wins"])),
@@ -148,6 +149,27 @@ def with_interval(summary: dict[str, Any], name: str) -> str:
     ends = summary[f"{name}_ci95"]
     interval = "" if ends is None else f" (95 % interval {ends[0]:+.3f} to {ends[1]:+.3f})"
     return number(summary[name], "+.3f") + interval
+
+
+def print_objective(summary: dict[str, Any], width: int) -> None:
+    """Print the true score's gain, J of reference, best-of-n and policy, and what the run did not beat."""
+    from minirlhf.report.of_objective import (
+        objective_about,
+        objective_rows,
+        objective_sentences,
+        true_score_sentences,
+    )
+    from minirlhf.report.page import number
+
+    for line in true_score_sentences(summary):
+        print(textwrap.fill(line, width, subsequent_indent="  "))
+    if "exact" not in summary and (rows := objective_rows(summary)):
+        print(f"\n{textwrap.fill(objective_about(summary), width)}")
+        print(f"{'':<28} {'score':>10} {'KL, nats':>10} {'J':>10}")
+        for what, score, kl, j in rows:
+            print(f"{what:<28} {number(score, '+.3f'):>10} {number(kl, '.2f'):>10} {number(j, '+.3f'):>10}")
+    for sentence in objective_sentences(summary):
+        print(textwrap.fill(sentence, width))
 
 
 def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
@@ -174,11 +196,10 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
         print(f"{title:<28} {number(before, form):>10} {number(after, form):>10}")
     print(
         f"score gain {with_interval(summary, 'score_gain')}, "
-        f"better on {number(summary['win_rate'], '.0%')} of the prompts, "
+        f"better on {number(summary['win_rate'], '.0%')} of the prompts ({summary['ties']} ties count half), "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
-    if "true_score_gain" in summary:
-        print(f"true score gain {with_interval(summary, 'true_score_gain')}")
+    print_objective(summary, width)
     if "exact" in summary:
         e = summary["exact"]
         share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"

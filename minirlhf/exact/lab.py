@@ -192,6 +192,12 @@ def optimality(
     return {"optimality": share, "objective": value, "best": best, "reward": reward, "kl": kl}
 
 
+def reference_objective(problem: Problem) -> float:
+    """J of the problem's reference, score units: its expected score, since its KL is 0."""
+    merged = exact.build_graph(problem, merged=True)
+    return float(exact.objective(merged, merged.log_ref, 0.0))
+
+
 def _own(policy: Policy, problem: Problem, tokenizer: Tokenizer, seed: int) -> list[Rollout]:
     device = policy.model.embed_tokens.weight.device
     which = [p % problem.prompts for p in range(ROWS)]

@@ -112,6 +112,14 @@ def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:
     return rewards, waiting
 
 
+def score_about(config: Config) -> str:
+    """Sentence on what a score is in this run, for its first lines: which rewards give it, and which way is better."""
+    labels = list(config.rewards)
+    one = f"what the reward {labels[0]} gives a response"
+    what = one if len(labels) == 1 else f"weighted sum of {', '.join(labels)}"
+    return f"score (higher is better): {what}"
+
+
 def whitening(settings: AdvantageConfig, advantage: Built) -> Whitening:
     """The scope of whitening; `auto` = over the batch for functions that read V, none for the others.
 

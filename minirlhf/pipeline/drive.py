@@ -7,6 +7,7 @@ from typing import Any
 from minirlhf.config.schema import Config
 from minirlhf.errors import PluginError
 from minirlhf.exact.lab import enumerable, optimality
+from minirlhf.pipeline.build import score_about
 from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.resume import component_states
 from minirlhf.pipeline.training import Training
@@ -26,7 +27,7 @@ NAN_IF_REWARDS_FAIL = ("objective/", "policy/", "loss/", "value/", "val/", "resp
 
 def describe_ppo(config: Config, training: Training, precision_error: float) -> dict[str, Any]:
     """The event that opens the PPO stage: sizes, the reference's hash, and notes on choices that are easy to miss."""
-    state, parts, notes = training.state, training.parts, []
+    state, parts, notes = training.state, training.parts, [score_about(config)]
     if config.ppo.precision != "float32":
         notes.append(f"{config.ppo.precision}: log-probs within {precision_error:.1g} nats of float32's")
     if not parts.learns_values:

@@ -4,7 +4,7 @@ Not here: sampling and measuring the two sides (stages/evaluate.py), and the eve
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,25 @@ from torch import Tensor
 from minirlhf import PROJECT
 from minirlhf.components.component import INPUTS
 from minirlhf.components.registry import Registry
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import Config, RewardConfig
 from minirlhf.errors import InputError
-from minirlhf.exact.lab import optimality
+from minirlhf.exact.lab import optimality, reference_objective
+from minirlhf.models.generate import PromptBatch
+from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
 from minirlhf.pipeline.build import build_rewards, filled_rewards, set_up
 from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.directory import final_beta
 from minirlhf.pipeline.facts import changed_since
 from minirlhf.pipeline.rewards import check_lengths, fit_rewards
-from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run
+from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run, trained_on
 from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch, tell_trained_on
-from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_interval, evaluate, residual_spread
-from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores
+from minirlhf.stages.evaluate import Evaluation, Sampling, bootstrap_interval, evaluate, score_or_nan
+from minirlhf.stages.objective import Measured, best_of_n, compare_objectives, measure, objective_of_problem
+from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, rewarded_parts, seen_by, true_score_parts
 from minirlhf.store.checkpoint import newest_components
 from minirlhf.store.files import read_json
 from minirlhf.streams import generator
@@ -53,9 +56,6 @@ def evaluate_run(
     def asked(rollout: Rollout) -> ScoreTable:
         return call_rewards(rewards, rollout, config.ppo.iterations, config, tokenizer)
 
-    def scores_of(rollout: Rollout) -> Scores:
-        return asked(rollout).tensors(rollout)
-
     judged: list[tuple[Rollout, ScoreTable]] = []
 
     def scores_of_side(rollouts: Sequence[Rollout]) -> list[Scores]:
@@ -64,36 +64,84 @@ def evaluate_run(
         judged.append((rollouts[0], tables[0]))
         return [table.tensors(rollout) for table, rollout in zip(tables, rollouts, strict=True)]
 
-    def shaped_scores_of(rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Scores after the rules for the sum (B,), and True where a response counts (B,)."""
-        zeros = torch.zeros(len(rollout), device=device)
-        shaped = shape_scores(scores_of(rollout), rollout, zeros, Moments(0.0, 0.0, 0), config.ppo, config.truncation)
-        return shaped.scores, shaped.rollout.mask.any(dim=1)
-
     prompts, resamples = batch(chosen, tokenizer, device), config.evaluation.bootstrap
     result = evaluate(models.policy, models.reference, prompts, scores_of_side, sampling, resamples)
     for warning in unrepeatable(rewards, asked, *judged[0]):
         run.warn(warning)
     result.summary["kl_coef"] = beta
-    few = chosen[: config.evaluation.residual_prompts]
-    if few and not config.ppo.score_normalize:  # the moments that would normalise them are not kept with the run
-        repeated = batch(few, tokenizer, device, config.evaluation.residual_responses)
-        for name, model in {"reference": models.reference.policy, "policy": models.policy}.items():
-            with rewards.forgetting():
-                spread = residual_spread(model, models.reference, repeated, shaped_scores_of, sampling, beta)
-            result.summary[name]["residual_std"] = spread
-    if few and config.evaluation.best_of and problem is None:  # a problem's best response is known without sampling
-        samples = config.evaluation.best_of
-        repeated = batch(few, tokenizer, device, samples)
-        with rewards.forgetting():
-            result.summary["best_of_n"] = best_of_n(models.reference, repeated, samples, scores_of, sampling)
-    if config.corpus.text == TRUE_SCORE_CORPUS and problem is None:
-        add_true_scores(result, config)
     if problem is not None:
         exact = optimality(models.policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
-        result.summary["optimality"] = exact["optimality"]
-        result.summary["exact"] = exact
+        result.summary.update(optimality=exact["optimality"], exact=exact)
+    elif config.corpus.text == TRUE_SCORE_CORPUS:
+        add_true_scores(result, config, trained_on(run.directory))
+    add_objectives(result.summary, run, models, rewards, chosen[: config.evaluation.residual_prompts])
     return result
+
+
+def add_objectives(
+    summary: dict[str, Any], run: RunContext, models: RunModels, rewards: RewardModels, prompts: list[Prompt]
+) -> None:
+    """Add the residuals of both sides, best-of-n, and J of all three, from several responses to each of the prompts.
+
+    `objective` is null where J cannot be known; `objective_unknown` then says why. Of a problem whose own score is
+    all that the run is paid, J and its optimum are exact, and the prompts serve the residuals alone.
+    """
+    config, settings, beta = run.config, run.config.evaluation, summary["kl_coef"]
+    exact, problem = summary.get("exact"), problem_of(config)
+    if exact is None or problem is None or not pays_the_problem(config):
+        exact = None
+    most, reason = 0 if exact else settings.best_of, "evaluation.residual_prompts = 0: nothing was sampled for it"
+    found = None
+    if prompts:
+        sampling = Sampling(models.tokenizer, config.sampler.max_new_tokens, config.run.seed)
+        reference, policy = (
+            measured_side(run, models, rewards, sampling, batch(prompts, models.tokenizer, models.device, count), side)
+            for side, count in (
+                (models.reference.policy, max(most, settings.residual_responses)),
+                (models.policy, settings.residual_responses),
+            )
+        )
+        if reference.shaped is not None:
+            summary["reference"]["residual_std"] = reference.residual_std(0.0)  # its log-ratio to itself is 0
+            summary["policy"]["residual_std"] = policy.residual_std(beta)
+            summary["policy"]["residual_std_on_reference"] = reference.residual_std(beta)
+        if most and problem is None:
+            summary["best_of_n"] = best_of_n(reference.scores, most)
+        found = None if exact else compare_objectives(reference, policy, beta, most)
+        reason = "no prompt has a score for every response"
+    if config.ppo.score_normalize:
+        reason = "ppo.score_normalize: what normalised the scores is not kept with the run"
+    if exact and problem:
+        found = objective_of_problem(exact, reference_objective(problem), config.kl.coef, problem.prompts)
+    summary |= {"objective": found} | ({} if found else {"objective_unknown": reason})
+
+
+def measured_side(
+    run: RunContext, models: RunModels, rewards: RewardModels, sampling: Sampling, prompts: PromptBatch, side: Policy
+) -> Measured:
+    """Responses of a side, judged by the rewards and by the run's rules for their sum."""
+    config = run.config
+
+    def judge(rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        scores = call_rewards(rewards, rollout, config.ppo.iterations, config, models.tokenizer).tensors(rollout)
+        if config.ppo.score_normalize:  # the moments that would normalise them are not kept with the run
+            return score_or_nan(scores), None
+        zeros = torch.zeros(len(rollout), device=models.device)
+        shaped = shape_scores(scores, rollout, zeros, Moments(0.0, 0.0, 0), config.ppo, config.truncation)
+        counts = shaped.rollout.mask.any(dim=1)
+        if config.truncation.rule == "bootstrap":  # V stands for what a cut response would still have earned
+            counts = counts & rollout.terminated
+        return score_or_nan(scores), torch.where(counts, shaped.scores, float("nan")).double().cpu()
+
+    with rewards.forgetting():  # both sides are judged from the same state
+        return measure(side, models.policy, models.reference, prompts, judge, sampling)
+
+
+def pays_the_problem(config: Config) -> bool:
+    """True if the score of a problem of the exact lab, as it is, is all that a run on it is rewarded for."""
+    own = [(r.use, r.weight, r.normalize, r.clip) for r in config.rewards.values()]
+    plain = not config.ppo.score_normalize and config.ppo.score_clip is None and config.truncation.rule == "keep"
+    return own == [("problem", 1.0, False, None)] and plain
 
 
 def unrepeatable(
@@ -122,15 +170,28 @@ def same_score(a: float | None, b: float | None) -> bool:
     return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=ROUNDING))
 
 
-def add_true_scores(result: Evaluation, config: Config) -> None:
-    """Add the hidden true score of both sides' completions, which no reward has seen, with an interval of its gain."""
-    scores = {side: torch.tensor(true_scores([row[side] for row in result.rows])) for side in ("reference", "policy")}
-    gain = (scores["policy"] - scores["reference"]).double()
-    for side, values in scores.items():
-        result.summary[side]["true_score_mean"] = values.mean().item()
-    interval = bootstrap_interval(gain, config.evaluation.bootstrap, generator(config.run.seed, "bootstrap", 1))
-    result.summary["true_score_gain"] = gain.mean().item()
-    result.summary["true_score_gain_ci95"] = interval
+def add_true_scores(result: Evaluation, config: Config, paid: Mapping[str, RewardConfig]) -> None:
+    """Add the hidden true score of both sides' completions with its parts, and its gain with an interval.
+
+    Then the same gain without the parts that the run was rewarded for. paid: rewards that it was trained on.
+    """
+    parts = {
+        side: {name: torch.tensor(values) for name, values in true_score_parts([r[side] for r in result.rows]).items()}
+        for side in ("reference", "policy")
+    }
+    rewarded = rewarded_parts(paid)
+    for side, values in parts.items():
+        result.summary[side]["true_score_mean"] = sum(values.values(), torch.zeros(())).mean().item()
+        result.summary[side]["true_score_parts"] = {name: value.mean().item() for name, value in values.items()}
+    result.summary.update(true_score_rewarded=rewarded, true_score_seen=seen_by(paid, config.corpus.preferences))
+    for key, left_out in (("true_score_gain", ()), ("true_score_gain_unrewarded", rewarded)):
+        before, after = (
+            sum((value for name, value in parts[side].items() if name not in left_out), torch.zeros(()))
+            for side in ("reference", "policy")
+        )
+        gain = (after - before).double()
+        interval = bootstrap_interval(gain, config.evaluation.bootstrap, generator(config.run.seed, "bootstrap", 1))
+        result.summary.update({key: gain.mean().item(), f"{key}_ci95": interval})
 
 
 def tell_seen(config: Config, models: RunModels, prompts: list[Prompt]) -> list[str]:

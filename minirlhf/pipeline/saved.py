@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import Config, RewardConfig
+from minirlhf.config.toml import read_file
 from minirlhf.errors import InputError, UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.pipeline.sources import read_run_prompts
@@ -50,6 +51,12 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
     policy = load_policy(directory / "model", sampler).to(device).eval()
     base = Policy(load_transformer(directory / "reference"), sampler).to(device)
     return RunModels(policy, reference_of(config, base, tokenizer), tokenizer, device)
+
+
+def trained_on(directory: Path) -> dict[str, RewardConfig]:
+    """Rewards that a run is trained on, by RUN/config.toml; an evaluation may call others."""
+    sections = read_file(directory / "config.toml").get("rewards", {})
+    return {label: RewardConfig.model_validate(section) for label, section in sections.items()}
 
 
 def side_of(models: RunModels, config: Config, side: str) -> Policy:

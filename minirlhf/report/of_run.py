@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.config.schema import CHOOSERS
+from minirlhf.report.of_objective import (
+    object_of,
+    objective_about,
+    objective_rows,
+    objective_sentences,
+    true_score_sentences,
+)
 from minirlhf.report.page import number, render
 from minirlhf.report.run_files import (
     config_text,
@@ -101,6 +108,10 @@ def run_page(directory: Path) -> str:
         few=config_value(config, "evaluation", "residual_prompts"),
         prompts=evaluation.get("prompts"),
         sides=list(sides(evaluation)),
+        objective=objective_rows(evaluation),
+        objective_about=objective_about(evaluation),
+        beaten=list(objective_sentences(evaluation)),
+        true_score=list(true_score_sentences(evaluation))[:1],
         checks=list(checks(metrics)),
         alarms=list(alarms(metrics, config)),
         beside=sorted(beside, key=gain, reverse=True),
@@ -176,8 +187,9 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """
     wanted = (
         ("score_gain", "+.3f", "score gain"),
-        ("true_score_gain", "+.3f", "true score gain, which no reward saw"),
-        ("win_rate", ".0%", "of the held-out prompts better than before"),
+        ("true_score_gain", "+.3f", "true score gain"),
+        ("true_score_gain_unrewarded", "+.3f", "of it without what this run is rewarded for"),
+        ("win_rate", ".0%", "of the held-out prompts better than before, ties by half"),
         ("kl_nats_per_sequence", ".2f", "KL to the reference, nats per sequence"),
         ("optimality", ".4f", "optimality F"),
     )
@@ -202,6 +214,19 @@ def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
         for name, key, form in SIDES:
             if key in before:
                 yield name, before.get(key), after.get(key), form
+            if key == "true_score_mean":
+                yield from parts_of_true_score(evaluation)
+        if "residual_std_on_reference" in after:  # the reference's own responses are those of the row above
+            yield "  on the reference's texts", before.get("residual_std"), after["residual_std_on_reference"], ".3f"
+
+
+def parts_of_true_score(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Parts of the true score before and after; those that the run is rewarded for say so."""
+    rewarded = evaluation.get("true_score_rewarded")
+    before, after = (object_of(object_of(evaluation, side), "true_score_parts") for side in ("reference", "policy"))
+    for name in before:
+        paid = isinstance(rewarded, list) and name in rewarded
+        yield f"  {name}{' (rewarded)' if paid else ''}", before.get(name), after.get(name), "+.3f"
 
 
 def checks(metrics: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any, str, str]]:

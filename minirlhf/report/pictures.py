@@ -16,6 +16,7 @@ def reliability(report: Mapping[str, Any]) -> str:
         rows = report["reliability"]
         accuracy, ece = report["accuracy"], report["ece"]
         title = "all comparisons are ties" if accuracy is None else f"accuracy {accuracy:.3f}, ECE {ece:.3f}"
+        title += f" (a perfectly calibrated model: {report['ece_floor']:.3f})" if "ece_floor" in report else ""
         axes = figure.add_subplot(title=title)
         axes.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", label="perfect")
         x, y = [row["stated"] for row in rows], [row["right"] for row in rows]

@@ -1,12 +1,11 @@
-"""Evaluation: reference against policy on the same held-out prompts, with the same random numbers; best-of-n beside it.
+"""Evaluation: reference against policy on the same held-out prompts, with the same random numbers.
 
 `evaluate` returns the content of evaluation.json and the completions side by side. KL is always exact (summed over the
 vocabulary, then over the tokens of the policy's own responses; nats per sequence, at the training temperature),
-whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts. Not here: which prompts and
-rewards a run is evaluated with (pipeline/evaluation.py).
+whatever estimator the run trained with. Intervals are bootstrap percentiles over prompts. Not here: J = score - beta KL
+and best-of-n (objective.py), and which prompts and rewards a run is evaluated with (pipeline/evaluation.py).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,9 +17,8 @@ from torch import Tensor
 from minirlhf.builtin.kl import exact
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.models.rollout import Rollout
+from minirlhf.models.rollout import PolicyOutput, Rollout
 from minirlhf.rewards.shape import Scores
-from minirlhf.rl.metrics import residual_std
 from minirlhf.stages.intervals import t_interval
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING, masked_sum
@@ -88,6 +86,7 @@ def evaluate(
         "score_gain": mean_or_none(gain),
         "score_gain_ci95": bootstrap_interval(gain, resamples, generator(sampling.seed, "bootstrap", 0)),
         "win_rate": mean_or_none((gain > 0).double() + 0.5 * (gain == 0).double()),
+        "ties": int((gain == 0).sum()),
         "kl_nats_per_sequence": kl.mean().item(),
     }
     rows = [
@@ -117,70 +116,13 @@ def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tenso
 
     Its mean estimates KL(pi, ref) over whole responses without bias, with less variance than sum_t log pi/ref.
     """
-    active, frozen = policy.forward_pass(rollout), reference.forward_pass(rollout)
-    sums = []
-    for row in range(len(rollout)):
-        rows = slice(row, row + 1)
-        kl = exact(active.log_dist(rows), frozen.log_dist(rows))
-        sums.append(masked_sum(kl, rollout.mask[rows]))
-    return torch.stack(sums).double()
+    return summed_kl(policy.forward_pass(rollout), reference.forward_pass(rollout), rollout.mask)
 
 
-@torch.no_grad()
-def residual_spread(
-    model: Policy,
-    reference: Reference,
-    prompts: PromptBatch,
-    shaped_scores: Callable[[Rollout], tuple[Tensor, Tensor]],
-    sampling: Sampling,
-    beta: float,
-) -> float | None:
-    """`residual_std` of a model's own responses: std within a prompt of r - beta log(model/ref), score units.
-
-    0 at the optimum. prompts: each prompt several times. shaped_scores: scores (B,), and True for rows that count (B,).
-    """
-    residuals, groups, counts = [], [], []
-    for rollout in sampling.rollouts(model, prompts, "residual"):
-        scores, rows = shaped_scores(rollout)
-        log_ratio = model.forward_pass(rollout).logprobs - reference.forward_pass(rollout).logprobs
-        residuals.append(scores - beta * torch.where(rollout.mask, log_ratio, 0.0).sum(dim=1))
-        groups.append(rollout.group)
-        counts.append(rows)
-    return residual_std(torch.cat(residuals), torch.cat(groups), torch.cat(counts))
-
-
-def best_of_n(
-    reference: Reference,
-    prompts: PromptBatch,
-    samples: int,
-    rewards: Callable[[Rollout], Scores],
-    sampling: Sampling,
-) -> list[dict[str, float]]:
-    """Best of n responses of the reference, without any training: n, kl (upper bound, nats per sequence) and score.
-
-    For n = 1, 2, 4, ... up to `samples`; prompts holds each prompt `samples` times. Empty if no prompt has all scores.
-    The score is the expectation over all choices of n of the samples, so no sample is wasted.
-    """
-    rollouts = sampling.rollouts(reference.policy, prompts, "best_of_n")
-    scores = torch.cat([score_or_nan(rewards(rollout)) for rollout in rollouts]).view(-1, samples)
-    scores = scores[~scores.isnan().any(dim=1)].sort(dim=1).values
-    sizes = [2**i for i in range(samples.bit_length())] if len(scores) else []
-    return [
-        {"n": n, "kl": best_of_n_kl(n), "score": (scores @ chances_of_best(samples, n)).mean().item()} for n in sizes
-    ]
-
-
-def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1) / n: upper bound of KL(best-of-n, reference), nats per sequence."""
-    return math.log(n) - (n - 1) / n
-
-
-def chances_of_best(samples: int, n: int) -> Tensor:
-    """P(the i-th smallest of `samples` is the largest of n drawn without replacement) = C(i-1, n-1) / C(samples, n)."""
-    i = torch.arange(1, samples + 1, dtype=torch.float64)
-    below = torch.lgamma(i) - torch.lgamma((i - n + 1).clamp(min=1))
-    log = below - math.lgamma(n) - (math.lgamma(samples + 1) - math.lgamma(n + 1) - math.lgamma(samples - n + 1))
-    return torch.where(i >= n, log.exp(), 0.0)
+def summed_kl(active: PolicyOutput, frozen: PolicyOutput, mask: Tensor) -> Tensor:
+    """Sum over the tokens of a response of KL(active, frozen), exact over the vocabulary: mask (B,R) -> (B,) nats."""
+    rows = [slice(row, row + 1) for row in range(len(mask))]  # one at a time: logits of all would be large
+    return torch.stack([masked_sum(exact(active.log_dist(r), frozen.log_dist(r)), mask[r]) for r in rows]).double()
 
 
 def score_or_nan(scored: Scores) -> Tensor:

@@ -4,7 +4,7 @@ Not here: the training (reward_model.py), and the file that the report is saved 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.rl.metrics import correlation
 from minirlhf.stages.reward_model import Pair, accuracy, bradley_terry
+from minirlhf.streams import generator
 
 BINS = 10  # of the reliability table
+DRAWS = 400  # of the labels of a perfectly calibrated model
 GAPS = (0.0, 0.5, 1.0, 2.0)  # lower ends of the rows of `by_gap`, score units
 
 
@@ -25,7 +27,8 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
     from the difference d of the raw scores. (They differ for an ensemble only.)
 
     With p = probability of the label: accuracy, accuracy_ci95 (Wilson); loss = -p log sigmoid(d) - (1-p) log
-    sigmoid(-d), nats per pair; ece = mean |stated - observed probability| over bins, weighted by pairs; reliability:
+    sigmoid(-d), nats per pair; ece = mean |stated - observed probability| over bins, weighted by pairs; ece_floor = its
+    expectation for a perfectly calibrated model that states the same, which few labels do not let be 0; reliability:
     pairs, stated probability and share right of each bin, a pair being p right if chosen is preferred, else 1-p;
     margin_mean = mean (2p-1) d, score units; length_correlation = Pearson's, score against tokens of a side;
     longer_wins = accuracy of preferring the longer side. If the pairs know their true gap: ceiling = accuracy of a
@@ -45,12 +48,10 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
     labels = torch.tensor([p.probability for p in pairs], dtype=torch.float64)
     stated, correct = torch.sigmoid(found.abs()), torch.where(found > 0, labels, 1 - labels)
     table, ece = [], 0.0
-    for low in torch.linspace(0.5, 1, BINS + 1)[:-1].tolist():
-        inside = (stated >= low) & (stated < low + 0.5 / BINS + (1e-9 if low > 0.94 else 0))
-        if bool(inside.any()):
-            said, was = float(stated[inside].mean()), float(correct[inside].mean())
-            table.append({"pairs": int(inside.sum()), "stated": said, "right": was})
-            ece += float(inside.double().mean()) * abs(said - was)
+    for inside in bins(stated):
+        said, was = float(stated[inside].mean()), float(correct[inside].mean())
+        table.append({"pairs": int(inside.sum()), "stated": said, "right": was})
+        ece += float(inside.double().mean()) * abs(said - was)
     return {
         "pairs": len(pairs),
         "ties": len(pairs) - n,
@@ -58,12 +59,38 @@ def report(model: Scorer | Ensemble, pairs: Sequence[Pair]) -> dict[str, Any]:
         "accuracy_ci95": list(wilson(right, n)) if n else None,
         "loss": float(bradley_terry(found, torch.zeros(()), torch.zeros(()), labels).mean()),
         "ece": ece,
+        "ece_floor": ece_floor(stated, labels),
         "reliability": table,
         "margin_mean": float(((2 * labels - 1) * found).mean()),
         "length_correlation": correlation(scores, lengths),
         "longer_wins": measured(accuracy(longer[decided])),
         **against_truth(judged, [p.gap for p in pairs], decided),
     }
+
+
+def bins(stated: Tensor) -> Iterator[Tensor]:
+    """Bins of the reliability table that hold a pair: masks (n,) of stated probabilities (n,), 0.5 to 1."""
+    # By number, since the edges 0.55, 0.6, ... are rounded: between two masks a probability could fall into neither.
+    numbers = ((stated - 0.5) * (2 * BINS)).long().clamp(0, BINS - 1)
+    for number in torch.unique(numbers).tolist():
+        yield numbers == number
+
+
+def ece_floor(stated: Tensor, labels: Tensor) -> float:
+    """Expected ece of a perfectly calibrated model that states these probabilities (n,) of the side it prefers.
+
+    Simulated with a fixed seed: a pair is p right with the chance that makes it right by `stated` on average, else
+    1 - p, p = the probability (n,) of its label: by 1 with chance `stated` for a label that is certain.
+    """
+    likelier = torch.maximum(labels, 1 - labels)
+    span = (2 * likelier - 1).clamp(min=1e-9)
+    chance = ((stated - (1 - likelier)) / span).clamp(0, 1)
+    random, total = generator(0, "ece_floor", 0), 0.0
+    for inside in bins(stated):
+        draws = torch.rand(DRAWS, int(inside.sum()), generator=random) < chance[inside]
+        right = torch.where(draws, likelier[inside], 1 - likelier[inside])
+        total += float((right - stated[inside]).sum(dim=1).abs().mean())
+    return total / len(stated)
 
 
 def measured(value: float) -> float | None:

@@ -31,8 +31,9 @@ from minirlhf.pipeline.rewards import fit_rewards
 from minirlhf.pipeline.saved import heldout_prompts, open_run
 from minirlhf.rewards.call import call_rewards
 from minirlhf.stages.data import batch
-from minirlhf.stages.evaluate import ROWS, best_of_n_kl, chances_of_best
+from minirlhf.stages.evaluate import ROWS
 from minirlhf.stages.intervals import t_interval
+from minirlhf.stages.objective import best_of_n_kl, chances_of_best
 from minirlhf.stages.preferences import FILE as REPORT
 from minirlhf.stages.preferences import read_pairs, reward_model_directory
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, true_scores

@@ -32,6 +32,12 @@ def test_it_climbs_past_what_a_policy_without_context_could_reach(bases, tmp_pat
     assert len(shares) == 25
     assert shares[0] < 0.7 < shares[-1] == pytest.approx(finished["optimality"], abs=1e-6)
     assert finished["policy"]["residual_std"] < 0.5 * finished["reference"]["residual_std"]
+    assert finished["policy"]["residual_std_on_reference"] < finished["reference"]["residual_std"]
+    found, f = finished["objective"], finished["optimality"]
+    assert found["best_known"] == {"what": "optimum", "objective": finished["exact"]["best"]}
+    assert (found["policy"], found["share_at_most"]) == (finished["exact"]["objective"], f)
+    share = (found["policy"] - found["reference"]) / (finished["exact"]["best"] - found["reference"])
+    assert share == pytest.approx(f)
     (base,) = [e for e in events if e.get("stage") == "base"]
     assert base["kl"] < 1e-5
     again = json.loads(done("evaluate", tmp_path / "run", "--json").out)

@@ -85,11 +85,23 @@ METRICS = {"step": 1, "count/updates": 4.0, "response/length": 9.0, "response/eo
            "value/explained_variance": -0.1, "objective/kl": 1.0, "kl/coef": 0.1, "count/reward_errors": 0.0,
            "count/flat_batches": 0.0, "objective/scores_std": 1.0, "policy/logprob_grad_avg": 0.5,
            "policy/grad_norm": 1.0, "episode": 64.0, "count/unscored": 0.0, "count/masked_rows": 0.0}  # fmt: skip
-SIDE = {"score_mean": 0.5, "score_std": 1.0, "score_p90": 1.0, "length_mean": 9.0, "eos_rate": 1.0}
+SIDE = {
+    "score_mean": 0.5,
+    "score_std": 1.0,
+    "score_p90": 1.0,
+    "length_mean": 9.0,
+    "eos_rate": 1.0,
+    "true_score_mean": 0.5,
+}
 EVALUATION = {
     "prompts": 4, "reference": SIDE, "policy": SIDE, "score_gain": 0.5, "score_gain_ci95": [0.1, 0.9], "win_rate": 0.5,
     "kl_nats_per_sequence": 1.0, "kl_coef": 0.1, "optimality": None, "seconds": {"ppo": 1.0, "total": 2.0},
-    "best_of_n": [{"n": 2, "kl": 0.2, "score": 0.7}],
+    "best_of_n": [{"n": 2, "kl": 0.2, "score": 0.7}], "true_score_gain": 0.5, "true_score_rewarded": ["sentiment"],
+    "true_score_seen": "sentiment is rewarded", "objective": {
+        "beta": 0.1, "prompts": 4, "reference": 0.1, "policy": 0.3, "policy_kl": 1.0, "share_at_most": 0.5,
+        "best_of_n": [{"n": 4, "kl": 0.6, "score": 0.7, "objective": 0.6, "policy_lead": -0.3}], "not_beaten": [4],
+        "best_known": {"what": "best of 4", "objective": 0.6}, "verdict": {"against": "best of 4", "outcome": "beaten"},
+    },
 }  # fmt: skip
 
 

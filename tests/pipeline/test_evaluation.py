@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minirlhf.pipeline.evaluation import same_score
+from minirlhf.config.layers import load_config
+from minirlhf.pipeline.evaluation import pays_the_problem, same_score
+from minirlhf.pipeline.saved import trained_on
 from tests.cli.calling import done
 
 NOVELTY = Path(__file__).parents[2] / "plugins" / "novelty.py"
@@ -72,3 +74,52 @@ def test_an_evaluation_of_files_that_have_changed_since_the_run_says_so(tiny, tm
     said = done("evaluate", out).err
     assert f"warning: {reward} has changed since the run" in said
     assert "p.jsonl" not in said
+
+
+# ---- J -----------------------------------------------------------------------------------------------------
+
+
+def test_j_and_both_residuals_are_measured_and_a_reason_stands_where_they_are_not(tiny, finished, tmp_path):
+    several = ("--set", "evaluation.residual_prompts=3", "--set", "evaluation.best_of=16", "--set", "kl.coef=0.2")
+    result = done("run", *tiny, "--reward", "length", *several, "--out", tmp_path / "run")
+    end = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    found = end["objective"]
+    assert (found["beta"], found["prompts"]) == (0.2, 3)
+    assert [point["n"] for point in found["best_of_n"]] == [4, 16]
+    for point in found["best_of_n"]:
+        assert point["objective"] == pytest.approx(point["score"] - 0.2 * point["kl"])
+        same = next(p for p in end["best_of_n"] if p["n"] == point["n"])
+        assert point["score"] == pytest.approx(same["score"])  # of the same responses
+        assert 0 < point["kl"] < same["kl"] + 0.2  # an estimate against its bound
+    assert found["policy"] == pytest.approx(found["reference"] + found["policy_gain"])
+    assert end["policy"]["residual_std_on_reference"] > 0
+    assert "on this objective the run" in result.out.replace("\n", " ")
+    assert "best of 16" in result.out
+    assert "Was it beaten?" in (tmp_path / "run" / "report.html").read_text()
+    again = json.loads(done("evaluate", tmp_path / "run", "--json", "--set", "evaluation.residual_prompts=0").out)
+    assert (again["objective"], again["objective_unknown"][:30]) == (None, "evaluation.residual_prompts = ")
+    assert "residual_std" not in again["policy"]
+    normalized = json.loads((finished[0] / "evaluation.json").read_text())
+    assert normalized["objective"] is None
+    assert normalized["objective_unknown"].startswith("ppo.score_normalize")
+
+
+def test_the_run_is_rewarded_for_what_it_was_trained_on_whatever_the_evaluation_calls(finished, tmp_path):
+    paid = trained_on(finished[0])
+    assert {label: (reward.use, reward.weight) for label, reward in paid.items()} == {"sentiment": ("sentiment", 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("sets", "own"),
+    [
+        ({}, True),
+        ({"kl.coef": "0.3"}, True),
+        ({"ppo.score_clip": "1"}, False),
+        ({"ppo.score_normalize": "true"}, False),
+        ({"truncation.rule": "mask"}, False),
+        ({"rewards.problem.weight": "2"}, False),
+    ],
+)
+def test_the_optimum_of_a_problem_is_that_of_a_run_which_is_paid_its_score_alone(sets, own):
+    config, _ = load_config("exact", sets=[f"{key}={value}" for key, value in sets.items()])
+    assert pays_the_problem(config) is own

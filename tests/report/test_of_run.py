@@ -70,7 +70,22 @@ def test_no_plugin_is_loaded_for_a_page(finished, tmp_path):
     write_report(run)
 
 
-INNER = ["step", "n", "kl", "score", "total", "ppo", "score_mean", "eos_rate"]
+INNER = [
+    "verdict",
+    "best_known",
+    "against",
+    "what",
+    "true_score_parts",
+    "residual_std_on_reference",
+    "step",
+    "n",
+    "kl",
+    "score",
+    "total",
+    "ppo",
+    "score_mean",
+    "eos_rate",
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(INNER), inner),
@@ -78,6 +93,11 @@ JSON = st.recursive(
 )
 KEYS = ["step", "prompt", "reference", "policy", "policy_score", "reference_score", "score_gain", "score_gain_ci95"]
 KEYS += [
+    "objective",
+    "objective_unknown",
+    "true_score_gain",
+    "true_score_seen",
+    "true_score_rewarded",
     "seconds",
     "best_of_n",
     "objective/kl",

@@ -35,6 +35,7 @@ class Read(HTMLParser):
 def rendered(data=None, **shown):
     values = {"title": "t", "directory": "d", "config": "c", "chosen": [], "facts": [], "progress": (1, 1), "cards": []}
     values |= {"best_of_n": False, "prompts": 1, "sides": [], "checks": [], "alarms": [], "beside": [], "logged": 0}
+    values |= {"objective": [], "objective_about": "", "beaten": [], "true_score": []}
     values |= {"kept": 0, "comparable": True, "few": 32, "rewards": "r"}
     return page.render("run.html.j2", "run.js", data, **(values | shown))
 

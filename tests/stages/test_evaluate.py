@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from minirlhf.rewards.shape import Scores
 from minirlhf.stages import evaluate as module
 from minirlhf.stages.evaluate import (
     Sampling,
-    best_of_n,
     bigrams_of,
     bootstrap_interval,
     distinct_share,
@@ -54,6 +52,7 @@ def test_a_policy_that_is_the_reference_gains_exactly_nothing(monkeypatch):
     assert summary["score_gain"] == 0.0
     assert summary["score_gain_ci95"] == [0.0, 0.0]
     assert summary["win_rate"] == 0.5
+    assert summary["ties"] == 7
     assert summary["kl_nats_per_sequence"] == pytest.approx(0.0, abs=1e-6)
     assert summary["policy"] == summary["reference"]
     assert summary["prompts"] == 7
@@ -212,6 +211,7 @@ def test_every_number_of_the_summary_by_hand(monkeypatch):
     assert after["distinct_2"] == pytest.approx(3 / 7)
     assert result.summary["score_gain"] == pytest.approx((2 + 0 - 3.5 + 1) / 4)
     assert result.summary["win_rate"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert result.summary["ties"] == 1
     # gains 2, 0, -3.5, 1: mean -0.125, squares about it 4.516 0.016 11.391 1.266, t of three degrees of freedom 3.1824
     half = 3.1824 * math.sqrt(17.1875 / 3) / 2
     assert result.summary["score_gain_ci95"] == pytest.approx([-0.125 - half, -0.125 + half], abs=1e-3)
@@ -322,34 +322,3 @@ def test_a_masked_token_is_not_in_the_kl():
     first = replace(rollout, mask=rollout.mask & ~holes)
     assert torch.allclose(whole, part + sequence_kl(policy, base, first))
     assert (part < whole).all()
-
-
-# ---- best of n ---------------------------------------------------------------------------------------------
-
-
-def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
-    """Two prompts with four responses each, one with an unscored one: the best of every subset, by enumeration."""
-    scores = torch.tensor([[3.0, -1, 4, 1], [0, 2, 7, 1], [1, float("nan"), 2, 3]])
-    given = iter(scores.flatten().split(5))  # in parts that begin within a prompt
-
-    def reward(rollout):
-        part = next(given)
-        return Scores(part.nan_to_num(), ~part.isnan(), torch.zeros(rollout.mask.shape))
-
-    monkeypatch.setattr(module, "ROWS", 5)
-    several = PromptBatch.build(TEXTS[:3], [{}] * 3, Letters(), responses=4)
-    found = best_of_n(Reference(small_policy(0)), several, 4, reward, Sampling(Letters(), 3, 0))
-    for point, n in zip(found, (1, 2, 4), strict=True):
-        every = [max(c) for row in scores[:2].tolist() for c in combinations(row, n)]
-        assert point["score"] == pytest.approx(sum(every) / len(every))
-        assert (point["n"], point["kl"]) == (n, pytest.approx(math.log(n) - 1 + 1 / n))
-
-
-def test_of_responses_that_nobody_scores_there_is_no_best():
-    def nobody(rollout):
-        return Scores(
-            torch.zeros(len(rollout)), torch.zeros(len(rollout), dtype=torch.bool), torch.zeros(rollout.mask.shape)
-        )
-
-    several = PromptBatch.build(TEXTS[:2], [{}] * 2, Letters(), responses=2)
-    assert best_of_n(Reference(small_policy(0)), several, 2, nobody, Sampling(Letters(), 3, 0)) == []

@@ -9,7 +9,7 @@ import torch
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.rl.metrics import correlation
 from minirlhf.stages.reward_model import Pair
-from minirlhf.stages.reward_report import report, wilson
+from minirlhf.stages.reward_report import bins, ece_floor, report, wilson
 
 
 class Lengths(Scorer):
@@ -129,3 +129,32 @@ def test_intervals_and_correlation_by_hand():
     y = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)
     assert correlation(x, y) == pytest.approx(1 / math.sqrt(14 / 3 * 2))  # means 7/3 and 2: products sum to 1
     assert correlation(x, torch.ones(3, dtype=torch.float64)) == 0
+
+
+def test_the_floor_of_the_calibration_error_by_hand():
+    """One certain label, stated s: right with chance s, so s (1 - s) + (1 - s) s on average. Two of them, stated 0.6
+    (one bin): both right 0.36, one 0.48, none 0.16, so 0.36 x 0.4 + 0.48 x 0.1 + 0.16 x 0.6. In two bins each has its
+    own. Many labels: sqrt(2/pi) of the standard error of their share. A label of 0.8 is right by 0.8 or 0.2: stated 0.6
+    it is 0.8 with chance 2/3, off by 0.2 or 0.4. Ties are always right by a half."""
+    one = torch.ones(1).double()
+    assert ece_floor(0.8 * one, one) == pytest.approx(2 * 0.8 * 0.2, abs=0.04)
+    both = torch.tensor([0.6, 0.6]).double()
+    assert ece_floor(both, torch.ones(2).double()) == pytest.approx(0.288, abs=0.03)
+    apart = ece_floor(torch.tensor([0.6, 0.9]).double(), torch.ones(2).double())
+    assert apart == pytest.approx((0.48 + 0.18) / 2, abs=0.03)
+    many = torch.full((1200,), 0.75).double()
+    expected = math.sqrt(2 / math.pi * 0.75 * 0.25 / 1200)
+    assert ece_floor(many, torch.ones(1200).double()) == pytest.approx(expected, rel=0.15)
+    assert ece_floor(0.6 * one, 0.8 * one) == pytest.approx(2 / 3 * 0.2 + 1 / 3 * 0.4, abs=0.02)
+    assert ece_floor(0.6 * one, 0.2 * one) == ece_floor(0.6 * one, 0.8 * one)  # which side is called chosen
+    assert ece_floor(0.5 * one, 0.5 * one) == 0.0
+    pairs = [Pair([1] * 4, [1] * 2, 0.0, 1.0)]
+    stated = 1 / (1 + math.exp(-1))
+    assert report(Lengths(), pairs)["ece_floor"] == pytest.approx(ece_floor(stated * one, one), rel=1e-6)
+
+
+def test_no_probability_falls_between_two_bins():
+    stated = torch.cat([torch.arange(0.5, 1.001, 0.01), torch.tensor([0.8, 0.85, 1.0])]).double()
+    counts = torch.stack(list(bins(stated)))
+    assert counts.sum(dim=0).tolist() == [1] * len(stated)
+    assert len(counts) == 10

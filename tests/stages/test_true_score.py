@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import Config, RewardConfig
 from minirlhf.pipeline.evaluation import add_true_scores
 from minirlhf.stages.evaluate import Evaluation
-from minirlhf.stages.true_score import aspects, true_scores
+from minirlhf.stages.true_score import aspects, rewarded_parts, seen_by, true_scores
 
 
 def test_the_formula_by_hand():
@@ -40,7 +40,7 @@ def test_an_evaluation_says_it_of_both_sides_and_of_the_gain():
     sides = [("It was awful", "It was great"), ("We like the zipper", "We like it"), ("a", "a")]
     rows = [{"reference": before, "policy": after} for before, after in sides]
     result = Evaluation(summary={"reference": {}, "policy": {}}, rows=rows)
-    add_true_scores(result, Config())
+    add_true_scores(result, Config(), {"sentiment": RewardConfig(use="sentiment")})
     before, after = (true_scores([side[i] for side in sides]) for i in (0, 1))
     gains = [b - a for a, b in zip(before, after, strict=True)]
     assert gains[0] == pytest.approx(4 * math.tanh(1 / 3))
@@ -49,3 +49,30 @@ def test_an_evaluation_says_it_of_both_sides_and_of_the_gain():
     assert result.summary["true_score_gain"] == pytest.approx(sum(gains) / 3, abs=1e-6)
     low, high = result.summary["true_score_gain_ci95"]
     assert min(gains) - 1e-6 <= low < sum(gains) / 3 < high <= max(gains) + 1e-6
+    # Of the three gains only the first is of friendly words, and it is nothing else; the second is that of an aspect
+    # lost, 2/3, with one word less: 3 and 4 of 30.
+    assert result.summary["true_score_rewarded"] == ["sentiment"]
+    assert result.summary["true_score_gain_unrewarded"] == pytest.approx((-2 / 3 - 1 / 30) / 3, abs=1e-6)
+    for side, mean in (("reference", before), ("policy", after)):
+        parts = result.summary[side]["true_score_parts"]
+        assert list(parts) == ["sentiment", "aspects", "repetition", "length"]
+        assert sum(parts.values()) == pytest.approx(sum(mean) / 3, abs=1e-6)
+    assert result.summary["reference"]["true_score_parts"]["aspects"] == pytest.approx(2 / 9, abs=1e-6)
+
+
+def test_what_a_reward_saw_of_it_is_said_as_it_is():
+    def rewards(**weights):
+        return {use.replace("_", ":"): RewardConfig(use=use.replace("_", ":"), weight=w) for use, w in weights.items()}
+
+    assert rewarded_parts(rewards(sentiment=1, minirlhf_length=0.5, repetition=0, other_sentiment=1)) == [
+        *("sentiment", "length")
+    ]
+    assert seen_by(rewards(sentiment=1), None) == "sentiment is rewarded in this run, too"
+    assert seen_by(rewards(length=1, repetition=1), None) == "repetition and length are rewarded in this run, too"
+    said = "the reward model {} from comparisons that the true score judged, with noise"
+    assert seen_by(rewards(trained=1), "reviews") == said.format("learned")
+    assert seen_by(rewards(trained=1), "mine.jsonl") == said.format("may have learned")
+    assert seen_by(rewards(mine=1, sentiment=1), None) == (
+        "sentiment is rewarded in this run, too; how much of it the reward mine counts is not known"
+    )
+    assert seen_by(rewards(mine=0), None) == "no reward of this run computes any of it"

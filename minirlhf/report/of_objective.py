@@ -1,0 +1,105 @@
+"""Sentences and rows on what a run reached of its own objective, and what it did not beat; and on its true score.
+
+For the screen and for the report, from the content of evaluation.json, which may be damaged or of an older version. Not
+here: the numbers (stages/objective.py, stages/true_score.py).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from minirlhf.report.page import number
+from minirlhf.report.run_files import six_digits
+
+TRUE_SCORE = "a review's friendly words, the aspects it names, no repetition, about 30 words"
+Row = tuple[str, Any, Any, Any]  # what, score, KL in nats, J
+
+
+def objective_rows(evaluation: dict[str, Any]) -> list[Row]:
+    """Reference, best-of-n by rising n, policy and the optimum, as far as they are known; none without `objective`."""
+    found = evaluation.get("objective")
+    if not isinstance(found, dict):
+        return []
+    j, kl, beta = (six_digits(found.get(key)) for key in ("policy", "policy_kl", "beta"))
+    score = None if j is None or kl is None or beta is None else j + beta * kl
+    rows: list[Row] = [("reference", found.get("reference"), 0.0, found.get("reference"))]
+    rows += [
+        (f"best of {number(point.get('n'), '.0f')}", point.get("score"), point.get("kl"), point.get("objective"))
+        for point in objects_of(found.get("best_of_n"))
+    ]
+    rows.append(("policy", score, kl, j))
+    best = object_of(found, "best_known")
+    return [*rows, ("optimum", None, None, best.get("objective"))] if best.get("what") == "optimum" else rows
+
+
+def objective_about(evaluation: dict[str, Any]) -> str:
+    """Text on what J is, and where it was measured."""
+    found = object_of(evaluation, "objective")
+    prompts, beta = number(found.get("prompts"), ".0f"), number(found.get("beta"), "g")
+    return f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts; higher is better"
+
+
+def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Yield what the policy beat and what beats it, and the share of the best J known; why, if J is not known."""
+    found, reason = evaluation.get("objective"), evaluation.get("objective_unknown")
+    if not isinstance(found, dict):
+        if isinstance(reason, str):
+            yield f"J = score - beta KL is not known, nor what beats this run: {reason}."
+        return
+    verdict, points = object_of(found, "verdict"), objects_of(found.get("best_of_n"))
+    if not verdict:
+        return  # the optimum is known: F says it all
+    against = verdict.get("against")
+    rival = next((p for p in points if f"best of {p.get('n')}" == against), None)
+    who = "the reference" if rival is None else f"{against} of the reference's own responses"
+    lead = with_ends(found, "policy_gain") if rival is None else with_ends(rival, "policy_lead")
+    theirs = found.get("reference") if rival is None else rival.get("objective")
+    own, other = number(found.get("policy"), "+.3f"), number(theirs, "+.3f")
+    way = "the model that it began with" if rival is None else "sampling"
+    yield {
+        "beaten": f"{who[0].upper()}{who[1:]} has the higher objective ({other} against {own}; policy minus that: "
+        f"{lead}): on this objective the run is beaten by {way}.",
+        "beats": f"The policy has a higher objective than {who} ({own} against {other}; difference {lead}): on this "
+        f"objective the run beats {way}.",
+    }.get(
+        str(verdict.get("outcome")),
+        f"The policy and {who} are not told apart ({own} against {other}; difference {lead}): on this objective the "
+        f"run has not beaten {way}. More prompts may tell: evaluation.residual_prompts.",
+    )
+    if not points:
+        yield "Best-of-n of the reference was not measured, so it is not known whether sampling beats this run."
+    if (share := six_digits(found.get("share_at_most"))) is not None:
+        best = object_of(found, "best_known")
+        yield (
+            f"Of what could be gained in J, F is at most {share:.2f}: the best J known is "
+            f"{number(best.get('objective'), '+.3f')}, that of {best.get('what')}, and the optimum is at least that."
+        )
+
+
+def true_score_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Yield what the true score is and how far a reward saw it, its gain, and that without the rewarded parts."""
+    if "true_score_gain" not in evaluation:
+        return
+    seen, rewarded = evaluation.get("true_score_seen"), evaluation.get("true_score_rewarded")
+    yield f"true score: {TRUE_SCORE}; higher is better" + (f"; {seen}" if isinstance(seen, str) else "")
+    yield f"true score gain {with_ends(evaluation, 'true_score_gain')}"
+    if isinstance(rewarded, list) and rewarded:
+        yield f"without {' and '.join(map(str, rewarded))}: {with_ends(evaluation, 'true_score_gain_unrewarded')}"
+
+
+def with_ends(found: dict[str, Any], name: str) -> str:
+    """Number of this name with its 95 % interval, - if it was not measured."""
+    text, ends = number(found.get(name), "+.3f"), found.get(f"{name}_ci95")
+    if isinstance(ends, list) and len(ends) == 2:
+        text += f" (95 % interval {number(ends[0], '+.3f')} to {number(ends[1], '+.3f')})"
+    return text
+
+
+def object_of(found: dict[str, Any], key: str) -> dict[str, Any]:
+    """Object under a key; empty if there is none."""
+    value = found.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def objects_of(value: Any) -> list[dict[str, Any]]:
+    """Objects of a list; none if it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

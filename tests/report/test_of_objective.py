@@ -1,0 +1,91 @@
+"""Sentences on what a run reached: each outcome, what is not known, and no victory that is not there."""
+
+import pytest
+
+from minirlhf.report.of_objective import objective_rows, objective_sentences, true_score_sentences
+
+BEST = {"n": 16, "kl": 1.8, "score": 0.59, "objective": 0.42, "policy_lead": -0.07, "policy_lead_ci95": [-0.12, -0.02]}
+FOUND = {
+    "beta": 0.09, "prompts": 64, "reference": 0.01, "policy": 0.35, "policy_kl": 2.0, "best_of_n": [BEST],
+    "policy_gain": 0.34, "policy_gain_ci95": [0.3, 0.38], "best_known": {"what": "best of 16", "objective": 0.42},
+    "share_at_most": 0.829, "not_beaten": [16], "verdict": {"against": "best of 16", "outcome": "beaten"},
+}  # fmt: skip
+
+
+def said(**changed):
+    return list(objective_sentences({"objective": FOUND | changed}))
+
+
+def test_a_run_that_is_beaten_by_sampling_says_so_first():
+    assert said() == [
+        "Best of 16 of the reference's own responses has the higher objective (+0.420 against +0.350; policy minus "
+        "that: -0.070 (95 % interval -0.120 to -0.020)): on this objective the run is beaten by sampling.",
+        "Of what could be gained in J, F is at most 0.83: the best J known is +0.420, that of best of 16, and the "
+        "optimum is at least that.",
+    ]
+
+
+@pytest.mark.parametrize("outcome", ["not told apart", None, 7, "won"])
+def test_no_victory_is_claimed_that_is_not_there(outcome):
+    first = said(verdict={"against": "best of 16", "outcome": outcome})[0]
+    assert first.startswith("The policy and best of 16 of the reference's own responses are not told apart (+0.350")
+    assert "has not beaten sampling" in first
+    assert "beats" not in first
+
+
+def test_a_run_that_beats_sampling_says_against_what():
+    first, second = said(
+        policy=0.5,
+        verdict={"against": "best of 16", "outcome": "beats"},
+        best_known={"what": "policy", "objective": 0.5},
+        share_at_most=1.0,
+    )
+    assert first.startswith(
+        "The policy has a higher objective than best of 16 of the reference's own responses (+0.500"
+    )
+    assert first.endswith("on this objective the run beats sampling.")
+    assert "that of policy" in second
+
+
+def test_without_best_of_n_it_is_not_known_what_sampling_would_do():
+    plain = {"best_of_n": [], "not_beaten": [], "verdict": {"against": "reference", "outcome": "beats"}}
+    first, second, _ = said(**plain)
+    assert first.endswith("on this objective the run beats the model that it began with.")
+    assert "+0.340 (95 % interval +0.300 to +0.380)" in first
+    assert second.startswith("Best-of-n of the reference was not measured")
+    lost = said(**plain | {"verdict": {"against": "reference", "outcome": "beaten"}})[0]
+    assert lost.startswith("The reference has the higher objective (+0.010 against +0.350")
+
+
+def test_what_is_not_known_has_a_reason_and_of_a_known_optimum_f_says_it_all():
+    assert list(objective_sentences({"objective": None, "objective_unknown": "no score"})) == [
+        "J = score - beta KL is not known, nor what beats this run: no score."
+    ]
+    assert list(objective_sentences({})) == []
+    exact = {k: v for k, v in FOUND.items() if k != "verdict"} | {
+        "best_of_n": [],
+        "best_known": {"what": "optimum", "objective": 1.7},
+    }
+    assert list(objective_sentences({"objective": exact})) == []
+    assert objective_rows({"objective": exact})[-1] == ("optimum", None, None, 1.7)
+
+
+def test_the_rows_by_hand():
+    """The policy's score is J + beta KL: 0.35 + 0.09 x 2."""
+    assert objective_rows({"objective": FOUND}) == [
+        ("reference", 0.01, 0.0, 0.01),
+        ("best of 16", 0.59, 1.8, 0.42),
+        ("policy", pytest.approx(0.53), 2.0, 0.35),
+    ]
+    assert objective_rows({}) == []
+
+
+def test_the_true_score_says_what_was_rewarded_of_it():
+    known = {"true_score_gain": 1.9, "true_score_gain_ci95": [1.7, 2.1], "true_score_gain_unrewarded": 0.4}
+    seen = {"true_score_rewarded": ["sentiment"], "true_score_seen": "sentiment is rewarded in this run, too"}
+    about, gain, without = true_score_sentences(known | seen)
+    assert about.endswith("; higher is better; sentiment is rewarded in this run, too")
+    assert gain == "true score gain +1.900 (95 % interval +1.700 to +2.100)"
+    assert without == "without sentiment: +0.400"
+    assert len(list(true_score_sentences(known))) == 2  # an older evaluation
+    assert list(true_score_sentences({})) == []
