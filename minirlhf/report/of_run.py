@@ -229,7 +229,12 @@ def alarms(metrics: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[tu
     learns_values=True is safe for every run: an untrained V has explained variance 0, which raises no alarm.
     """
     may_end, last = config_value(config, "exact", "problem") is None, config_value(config, "ppo", "iterations")
-    yield from Alarms(learns_values=True, may_end=may_end, last=last).replay(metrics)
+    sizes = {
+        "prompts": config_value(config, "ppo", "prompts_per_iteration"),
+        "group": config_value(config, "ppo", "responses_per_prompt"),
+    }
+    known: dict[str, Any] = {name: size for name, size in sizes.items() if isinstance(size, int) and size > 0}
+    yield from Alarms(learns_values=True, may_end=may_end, last=last, **known).replay(metrics)
 
 
 def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
