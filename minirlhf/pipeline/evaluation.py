@@ -26,6 +26,7 @@ from minirlhf.pipeline.rewards import check_lengths, fit_rewards
 from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run
 from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
+from minirlhf.rl.doubts import changed_objective
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch, tell_trained_on
 from minirlhf.stages.evaluate import Evaluation, Sampling, best_of_n, bootstrap_interval, evaluate, residual_spread
@@ -92,7 +93,7 @@ def evaluate_run(
     if problem is not None:
         exact = optimality(models.policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
         result.summary["optimality"] = exact["optimality"]
-        result.summary["exact"] = exact
+        result.summary["exact"] = exact | {"beta": config.kl.coef, "changed": changed_objective(config)}
     return result
 
 

@@ -179,7 +179,7 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("true_score_gain", "+.3f", "true score gain, which no reward saw"),
         ("win_rate", ".0%", "of the held-out prompts better than before"),
         ("kl_nats_per_sequence", ".2f", "KL to the reference, nats per sequence"),
-        ("optimality", ".4f", "optimality F"),
+        ("optimality", ".4f", f"optimality F{of_objective(evaluation.get('exact'))}"),
     )
     for key, form, what in wanted:
         unmeasured = key in ("score_gain", "win_rate") and key in evaluation and evaluation[key] is None
@@ -193,6 +193,17 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(seconds, dict):
         ppo = f"{number(seconds.get('ppo'), '.0f')} of them PPO"
         yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {ppo}; of a resumed run: since it was resumed"
+
+
+def of_objective(exact: Any) -> str:
+    """Objective that F is about, as a suffix; "" where the evaluation does not say. exact: of evaluation.json."""
+    if not isinstance(exact, dict) or six_digits(exact.get("beta")) is None:
+        return ""
+    changed = exact.get("changed")
+    other = (
+        f"; the run optimised another ({', '.join(map(str, changed))})" if isinstance(changed, list) and changed else ""
+    )
+    return f" of the problem's score - {number(exact['beta'], 'g')} KL{other}"
 
 
 def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
