@@ -94,6 +94,9 @@ def test_what_is_exact_is_exact_to_a_millionth(estimators):
         assert row["verdict"] == f"{name} in {place}: the KL of the whole response, exactly"
     variances = {name: estimators[name][0]["both"]["gradient_variance"] for name in ("exact", "k1", "k3")}
     assert min(variances, key=variances.get) == "exact"  # by the Rao-Blackwell theorem
+    assert variances["exact"] / estimators["k1"][0]["reward"]["gradient_variance"] == pytest.approx(
+        0.2, abs=0.01
+    )  # notes
     for name in ("k1", "k3", "exact", "ratio_k3"):
         assert abs(estimators[name][0]["reward"]["value_bias"]) < EXACT
 
