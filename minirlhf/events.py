@@ -88,8 +88,11 @@ OBJECTIVE = fields(
     },
 )
 EXACT = fields(
-    "How far the policy is from the optimum of its problem.",
-    {"optimality": MAYBE, "objective": NUMBER, "best": NUMBER, "reward": NUMBER, "kl": NUMBER},
+    "How far the policy is from the optimum of the problem's score - beta KL; changed: why the run's was another.",
+    {
+        **{"optimality": MAYBE, "objective": NUMBER, "best": NUMBER, "reward": NUMBER, "kl": NUMBER, "beta": NUMBER},
+        "changed": several(TEXT),
+    },
 )
 TUNED = {
     **{"demonstrations": WHOLE, "heldout": WHOLE, "steps": WHOLE, "heldout_loss_before": NUMBER},

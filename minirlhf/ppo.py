@@ -107,8 +107,8 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             epochs.append([update(state, batch, parts, config, beta / whitened.scale) for batch in batches])
             if moved_too_far(epochs[-1], config.ppo.target_kl):
                 break
-        metrics = rollout_metrics(experience, entropy, penalty, beta, parts.tokenizer.eos_id) | scores.metrics
-        metrics |= update_metrics(list(chain(*epochs)), beta, float(state.schedule.get_last_lr()[0]))
+        metrics = rollout_metrics(experience, shaped, entropy, penalty, beta, parts.advantage, parts.tokenizer.eos_id)
+        metrics |= scores.metrics | update_metrics(list(chain(*epochs)), beta, float(state.schedule.get_last_lr()[0]))
         check_same_policy(metrics["policy/first_log_ratio"], step, config.ppo.precision)
         finish_iteration(state, experience, shaped.running, config, metrics, laps)
         yield state.step, experience, metrics

@@ -11,6 +11,9 @@ from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.rewards.shape import ShapedScores
+from minirlhf.rl.experience import Experience
+from minirlhf.tensors import Moments
 
 PAD, BOS, EOS = 0, 1, 2
 CONFIG = TransformerConfig(
@@ -122,6 +125,12 @@ def built(kind: str, function, **options) -> Built:
     """A function as a component, its parameters bound by name, as the registry would build it."""
     name = getattr(function, "__name__", "component")
     return read_component(kind, name, "tests", __file__, function).build(options)
+
+
+def shaped_as(e: Experience, bootstrap: torch.Tensor | None = None) -> ShapedScores:
+    """Shaped scores that an experience may have been built from; bootstrap (B,) stands behind cut responses."""
+    behind = torch.zeros_like(e.scores) if bootstrap is None else bootstrap
+    return ShapedScores(e.scores, e.rollout, torch.zeros_like(e.rewards), behind, Moments(0.0, 0.0, 0), e.slot_returns)
 
 
 class Recorder(torch.optim.SGD):

@@ -156,7 +156,9 @@ def test_what_the_losses_are_off_by_is_what_the_audit_says():
     text = " ".join(answer("f").split())
     assert f"the gradient of `ratio` is off by {off['ratio']} %" in text
     assert f"that of `ppo_penalty` by {off['ppo_penalty']} %" in text
-    assert f"That of `ppo_clip` is off by {off['ppo_clip']} %" in text
+    (held,) = [r for r in map(json.loads, lines) if r["name"] == "ppo_clip" and r["distance"] == 0.1]
+    assert f"`ppo_clip` holds back {held['held_back']:.0%}".replace("%", " %") in text
+    assert off["ppo_clip"] == off["ratio"]
 
 
 def test_the_script_that_shows_shapes_and_hashes_runs_on_a_finished_run(finished, capsys):

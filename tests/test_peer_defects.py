@@ -42,6 +42,7 @@ from tests.helpers import (
     padded,
     random_rollout,
     seeded,
+    shaped_as,
     small_policy,
     small_trunk,
 )
@@ -316,13 +317,13 @@ def test_no_metric_is_a_mean_over_padding(left, right, junk):
     shift = 0.3 * NOISE[0][real]  # old - new
     e, entropy = on_junk(padded(rollout, left, right), policy, junk)
     gradient, metrics = updated(e, policy)
-    metrics |= rollout_metrics(e, entropy, 0.1 * e.kl, 0.1, EOS)
+    metrics |= rollout_metrics(e, shaped_as(e), entropy, 0.1 * e.kl, 0.1, parts().advantage, EOS)
     assert metrics["val/ratio"] == pytest.approx((-shift).exp().mean().item(), abs=1e-10)
     assert metrics["policy/approxkl_avg"] == pytest.approx(0.5 * shift.square().mean().item(), abs=1e-10)
     assert metrics["policy/entropy_avg"] == pytest.approx(NOISE[4][real].abs().mean().item(), abs=1e-10)
     clean, entropy = on_junk(rollout, policy, 0.0)
     expected_gradient, expected = updated(clean, policy)
-    expected |= rollout_metrics(clean, entropy, 0.1 * clean.kl, 0.1, EOS)
+    expected |= rollout_metrics(clean, shaped_as(clean), entropy, 0.1 * clean.kl, 0.1, parts().advantage, EOS)
     assert metrics == pytest.approx(expected, rel=1e-10, abs=1e-10)
     assert (gradient - expected_gradient).abs().max() < 1e-10
 

@@ -49,7 +49,7 @@ def command(
         else:
             print_table(found)
     if not as_json:
-        print("\nverdicts")
+        print(f"{MEASURED_ON}\n\nverdicts")
         for row in rows:
             if "verdict" in row:
                 print(f"  {row['kind']:<9} {row['verdict']}")
@@ -95,7 +95,10 @@ def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[
     yield from audit(built, config, variant, Scene.of())
 
 
-COLUMNS = ("value_bias", "value_std", "gradient_bias", "gradient_cosine", "gradient_variance")
+COLUMNS = ("value_bias", "value_std", "gradient_bias", "gradient_cosine", "gradient_variance", "held_back")
+MEASURED_ON = """
+by enumeration of one problem of the exact lab (`variable`), the policy 0.4 nats from its reference; gradients are
+those of the first update of a rollout unless a distance is given"""
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -127,6 +130,7 @@ def row_label(row: dict[str, Any]) -> str:
         return f"in {row['place']}"
     if "distance" in row:
         return f"KL {row['distance']:g} from the sampler"
-    options = ", ".join(f"{name} {value:g}" for name, value in row["options"].items())
+    own = " (own)" if row["own"] else ""
+    options = ", ".join(f"{name} {value:g}{own}" for name, value in row["options"].items())
     values = {"unused": "no V", "exact": "exact V", "zero": "V = 0", "noisy": "noisy V"}[row["values"]]
     return f"{options}, {values}" if options else values

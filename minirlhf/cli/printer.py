@@ -204,6 +204,8 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
         e = summary["exact"]
         share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"
         print(
-            f"{share}: J = score - beta KL {e['objective']:.4f} of at most {e['best']:.4f} "
+            f"{share}: J = score - {e['beta']:g} KL is {e['objective']:.4f} of at most {e['best']:.4f} "
             f"(score {e['reward']:.4f}, KL {e['kl']:.4f} nats)"
         )
+        if e["changed"]:
+            print(f"which is not what this run optimised ({', '.join(e['changed'])}): its best F may be below 1")

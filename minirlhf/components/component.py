@@ -115,7 +115,7 @@ class Component:
             if self.owner == PROJECT and isinstance(fault.__cause__, UserError):
                 raise fault.__cause__ from None  # a built-in: the fault is the user's, and its message says what to do
             raise
-        return Built(self, {}, state)
+        return Built(self, options, state)
 
     def _checked(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Convert options to their annotated types (int to float, list to tuple); return (options, faults)."""
@@ -143,7 +143,8 @@ class Component:
 class Built:
     """Component with its options fixed, ready to be called.
 
-    state: the object, if the component is a class. label: name of a reward in this run.
+    options: as set, without the defaults; a class has got them already. state: the object, if the component is a class.
+    label: name of a reward in this run.
     """
 
     component: Component
@@ -175,6 +176,11 @@ class Built:
             return False
         return c.takes_columns or name in c.inputs or name in c.columns or name in c.defaults
 
+    def option(self, name: str, otherwise: Any) -> Any:
+        """Value of an option: as set, or its default; `otherwise` if the component has no such option."""
+        option = self.component.options.get(name)
+        return self.options.get(name, option.default) if option else otherwise
+
     def __call__(self, available: Mapping[str, Any], later: DeferredChecks | None = None) -> Any:
         """Pick its inputs by name, call it, and return its result, checked (`check_tensor`, `check_loss`).
 
@@ -188,7 +194,7 @@ class Built:
         inputs = {name: value for name, value in available.items() if self.names(name)}
         versions = {name: version_of(value) for name, value in inputs.items()}
         with isolated(), self.guarded():
-            result = (self.state if inspect.isclass(c.fn) else c.fn)(**inputs, **self.options)
+            result = self.state(**inputs) if inspect.isclass(c.fn) else c.fn(**inputs, **self.options)
         for name, version in versions.items():
             if version_of(inputs[name]) != version:
                 raise self.error(f"changed its input {name} in place", f"work on {name}.clone()")

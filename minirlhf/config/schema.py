@@ -164,7 +164,9 @@ class KLConfig(ComponentSection):
     coef: float = Field(0.09, ge=0, description="beta: score units per nat")
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
-    horizon: int = Field(10000, ge=1, description="adaptive: responses over which beta may change e-fold")
+    horizon: int = Field(
+        10000, ge=1, description="adaptive: over so many responses beta changes by a factor of 0.8 to 1.22 at most"
+    )
 
     @property
     def in_reward(self) -> bool:

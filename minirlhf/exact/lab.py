@@ -175,6 +175,7 @@ def optimality(
 ) -> dict[str, float | None]:
     """Position of the policy: {"optimality": F, "objective": J, "best": J*, "reward", "kl" in nats per sequence}.
 
+    All of it in J = the problem's own score - beta KL, whatever a run has changed about what it optimises.
     By enumeration if the problem is small enough, else estimated from ESTIMATE_ROWS of the policy's own responses.
     """
     merged = exact.build_graph(problem, merged=True)

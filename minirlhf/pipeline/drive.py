@@ -94,7 +94,13 @@ def measured_iterations(run: RunContext, training: Training) -> Iterator[tuple[i
 def past_alarms(run: RunContext, training: Training) -> Alarms:
     """Alarms that have seen the iterations before a resume, so that none is raised twice."""
     config = run.config
-    alarms = Alarms(training.parts.learns_values, config.exact.problem is None, config.ppo.iterations)
+    alarms = Alarms(
+        learns_values=training.parts.learns_values,
+        may_end=config.exact.problem is None,
+        last=config.ppo.iterations,
+        prompts=config.ppo.prompts_per_iteration,
+        group=config.ppo.responses_per_prompt,
+    )
     for _ in alarms.replay(read_rows(run.directory / "metrics.jsonl")):
         pass
     return alarms

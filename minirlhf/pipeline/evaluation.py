@@ -28,6 +28,7 @@ from minirlhf.pipeline.rewards import check_lengths, fit_rewards
 from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run, trained_on
 from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
+from minirlhf.rl.doubts import changed_objective
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch, tell_trained_on
 from minirlhf.stages.evaluate import Evaluation, Sampling, bootstrap_interval, evaluate, score_or_nan
@@ -70,7 +71,10 @@ def evaluate_run(
         run.warn(warning)
     result.summary["kl_coef"] = beta
     if problem is not None:
-        exact = optimality(models.policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
+        exact: dict[str, Any] = dict(
+            optimality(models.policy, problem, tokenizer, config.kl.coef, seed=config.run.seed)
+        )
+        exact |= {"beta": config.kl.coef, "changed": changed_objective(config)}
         result.summary.update(optimality=exact["optimality"], exact=exact)
     elif config.corpus.text == TRUE_SCORE_CORPUS:
         add_true_scores(result, config, trained_on(run.directory))

@@ -191,7 +191,7 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("true_score_gain_unrewarded", "+.3f", "of it without what this run is rewarded for"),
         ("win_rate", ".0%", "of the held-out prompts better than before, ties by half"),
         ("kl_nats_per_sequence", ".2f", "KL to the reference, nats per sequence"),
-        ("optimality", ".4f", "optimality F"),
+        ("optimality", ".4f", f"optimality F{of_objective(evaluation.get('exact'))}"),
     )
     for key, form, what in wanted:
         unmeasured = key in ("score_gain", "win_rate") and key in evaluation and evaluation[key] is None
@@ -205,6 +205,17 @@ def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(seconds, dict):
         ppo = f"{number(seconds.get('ppo'), '.0f')} of them PPO"
         yield f"{number(seconds.get('total'), '.0f')} s", f"in all, {ppo}; of a resumed run: since it was resumed"
+
+
+def of_objective(exact: Any) -> str:
+    """Objective that F is about, as a suffix; "" where the evaluation does not say. exact: of evaluation.json."""
+    if not isinstance(exact, dict) or six_digits(exact.get("beta")) is None:
+        return ""
+    changed = exact.get("changed")
+    other = (
+        f"; the run optimised another ({', '.join(map(str, changed))})" if isinstance(changed, list) and changed else ""
+    )
+    return f" of the problem's score - {number(exact['beta'], 'g')} KL{other}"
 
 
 def sides(evaluation: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
@@ -254,7 +265,12 @@ def alarms(metrics: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[tu
     learns_values=True is safe for every run: an untrained V has explained variance 0, which raises no alarm.
     """
     may_end, last = config_value(config, "exact", "problem") is None, config_value(config, "ppo", "iterations")
-    yield from Alarms(learns_values=True, may_end=may_end, last=last).replay(metrics)
+    sizes = {
+        "prompts": config_value(config, "ppo", "prompts_per_iteration"),
+        "group": config_value(config, "ppo", "responses_per_prompt"),
+    }
+    known: dict[str, Any] = {name: size for name, size in sizes.items() if isinstance(size, int) and size > 0}
+    yield from Alarms(learns_values=True, may_end=may_end, last=last, **known).replay(metrics)
 
 
 def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

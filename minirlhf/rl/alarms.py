@@ -1,36 +1,55 @@
 """Alarms: frequent problems of a run, noticed while it goes on; each once, with one sentence of advice.
 
 They compare the metrics of an iteration with those of the first one and change nothing. None is a proof; each is a
-reason to look at samples.jsonl. Not here: advice about a configuration before it runs (doubts.py).
+reason to look at samples.jsonl. docs/metrics.md says where each threshold comes from: two things have to be seen, an
+effect that matters and more responses than chance would need for it.
+
+Not here: advice about a configuration before it runs (doubts.py).
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from statistics import fmean, median
 from typing import Any
 
 from minirlhf.rl.metrics import Metrics
 from minirlhf.tensors import ROUNDING
 
-SETTLED = 10  # iterations after which V should be of some use
-WORSE = -0.1  # explained variance below which V is worse than a constant by more than chance
-CHANCE = 16  # responses: of fewer, all may come out alike by chance
-DROWNED = 1e5  # gradient norm over |d policy loss / d log pi|; 1 to 100 is usual
-CERTAIN = 1e-3  # nats a token: below it hardly a token is left to chance
+ENOUGH = 64  # responses, or groups, behind a number that is compared: a share of so many is known to 1/16 (one s.e.)
+SURE = 3.0  # standard errors between two shares that differ; chance alone does that once in 700 looks
+CHANCE = 16  # responses: if all of them agree, fewer than one in six others would not (95 %: 1 - 0.05^(1/16) = 0.17)
+SETTLED = 10  # iterations in a row, by chance all below 0 once in 2^10 if V is as good as a constant
+WORSE = -0.1  # explained variance, median of those iterations, from which V is worse than a constant by a tenth
+DROWNED = 1e5  # gradient norm over |d policy loss / d log pi|; 0.1 to 2 in healthy runs
+CERTAIN = 1e-3  # nats a token: the likeliest token has all but 1e-4 of the probability, p (1 - log p) = 1e-3
+COMPARED = (
+    *("response/length", "response/repetition", "response/eos_rate", "policy/entropy_avg"),
+    "objective/score_length_correlation",
+)  # means over at least ENOUGH responses are compared with the first such mean
+LOOKED_AT = (*COMPARED, "value/explained_variance")
+FLAT = "count/flat_groups"  # only where a prompt has several responses
 
 
 @dataclass
 class Alarms:
     """Alarms of one run.
 
-    learns_values: True if V is trained; may_end: True if a response can end by itself; last: its last iteration.
+    learns_values: True if V is trained; may_end: True if a response can end by itself; last: its last iteration;
+    prompts: of an iteration; group: responses to each of them.
     """
 
     learns_values: bool
     may_end: bool = True
     last: int | None = None
+    prompts: int = ENOUGH
+    group: int = 1
     first: Metrics = field(default_factory=dict)
+    before: Metrics = field(default_factory=dict)  # first means of COMPARED
+    recent: deque[Metrics] = field(default_factory=lambda: deque(maxlen=ENOUGH))  # LOOKED_AT and FLAT
     said: set[str] = field(default_factory=set)
     idle: bool = True  # no iteration so far has taught the policy anything
     cut_off: bool = True  # no response so far has ended by itself
@@ -53,8 +72,10 @@ class Alarms:
         if lost and (not by_chance or (self.idle and enough)):
             found.append(("nothing", lost))
         if metrics["count/updates"]:
+            # 0.0 + x: a row of a file that somebody edited fails here, before it can spoil later looks.
+            self.recent.append({name: 0.0 + metrics[name] for name in LOOKED_AT} | {FLAT: metrics.get(FLAT, 0.0)})
             self.first = self.first or metrics
-            found += [*self._alarms(self.first, step, metrics), *self._idle_alarms(self.first, step, metrics)]
+            found += [*self._trends(step), *self._alarms(step), *self._idle_alarms(self.first, step, metrics)]
         found = [(name, text) for name, text in found if name not in self.said]
         self.said |= {name for name, _ in found}
         return [text for _, text in found]
@@ -68,47 +89,69 @@ class Alarms:
                 for text in self.look(row["step"], metrics):
                     yield row["step"], text
 
-    def _alarms(self, first: Metrics, step: int, m: Metrics) -> Iterator[tuple[str, str]]:
-        together, ends = m["objective/score_length_correlation"], m["response/eos_rate"]
-        grown = m["response/length"] / max(first["response/length"], 1e-9)
-        repeated, entropy = m["response/repetition"], m["policy/entropy_avg"]
-        flat, explained = m.get("count/flat_groups", 0.0), m["value/explained_variance"]
-        before = first["policy/entropy_avg"]
+    def _latest(self, name: str, count: int) -> float:
+        """Mean of a metric over the latest `count` iterations, or over all there are."""
+        return fmean(m[name] for m in islice(reversed(self.recent), count))
+
+    def _trends(self, step: int) -> Iterator[tuple[str, str]]:
+        """Alarms that compare the latest iterations with the first ones, so many that both are ENOUGH responses."""
+        responses = self.prompts * self.group
+        iterations = min(-(-ENOUGH // responses), len(self.recent))
+        count = iterations * responses
+        if count < ENOUGH and step != self.last:
+            return
+        now = {name: self._latest(name, iterations) for name in COMPARED}
+        self.before = first = self.before or now
+        together, grown = (
+            now["objective/score_length_correlation"],
+            now["response/length"] / max(first["response/length"], 1e-9),
+        )
         if abs(together) > 0.7 and not 0.7 < grown < 1.4:
             yield (
                 "length",
                 f"the score goes with the length (correlation {together:+.2f}) and responses are {grown:.1f} times as "
                 "long as at first: the reward may pay for length alone; look at samples.jsonl, or raise kl.coef",
             )
-        if repeated > max(0.2, 2 * first["response/repetition"]):
+        repeated, before = now["response/repetition"], first["response/repetition"]
+        if repeated > max(0.2, 2 * before) and surely_below(before, repeated, count):
             yield (
                 "repetition",
-                f"{repeated:.0%} of the token triples in a response were there before: the policy repeats itself; add "
-                "the reward repetition, or raise kl.coef",
+                f"{repeated:.0%} of the token triples in a response were there before ({before:.0%} at first): the "
+                "policy repeats itself; add the reward repetition, or raise kl.coef",
             )
-        if ends < 0.5 < first["response/eos_rate"]:
+        ends, before = now["response/eos_rate"], first["response/eos_rate"]
+        if ends < before / 2 and surely_below(ends, before, count):
             yield (
                 "eos",
-                f"only {ends:.0%} of the responses still end by themselves: set truncation.rule to penalty, or raise "
-                "kl.coef",
+                f"only {ends:.0%} of the responses still end by themselves ({before:.0%} did at first): set "
+                "truncation.rule to penalty, or raise kl.coef",
             )
+        entropy, before = now["policy/entropy_avg"], first["policy/entropy_avg"]
         if entropy < 0.2 * before and before >= CERTAIN:
             yield (
                 "entropy",
                 f"the entropy fell from {before:.2f} to {entropy:.2f} nats a token: the policy writes one thing; raise "
                 "kl.coef or loss.entropy_coef, or lower ppo.lr",
             )
-        if flat > 0.5:
+
+    def _alarms(self, step: int) -> Iterator[tuple[str, str]]:
+        """Alarms of the latest iterations by themselves: groups that score alike, a V that is of no use."""
+        iterations = min(-(-ENOUGH // self.prompts), len(self.recent))
+        flat = self._latest(FLAT, iterations)
+        if flat > 0.5 and (iterations * self.prompts >= ENOUGH or step == self.last):
             yield (
                 "groups",
                 f"in {flat:.0%} of the groups all responses score the same, so that nothing is learned from them: use "
                 "a graded reward, or more responses a prompt",
             )
-        if self.learns_values and step > SETTLED and explained < WORSE:
+        explained = [m["value/explained_variance"] for m in islice(reversed(self.recent), SETTLED)]
+        useless = len(explained) == SETTLED and max(explained) < 0 and median(explained) < WORSE
+        if self.learns_values and useless:
             yield (
                 "values",
-                f"V predicts the returns worse than a constant would (explained variance {explained:.2f}): raise "
-                "loss.value_coef, or take model.separate_critic, or a function without V",
+                f"V predicts the rewards to come worse than a constant would (explained variance below 0 in {SETTLED} "
+                f"iterations, now {explained[0]:.2f}): raise loss.value_coef, or take model.separate_critic, or a "
+                "function without V",
             )
 
     def _idle_alarms(self, first: Metrics, step: int, m: Metrics) -> Iterator[tuple[str, str]]:
@@ -139,6 +182,16 @@ class Alarms:
                 f"the entropy is {first['policy/entropy_avg']:.1g} nats a token from the start: all responses to a "
                 "prompt are the same, so that there is nothing to choose from; raise sampler.temperature",
             )
+
+
+def surely_below(low: float, high: float, count: int) -> bool:
+    """True if a share rose from low to high by more than chance explains, each measured on `count` responses.
+
+    The difference of two shares around p has a standard error of sqrt(2 p (1 - p) / count), p being their mean. A mean
+    of numbers between 0 and 1, such as each response's repetition, has that at most.
+    """
+    mean = (low + high) / 2
+    return high - low > SURE * math.sqrt(2 * mean * (1 - mean) / count)
 
 
 def nothing_learned(m: Metrics) -> tuple[str, bool]:

@@ -23,8 +23,10 @@ class KLController:
     """KL coefficient beta, steered once a rollout: beta <- beta (1 + clip(KL/target - 1, -0.2, 0.2) min(n/horizon, 1)).
 
     KL in nats per sequence; n: responses in the rollout; horizon in responses; target None: beta is fixed. So one
-    rollout changes beta by a fifth at most. Source: Ziegler et al., 1909.08593, section 2.2; there n is far below the
-    horizon, and n/horizon is not bounded: from n = 5 horizons on, beta would become 0 or negative.
+    rollout changes beta by a fifth at most, and all rollouts of one horizon together by a factor of 0.8 (one rollout of
+    that size; e^-0.2 = 0.82 for many small ones) to e^0.2 = 1.22.
+    Source: Ziegler et al., 1909.08593, section 2.2; there n is far below the horizon, and n/horizon is not bounded:
+    from n = 5 horizons on, beta would become 0 or negative.
     """
 
     SAVED: ClassVar = ("beta",)  # in checkpoints; the others are settings

@@ -27,11 +27,34 @@ def idle_doubts(c: Config) -> Iterator[str]:
     yield from steps_too_small("ppo", c.ppo.lr, c.ppo.grad_clip, c.ppo.adam_eps)
 
 
+def changed_objective(c: Config) -> list[str]:
+    """Settings by which a run on a problem of the exact lab optimises something else than J = its score - kl.coef KL.
+
+    F is measured in that J whatever the run optimises. Empty if J is what it optimises. An adaptive kl.coef would be
+    one, but config/faults.py refuses it.
+    """
+    changed = []
+    if [reward.use.removeprefix(f"{PROJECT}:") for reward in c.rewards.values()] != ["problem"]:
+        changed.append(f"rewards = {', '.join(c.rewards)}")
+    for label, reward in c.rewards.items():
+        changed += [f"rewards.{label}.weight = {reward.weight:g}"] if reward.weight != 1 else []
+        changed += [f"rewards.{label}.normalize = true"] if reward.normalize else []
+        changed += [f"rewards.{label}.clip = {reward.clip:g}"] if reward.clip else []
+    changed += ["ppo.score_normalize = true"] if c.ppo.score_normalize else []
+    changed += [f"ppo.score_clip = {c.ppo.score_clip:g}"] if c.ppo.score_clip else []
+    changed += [f"truncation.rule = {c.truncation.rule}"] if c.truncation.rule != "keep" else []
+    changed += [f"loss.entropy_coef = {c.loss.entropy_coef:g}"] if c.loss.entropy_coef else []
+    gamma = c.advantage.options.get("gamma", 1.0)
+    return [*changed, f"advantage.gamma = {gamma}"] if gamma != 1 else changed
+
+
 def other_doubts(c: Config) -> Iterator[str]:
     """Yield doubts about advantage function, loss and other settings."""
-    own = [(r.use, r.weight, r.normalize, r.clip) for r in c.rewards.values()]
-    if c.exact.problem and own != [("problem", 1.0, False, None)]:
-        yield f"the optimality of {c.exact.problem} is that of its own score, not what this run is rewarded for"
+    if c.exact.problem and (changed := changed_objective(c)):
+        yield (
+            f"optimality F of {c.exact.problem} is that of its own score - {c.kl.coef:g} KL, and this run optimises "
+            f"something else ({', '.join(changed)}): its best F may be below 1"
+        )
     if c.corpus.preferences and not any(r.use.endswith("trained") for r in c.rewards.values()):
         yield "corpus.preferences: no reward is trained from these comparisons; choose it by --reward trained"
     updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)

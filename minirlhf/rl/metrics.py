@@ -10,17 +10,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minirlhf.builtin.advantages import reward_to_go
+from minirlhf.components.component import Built
 from minirlhf.models.rollout import PolicyOutput
+from minirlhf.rewards.shape import ShapedScores
 from minirlhf.rl.experience import Experience
-from minirlhf.tensors import LOG_CLAMP, ROUNDING, importance_ratio, masked_mean, masked_sum, moments
+from minirlhf.tensors import LOG_CLAMP, ROUNDING, importance_ratio, last_index, masked_mean, masked_sum, moments
 
 Metrics = dict[str, float]
 
 
-def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, beta: float, eos: int) -> Metrics:
+def rollout_metrics(
+    experience: Experience,
+    shaped: ShapedScores,
+    entropy: Tensor,
+    penalty: Tensor,
+    beta: float,
+    advantage: Built,
+    eos: int,
+) -> Metrics:
     """Metrics of the responses of an iteration; NaN for means over responses that take part if none does.
 
-    entropy (B,R); penalty (B,R): beta kl in the reward; beta: KL coefficient of this iteration; eos: id of EOS.
+    entropy (B,R); penalty (B,R): beta kl in the reward; beta: KL coefficient of this iteration;
+    advantage: its function, with the discount that V learns; eos: id of EOS.
     """
     e, mask = experience, experience.mask
     rows = mask.any(dim=1)
@@ -42,7 +54,8 @@ def rollout_metrics(experience: Experience, entropy: Tensor, penalty: Tensor, be
     metrics = dict(zip(values, read, strict=True))
     scores = moments(e.scores, rows)
     metrics["objective/scores_std"] = scores.std() if scores.count > 1 else math.nan
-    metrics["value/explained_variance"] = explained_variance(e.returns, e.old_values, mask)
+    came = rewards_that_came(e, shaped, discount(advantage))
+    metrics["value/explained_variance"] = explained_variance(came, e.old_values, mask)
     log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
     metrics["objective/score_length_correlation"] = correlation(
         e.scores[rows], e.rollout.response_mask.sum(dim=1)[rows].to(e.scores)
@@ -146,13 +159,36 @@ def drift(new: PolicyOutput, micro: Experience, clip: Tensor) -> dict[str, Tenso
     }
 
 
-def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 = perfect, 0 = no better than a constant.
+def discount(advantage: Built) -> float:
+    """Discount of an advantage function: its option `gamma`, 1 without one (or if that is no number)."""
+    gamma = advantage.option("gamma", 1.0)
+    return float(gamma) if isinstance(gamma, int | float) else 1.0
 
-    NaN for returns that do not vary, but for rounding: there is nothing to explain.
+
+def rewards_that_came(e: Experience, shaped: ShapedScores, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each token on: (B,R), 0 where masked.
+
+    Behind a response that was cut stands V of the next state if the truncation rule says so (`shaped.bootstrap`); a
+    score that lands behind the EOS is one step later than the last token.
     """
-    total = moments(returns, mask)
-    return 1.0 - moments(returns - values, mask).variance() / total.variance() if total.varies else math.nan
+    rewards, behind = e.rewards, shaped.bootstrap
+    if e.slot_returns is not None:
+        there = e.slot_returns.isfinite()
+        late = torch.where(there, e.slot_returns, 0.0)
+        last = last_index(e.mask).clamp(min=0).unsqueeze(1)
+        rewards, behind = rewards.scatter_add(1, last, -late.unsqueeze(1)), torch.where(there, late, behind)
+    return reward_to_go(rewards, e.mask, behind, gamma=gamma)
+
+
+def explained_variance(came: Tensor, values: Tensor, mask: Tensor) -> float:
+    """1 - Var(came - values) / Var(came) over the mask: 1 = perfect, 0 = no better than a constant.
+
+    came, values (B,R): the rewards that came from a token on, and V, which predicts them. The returns that V is trained
+    on would not do: where lambda < 1 they contain V itself, so that even a random V seems to predict them. NaN for
+    rewards that do not vary, but for rounding: there is nothing to explain.
+    """
+    total = moments(came, mask)
+    return 1.0 - moments(came - values, mask).variance() / total.variance() if total.varies else math.nan
 
 
 def update_metrics(updates: list[Metrics], beta: float, lr: float) -> Metrics:

@@ -43,9 +43,9 @@ def test_a_plugin_is_audited_with_the_built_ins_and_found_wrong(tmp_path):
 
 def test_options_of_a_single_component_and_the_runs_own_settings_count():
     rows = done("audit", "loss", "ppo_clip", "--set", "loss.clip=1e-9", "--json").events
-    tight = {row["distance"]: row["gradient_bias"] for row in rows}
+    tight = {row["distance"]: row["held_back"] for row in rows}
     rows = done("audit", "loss", "ppo_clip", "--json").events
-    assert tight[0.003] > {row["distance"]: row["gradient_bias"] for row in rows}[0.003]
+    assert tight[0.003] > {row["distance"]: row["held_back"] for row in rows}[0.003] == 0
     biased = done("audit", "kl", "k1", "--set", "loss.aggregation=sequence_mean", "--json").events
     assert next(row for row in biased if row.get("place") == "reward")["gradient_bias"] > 0.05
 
@@ -54,7 +54,7 @@ def test_the_table_ends_with_a_verdict_a_line_and_the_picture_is_drawn(tmp_path)
     shown = done("audit", "--svg", tmp_path / "a.svg")
     verdicts = shown.out.partition("\nverdicts\n")[2].splitlines()
     assert "  kl        k1 in reward: the KL of the whole response, exactly" in verdicts
-    assert any(line.startswith("  advantage gae: ") for line in verdicts)
+    assert any(line.startswith("  advantage gae (lam 0.95): ") for line in verdicts)
     assert any(line.startswith("  loss      ppo_penalty: ") for line in verdicts)
     assert len(verdicts) == 3 * 6 + 11 + 4
     drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")

@@ -65,10 +65,13 @@ def test_a_cut_response_is_worth_what_v_says_of_its_state(bases, tmp_path):
 
 
 def test_nothing_can_be_gained_where_every_response_scores_the_same(bases, tmp_path):
-    sets = ("exact.problem=constant", "ppo.iterations=1", "ppo.prompts_per_iteration=128")
+    sets = ("exact.problem=constant", "ppo.iterations=1", "ppo.prompts_per_iteration=128", "ppo.score_clip=5")
     result = done(*short(bases, tmp_path / "run", *sets))
-    assert "nothing can be gained" in result.out
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["optimality"] is None
+    assert "nothing can be gained: J = score - 0.5 KL is " in result.out
+    assert "which is not what this run optimised (ppo.score_clip = 5)" in result.out
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["optimality"] is None
+    assert (found["exact"]["beta"], found["exact"]["changed"]) == (0.5, ["ppo.score_clip = 5"])
 
 
 def test_without_a_kl_everything_that_can_be_had_is_the_best_score(bases, tmp_path):

@@ -207,7 +207,10 @@ def test_a_doubtful_combination_is_said_in_one_sentence(estimator, place):
         (["advantage.function=rloo", "ppo.responses_per_prompt=4", "advantage.whiten=batch"], "size of the step"),
         (["advantage.gamma=0.9"], "later KL counts less"),
         (["loss.aggregation=sequence_mean"], "token of a short response weighs more"),
-        (["exact.problem=delayed", "rewards.length.use=length"], "not what this run is rewarded for"),
+        (
+            ["exact.problem=delayed", "rewards.length.use=length"],
+            "this run optimises something else (rewards = length)",
+        ),
         (["ppo.critic_warmup=24"], "only the value head is trained"),  # of 24 iterations
         (["rewards.sentiment.weight=0.0"], "no score counts"),
         (["ppo.lr=1e-12"], "ppo.lr = 1e-12 is so small that no step changes a weight"),

@@ -8,6 +8,8 @@ from minirlhf.store.jsonl import json_line
 from tests.fuzz.test_own_files import METRICS
 from tests.report.test_tokens import row
 
+CONFIG = load_config("tiny", sets=["ppo.prompts_per_iteration=64", "ppo.minibatch_size=64"])[0]
+
 
 def test_rows_that_nobody_measured_raise_no_alarm_and_no_error(tmp_path):
     """A number that no float holds, a text, a row of another file: each is passed over, and the next is looked at."""
@@ -16,7 +18,7 @@ def test_rows_that_nobody_measured_raise_no_alarm_and_no_error(tmp_path):
     rows = [METRICS, *({**METRICS, **changes} for changes in odd), row(), last]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json_line(r)}\n" for r in rows))
     training = SimpleNamespace(parts=SimpleNamespace(learns_values=True))
-    alarms = past_alarms(SimpleNamespace(directory=tmp_path, config=load_config("tiny")[0]), training)
+    alarms = past_alarms(SimpleNamespace(directory=tmp_path, config=CONFIG), training)
     assert alarms.said == {"eos"}
 
 
@@ -27,6 +29,6 @@ def test_what_was_not_measured_is_null_in_the_file_and_no_obstacle(tmp_path):
     rows = [{**r, "episode": 64.0 * r["step"]} for r in rows]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json_line(r)}\n" for r in rows))
     training = SimpleNamespace(parts=SimpleNamespace(learns_values=True))
-    alarms = past_alarms(SimpleNamespace(directory=tmp_path, config=load_config("tiny")[0]), training)
+    alarms = past_alarms(SimpleNamespace(directory=tmp_path, config=CONFIG), training)
     assert alarms.said == {"eos", "unused"}
     assert alarms.unused == {"reward/late"}

@@ -180,6 +180,23 @@ def test_curves_are_drawn_where_there_is_something_to_see():
     assert [c.get("target") for c in steered if c["names"] == ["objective/kl"]] == [6.0]
 
 
+@pytest.mark.parametrize(
+    ("exact", "said"),
+    [
+        ({"beta": 0.3, "changed": []}, "optimality F of the problem's score - 0.3 KL"),
+        (
+            {"beta": 0.3, "changed": ["ppo.score_clip = 1"]},
+            "optimality F of the problem's score - 0.3 KL; the run optimised another (ppo.score_clip = 1)",
+        ),
+        ({"objective": 1.0}, "optimality F"),  # of an earlier version
+        (None, "optimality F"),
+        ({"beta": "x", "changed": 3}, "optimality F"),
+    ],
+)
+def test_f_says_of_which_objective_it_is(exact, said):
+    assert ("0.9000", said) in list(cards({"optimality": 0.9, "exact": exact}))
+
+
 def test_the_alarms_of_a_run_are_found_again():
     calm = {
         "objective/score_length_correlation": 0.0, "response/eos_rate": 1.0, "response/length": 20.0,

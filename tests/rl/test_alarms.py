@@ -1,10 +1,11 @@
 """Alarms: each goes off by its own cause, once, with advice; a run that is well hears none."""
 
+from itertools import count
 from math import nan
 
 import pytest
 
-from minirlhf.rl.alarms import SETTLED, Alarms
+from minirlhf.rl.alarms import SETTLED, Alarms, surely_below
 
 WELL = {
     "objective/score_length_correlation": 0.3,
@@ -33,10 +34,9 @@ IDLE = WELL | {"count/updates": 0.0, "count/masked_rows": 8.0, "objective/scores
         ({"objective/score_length_correlation": 0.9, "response/length": 50.0}, "1.7 times as long"),
         ({"objective/score_length_correlation": -0.9, "response/length": 15.0}, "0.5 times as long"),
         ({"response/repetition": 0.4}, "40% of the token triples"),
-        ({"response/eos_rate": 0.2}, "only 20% of the responses still end"),
+        ({"response/eos_rate": 0.2}, "only 20% of the responses still end by themselves (100% did at first)"),
         ({"policy/entropy_avg": 0.05}, "fell from 0.60 to 0.05 nats"),
         ({"count/flat_groups": 0.75}, "in 75% of the groups"),
-        ({"value/explained_variance": -0.5}, "worse than a constant"),
         ({"policy/grad_norm": 2e8}, "nearly all of the gradient (norm 2e+08)"),
         ({"policy/logprob_grad_avg": 0.0}, "gradient of the policy loss is 0 although the advantages are not"),
         ({"count/updates": 0.0, "count/masked_rows": 8.0, "response/eos_rate": 0.0}, "all are cut off"),
@@ -65,15 +65,11 @@ def test_what_is_no_cause_for_alarm():
         {"response/repetition": 0.25},  # it always repeated itself a little
         {"objective/score_length_correlation": 0.9},  # as long as ever
         {"response/length": 60.0},  # longer, and not for the score
-        {"value/explained_variance": -1.0},  # nobody reads V
         {"count/flat_groups": 0.5},
         {"objective/scores_std": 0.0, "count/token_rewards": 8.0},  # the tokens of a response are told apart
     ]
     for changed in fine:
         assert alarms.look(SETTLED + 1, WELL | changed) == []
-    early = Alarms(learns_values=True)
-    early.look(1, WELL)
-    assert early.look(SETTLED, WELL | {"value/explained_variance": -1.0}) == []
 
 
 @pytest.mark.parametrize(
@@ -151,3 +147,165 @@ def test_an_iteration_without_a_score_is_chance_if_others_had_some():
     never = Alarms(learns_values=True)
     (message,) = never.look(1, IDLE | {"count/unscored": 8.0, "episode": 64.0})
     assert message.startswith("no reward applies to any")
+
+
+# ---- thresholds: what is seen has to matter, and has to be more than chance --------------------------------
+
+
+def heard(rows, **settings):
+    """Names of the alarms that these rows of changes to WELL raise, in order."""
+    alarms = Alarms(**({"learns_values": True} | settings))
+    for step, row in zip(count(1), rows, strict=False):
+        alarms.look(step, WELL | {"episode": 64.0 * step} | row)
+    return alarms.said
+
+
+def test_two_shares_differ_by_three_standard_errors_of_their_difference():
+    """.4 and 0 of 64: mean .2, standard error sqrt(2 x .2 x .8 / 64) = .0707, so 5.7 of them; of 8 responses: 2."""
+    assert surely_below(0.0, 0.4, 64)
+    assert not surely_below(0.0, 0.4, 8)
+    assert surely_below(0.5, 0.76, 64)  # mean .63, standard error .08535, three of them .2561
+    assert not surely_below(0.5, 0.756, 64)
+
+
+@pytest.mark.parametrize(
+    ("at_first", "later", "alarms"),
+    [
+        (0.4, 0.0, {"eos"}),  # below half from the start, and it dies
+        (0.4, 0.15, {"eos"}),  # mean .275, standard error .0789, three of them .237
+        (0.4, 0.18, set()),  # .0803, three of them .241
+        (0.9, 0.5, set()),  # more than half of them still end
+        (0.05, 0.0, set()),  # mean .025, standard error .0276
+    ],
+)
+def test_an_end_that_dies_out_is_said_at_any_rate_if_it_is_more_than_chance(at_first, later, alarms):
+    assert heard([{"response/eos_rate": at_first}, {"response/eos_rate": later}]) == alarms
+
+
+def test_few_responses_an_iteration_are_put_together_until_they_are_64():
+    """Eight of 16 prompts each: the first four iterations are compared with the latest four."""
+    ends = [{"response/eos_rate": rate} for rate in (0.3, 0.5, 0.4, 0.4, 0.1, 0.1, 0.1)]
+    assert heard(ends, prompts=16) == set()  # .4, .1, .1, .1 so far
+    assert heard([*ends, {"response/eos_rate": 0.1}], prompts=16) == {"eos"}
+    assert heard(ends, prompts=16, last=7) == set()
+    assert heard([{"response/eos_rate": 1.0}, {"response/eos_rate": 0.0}], prompts=2) == set()  # chance
+    assert heard([{"response/eos_rate": 1.0}, {"response/eos_rate": 0.0}], prompts=2, group=32) == {"eos"}
+
+
+@pytest.mark.parametrize(
+    ("at_first", "later", "alarms"),
+    [
+        (0.03, 0.21, {"repetition"}),  # mean .12, standard error .0574, three of them .172
+        (0.03, 0.19, set()),  # less than a fifth
+        (0.15, 0.31, set()),  # twice as much, but mean .23, standard error .0744
+        (0.15, 0.40, {"repetition"}),
+        (0.40, 0.70, set()),  # less than twice as much, though mean .55, standard error .0879
+    ],
+)
+def test_repetition_has_to_be_a_fifth_twice_as_much_as_before_and_more_than_chance(at_first, later, alarms):
+    assert heard([{"response/repetition": at_first}, {"response/repetition": later}]) == alarms
+
+
+def test_the_entropy_may_fall_to_a_fifth():
+    assert heard([{}, {"policy/entropy_avg": 0.13}]) == set()
+    assert heard([{}, {"policy/entropy_avg": 0.11}]) == {"entropy"}
+
+
+@pytest.mark.parametrize(("together", "length", "alarms"), [(0.69, 60.0, set()), (0.75, 41.0, set())])
+def test_length_is_no_alarm_unless_it_explains_half_of_the_score_and_has_moved(together, length, alarms):
+    row = {"objective/score_length_correlation": together, "response/length": length}
+    assert heard([{}, row]) == alarms
+    assert heard([{}, {"objective/score_length_correlation": 0.75, "response/length": 43.0}]) == {"length"}
+
+
+def test_flat_groups_are_counted_over_64_groups():
+    half, most = {"count/flat_groups": 0.5}, {"count/flat_groups": 0.75}
+    assert heard([most], prompts=64, group=4) == {"groups"}
+    assert heard([half] * 9, prompts=64, group=4) == set()
+    assert heard([most] * 3, prompts=16, group=4) == set()  # 48 of them
+    assert heard([most] * 4, prompts=16, group=4) == {"groups"}
+    assert heard([most, most, {}, {}, most, {}], prompts=16, group=4) == set()  # .375 on the whole
+    assert heard([most], prompts=16, group=4, last=1) == {"groups"}
+
+
+@pytest.mark.parametrize(
+    ("explained", "alarms"),
+    [
+        ([-0.2] * SETTLED, {"values"}),
+        ([-0.2] * (SETTLED - 1), set()),  # too early
+        ([-0.2] * 9 + [0.01] + [-0.2] * 9, set()),  # never ten in a row
+        ([-0.05] * 40, set()),  # as good as a constant
+        ([-9.0] * 4 + [-0.01] * 6, set()),  # an outlier is no measure
+        ([-9.0] * 2 + [-0.01] * 3 + [-0.2] * 5, {"values"}),  # median -.15
+        ([nan] * 40, set()),  # nothing to explain
+    ],
+)
+def test_v_is_of_no_use_if_it_was_worse_than_a_constant_in_each_of_ten_iterations(explained, alarms):
+    rows = [{"value/explained_variance": x} for x in explained]
+    assert heard(rows) == alarms
+    assert heard(rows, learns_values=False) == set()
+
+
+def test_a_gradient_drowns_from_a_hundred_thousand_times_that_of_the_policy_loss_on():
+    assert heard([{"policy/grad_norm": 0.79e5}]) == set()  # beside 0.8
+    assert heard([{"policy/grad_norm": 0.81e5}]) == {"drowned"}
+
+
+# Rows of runs that are well, seed 0: `reviews` (128 responses an iteration), `exact` (256, of a given length) and
+# `tiny` (8). End rate, repetition, entropy, correlation, length, explained variance, gradient norm, pull of the policy.
+HEALTHY = {
+    "reviews": (
+        (1, 0.035, 0.62, 0.055, 30.1, 0, 0.51, 0.51),
+        (1, 0.04, 0.62, -0.072, 29.9, 0.1, 0.6, 0.63),
+        (1, 0.027, 0.62, -0.088, 27.2, 0.2, 0.62, 0.7),
+        (1, 0.022, 0.67, -0.051, 27.9, 0.29, 0.6, 0.74),
+        (1, 0.035, 0.72, 0.05, 27.5, 0.28, 0.66, 0.76),
+        (1, 0.02, 0.7, -0.045, 29, 0.31, 0.63, 0.75),
+        (1, 0.027, 0.71, 0.038, 28.5, 0.36, 0.63, 0.76),
+        (1, 0.026, 0.74, 0.15, 29.3, 0.32, 0.68, 0.72),
+        (1, 0.033, 0.71, -0.054, 29.7, 0.36, 0.66, 0.76),
+        (1, 0.037, 0.72, -0.16, 30, 0.43, 0.63, 0.74),
+        (1, 0.022, 0.74, 0.068, 29.7, 0.37, 0.65, 0.75),
+        (1, 0.033, 0.76, 0.072, 30.1, 0.4, 0.68, 0.77),
+        (1, 0.025, 0.72, -0.013, 29.5, 0.42, 0.66, 0.76),
+        (1, 0.028, 0.71, 0.12, 31.1, 0.42, 0.69, 0.77),
+        (0.99, 0.026, 0.72, -0.072, 31, 0.35, 0.72, 0.74),
+        (1, 0.029, 0.71, 0.027, 29.1, 0.42, 0.67, 0.78),
+    ),
+    "exact": (
+        (0, 0, 1.1, 0, 3, 0, 0.56, 0.34),
+        (0, 0, 1, 0, 3, 0.0013, 0.5, 0.71),
+        (0, 0, 0.84, 0, 3, 0.022, 0.43, 0.81),
+        (0, 0, 0.75, 0, 3, 0.06, 0.4, 0.82),
+        (0, 0, 0.63, 0, 3, 0.024, 0.35, 0.86),
+        (0, 0, 0.61, 0, 3, 0.021, 0.35, 0.86),
+        (0, 0, 0.62, 0, 3, 0.082, 0.4, 0.83),
+        (0, 0, 0.59, 0, 3, 0.039, 0.2, 0.87),
+        (0, 0, 0.58, 0, 3, 0.41, 0.2, 0.86),
+        (0, 0, 0.59, 0, 3, 0.7, 0.17, 0.73),
+        (0, 0, 0.67, 0, 3, 0.85, 0.57, 0.68),
+        (0, 0, 0.57, 0, 3, 0.93, 0.24, 0.49),
+        (0, 0, 0.58, 0, 3, 0.96, 0.45, 0.73),
+        (0, 0, 0.58, 0, 3, 0.99, 0.093, 0.36),
+        (0, 0, 0.57, 0, 3, 0.99, 0.18, 0.49),
+    ),
+    "tiny": (
+        (0.12, 0, 5.3, 0, 14.9, nan, 0, 0),
+        (0.12, 0, 5.3, 0, 16, 0, 1.7, 0.64),
+        (0.12, 0, 5.3, 0, 16, 0.008, 1.7, 0.83),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "prompts"), [("reviews", 128), ("exact", 256), ("tiny", 8)])
+def test_runs_that_are_well_hear_no_alarm(name, prompts):
+    keys = (
+        *("response/eos_rate", "response/repetition", "policy/entropy_avg", "objective/score_length_correlation"),
+        *("response/length", "value/explained_variance", "policy/grad_norm", "policy/logprob_grad_avg"),
+    )
+    rows = [dict(zip(keys, row, strict=True)) for row in HEALTHY[name]]
+    rows = [row | {"episode": float(prompts * step)} for step, row in enumerate(rows, start=1)]
+    for row in rows:
+        if row["policy/logprob_grad_avg"] == 0:  # of tiny's first eight responses none scores
+            row |= {"count/flat_batches": 1.0, "objective/scores": 0.0, "objective/scores_std": 0.0}
+    assert heard(rows, prompts=prompts, may_end=name != "exact", last=len(rows)) == set()

@@ -1,7 +1,10 @@
 """The KL coefficient: a trajectory by hand, the clip on either side, and a fixed one that never moves."""
 
+import math
+
 import pytest
 
+from minirlhf.config.schema import KLConfig
 from minirlhf.rl.controllers import LARGEST, SMALLEST, KLController, Penalty
 
 
@@ -47,6 +50,19 @@ def test_a_rollout_longer_than_the_horizon_moves_beta_by_a_fifth_and_never_below
     for kl, beta in [(0.0, 0.08), (0.0, 0.064), (99.0, 0.0768)]:
         controller.update(kl, 320)
         assert controller.beta == pytest.approx(beta, rel=1e-12)
+
+
+@pytest.mark.parametrize("rollouts", [1, 2, 10, 1000])
+def test_over_one_horizon_of_responses_beta_changes_by_a_fifth_and_not_e_fold(rollouts):
+    """(1 + 0.2/k)^k is 1.2 for one rollout and below e^0.2 = 1.2214 for k; (1 - 0.2/k)^k is 0.8 and below e^-0.2."""
+    for kl, one, many in [(99.0, 1.2, math.exp(0.2)), (0.0, 0.8, math.exp(-0.2))]:
+        controller = KLController(1.0, target=6.0, horizon=1000)
+        for _ in range(rollouts):
+            controller.update(kl, 1000 // rollouts)
+        assert min(one, many) - 1e-12 <= controller.beta <= max(one, many) + 1e-12
+        assert controller.beta == pytest.approx((1 + (one - 1) / rollouts) ** rollouts, rel=1e-9)
+    about = KLConfig.model_fields["horizon"].description
+    assert "by a factor of 0.8 to 1.22 at most" in about
 
 
 @pytest.mark.parametrize("low", [0.0, -50.0])

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minirlhf.builtin.advantages import gae, rloo
 from minirlhf.models.rollout import Rollout
 from minirlhf.rl.experience import Experience
 from minirlhf.rl.metrics import (
     Averages,
     correlation,
+    discount,
     explained_variance,
     flat_groups,
     repeated_triples,
@@ -18,7 +20,7 @@ from minirlhf.rl.metrics import (
     rollout_metrics,
     update_metrics,
 )
-from tests.helpers import EOS, seeded
+from tests.helpers import EOS, built, seeded, shaped_as
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -55,11 +57,20 @@ def experience(**changed) -> Experience:
     return Experience(**(given | changed))
 
 
+def measured(e, entropy=None, penalty=None, beta=0.1, function=gae, bootstrap=(0.0, 0.0), **options):
+    ones = torch.ones(2, 3)
+    shaped = shaped_as(e, torch.tensor(bootstrap))
+    advantage = built("advantage", function, **options)
+    entropy, penalty = (ones if x is None else x for x in (entropy, penalty))
+    return rollout_metrics(e, shaped, entropy, penalty, beta, advantage, EOS)
+
+
 def test_every_metric_of_a_rollout_by_hand():
     entropy = torch.tensor([[1.0, 1.5, 2.0], [0.5, 1.0, NAN]])
     penalty = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.06, NAN]])
-    metrics = rollout_metrics(experience(), entropy, penalty, 0.1, EOS)
-    # errors R - V: 1, 1, 1, 1, 0 have mean 0.8 and variance 0.8/4; R: 1..5 have variance 10/4
+    metrics = measured(experience(), entropy, penalty)
+    # G, what is still to come: .4, .5, .7; 3, 3.4 have mean 1.6, squared deviations 1.44 + 1.21 + .81 + 1.96 + 3.24;
+    # G - V: .4, -.5, -1.3; 0, -1.6 have mean -.6 and 1 + .01 + .49 + .36 + 1
     assert metrics == pytest.approx(
         {
             "objective/kl": (0.6 + 1.0) / 2,  # nats per sequence
@@ -74,7 +85,7 @@ def test_every_metric_of_a_rollout_by_hand():
             "response/eos_rate": 0.5,
             "count/masked_rows": 0,
             "count/flat_batches": 1,  # its advantages are 0
-            "value/explained_variance": 1 - 0.2 / 2.5,
+            "value/explained_variance": 1 - 2.86 / 8.66,
             "objective/score_length_correlation": -1,  # two points: 1 with three tokens, 4 with two
             "response/repetition": 0,
         },
@@ -84,13 +95,7 @@ def test_every_metric_of_a_rollout_by_hand():
 
 def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
     whole = experience()
-    out = rollout_metrics(
-        replace(whole, rollout=whole.rollout.keeping(torch.tensor([True, False]))),
-        torch.ones(2, 3),
-        torch.ones(2, 3),
-        0.1,
-        EOS,
-    )
+    out = measured(replace(whole, rollout=whole.rollout.keeping(torch.tensor([True, False]))))
     assert out["objective/kl"] == pytest.approx(0.6, abs=1e-10)
     assert out["objective/scores"] == 1
     assert math.isnan(out["objective/scores_std"])  # of one score
@@ -103,7 +108,7 @@ def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
 def test_of_a_rollout_without_any_scored_row_what_was_not_measured_is_nan():
     whole = experience()
     nobody = replace(whole, rollout=whole.rollout.keeping(torch.tensor([False, False])))
-    out = rollout_metrics(nobody, torch.full((2, 3), NAN), torch.full((2, 3), NAN), 0.1, EOS)
+    out = measured(nobody, torch.full((2, 3), NAN), torch.full((2, 3), NAN))
     unknown = {name for name, value in out.items() if math.isnan(value)}
     assert unknown == {name for name in out if name.startswith(("objective/", "policy/", "value/"))}
     assert out["count/masked_rows"] == 2
@@ -113,9 +118,7 @@ def test_of_a_rollout_without_any_scored_row_what_was_not_measured_is_nan():
 def test_a_batch_is_flat_if_no_token_of_the_mask_has_an_advantage():
     def flat(*advantages):
         a = torch.zeros(2, 3).masked_scatter(MASK, torch.tensor(advantages)).masked_fill(~MASK, NAN)
-        return rollout_metrics(experience(advantages=a), torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)[
-            "count/flat_batches"
-        ]
+        return measured(experience(advantages=a))["count/flat_batches"]
 
     assert flat(0.0, 0.0, 0.0, 0.0, 0.0) == 1.0
     assert flat(0.0, 0.0, 0.0, 1e-9, 0.0) == 0.0
@@ -132,11 +135,61 @@ def test_a_batch_is_flat_if_no_token_of_the_mask_has_an_advantage():
 )
 def test_explained_variance_is_1_0_and_negative(values, expected):
     full = torch.full((2, 3), NAN)
-    returns, guess = full.masked_scatter(MASK, torch.arange(1.0, 6.0)), full.masked_scatter(MASK, torch.tensor(values))
-    assert explained_variance(returns, guess, MASK) == pytest.approx(expected, abs=1e-10)
+    came, guess = full.masked_scatter(MASK, torch.arange(1.0, 6.0)), full.masked_scatter(MASK, torch.tensor(values))
+    assert explained_variance(came, guess, MASK) == pytest.approx(expected, abs=1e-10)
 
 
-def test_of_returns_without_variance_there_is_nothing_to_explain():
+def tokens(*row, masked=NAN):
+    return torch.full((2, 3), masked).masked_scatter(MASK, torch.tensor(row))
+
+
+def test_v_is_held_against_the_rewards_that_came_and_not_against_returns_that_contain_it():
+    """Scores 1 and -1 at the end: G = 1, 1, 1; -1, -1, squared deviations 4.8. V climbs by 3 a token whatever comes: of
+    G - V = 1, -2, -5; -1, -4 they are 22.8. The returns of td are V of the next token; one that says V + 0 reads 1."""
+    v = tokens(0.0, 3.0, 6.0, 0.0, 3.0)
+    e = experience(rewards=tokens(0.0, 0.0, 1.0, 0.0, -1.0), old_values=v, returns=v)
+    assert measured(e)["value/explained_variance"] == pytest.approx(1 - 22.8 / 4.8, abs=1e-10)
+
+
+def test_a_v_that_walks_at_random_explains_nothing():
+    g = seeded()
+    mask, walk = torch.ones(64, 40, dtype=torch.bool), torch.randn(64, 40, generator=g).cumsum(dim=1)
+    rewards = torch.zeros(64, 40)
+    rewards[:, -1] = torch.randn(64, generator=g)
+    returns = gae(rewards, walk, mask, torch.zeros(64), lam=0.5) + walk
+    assert explained_variance(returns, walk, mask) > 0.8  # as if V predicted nearly everything
+    assert explained_variance(rewards.sum(dim=1, keepdim=True).expand(64, 40), walk, mask) < -1
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "bootstrap", "slot", "came"),
+    [
+        (gae, {"gamma": 0.5}, 0.0, None, (0.25, 0.5, 1.0, -0.5, -1.0)),
+        (gae, {}, 0.0, None, (1.0, 1.0, 1.0, -1.0, -1.0)),  # its default
+        (rloo, {}, 0.0, None, (1.0, 1.0, 1.0, -1.0, -1.0)),  # it has no discount
+        (gae, {"gamma": 0.5}, 4.0, None, (0.75, 1.5, 3.0, -0.5, -1.0)),  # the first was cut, and V of what follows is 4
+        (gae, {"gamma": 0.5}, 0.0, -1.0, (0.25, 0.5, 1.0, -0.25, -0.5)),  # the second's score is behind its EOS
+        (gae, {"gamma": 0.5}, 4.0, -1.0, (0.75, 1.5, 3.0, -0.25, -0.5)),
+    ],
+)
+def test_what_came_is_discounted_as_the_advantage_function_says(function, options, bootstrap, slot, came):
+    e = experience(
+        rewards=tokens(0.0, 0.0, 1.0, 0.0, -1.0),
+        old_values=tokens(*came),
+        slot_returns=None if slot is None else torch.tensor([NAN, slot]),
+    )
+    found = measured(e, function=function, bootstrap=(bootstrap, 0.0), **options)
+    assert found["value/explained_variance"] == pytest.approx(1.0, abs=1e-12)
+
+
+def test_an_option_gamma_that_is_no_number_is_no_discount():
+    def named(rewards, mask, *, gamma: str = "auto"):
+        return rewards
+
+    assert discount(built("advantage", named)) == 1.0
+
+
+def test_of_rewards_without_variance_there_is_nothing_to_explain():
     assert math.isnan(explained_variance(torch.full((2, 3), 4.0), torch.zeros(2, 3), MASK))
 
 
@@ -207,11 +260,11 @@ def test_the_residual_of_a_rollout_is_zero_at_the_optimum():
     same = replace(whole.rollout, group=torch.zeros(2, dtype=torch.long))
     log_ratio = torch.where(whole.mask, whole.old_logprobs - whole.ref_logprobs, 0.0).sum(dim=1)
     best = replace(whole, rollout=same, scores=0.3 * log_ratio + 2)
-    assert rollout_metrics(best, torch.ones(2, 3), torch.ones(2, 3), 0.3, EOS)["objective/residual_std"] < 1e-6
-    off = rollout_metrics(best, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)["objective/residual_std"]
+    assert measured(best, beta=0.3)["objective/residual_std"] < 1e-6
+    off = measured(best)["objective/residual_std"]
     by_hand = 0.2 * abs(float(log_ratio[0] - log_ratio[1])) / math.sqrt(2)
     assert off == pytest.approx(by_hand, abs=1e-6)
-    assert "objective/residual_std" not in rollout_metrics(whole, torch.ones(2, 3), torch.ones(2, 3), 0.1, EOS)
+    assert "objective/residual_std" not in measured(whole)
 
 
 def test_repetition_correlation_and_flat_groups_by_hand():

@@ -3,8 +3,8 @@
 The objective is J = E[score] - beta KL of a problem, with the KL as k1 in the reward. The gradient sum_t A_t grad log
 pi_t, with the run's whitening (its scale multiplied back) and aggregation, with respect to the logits of a tabular
 policy, is compared with the exact one; the variance is that of one response's gradient. V is exact, 0, or exact plus
-noise: a perfect critic, an untrained one, one in between. A function with an option `lam` or `n` is audited at several
-values of it.
+noise: a perfect critic, an untrained one, one in between. A function with an option `lam` or `n` is audited at its own
+value and at several others; the verdict is about its own.
 
 Not here: KL estimators and policy losses (kl.py, loss.py); the table that is printed (cli/audit.py).
 """
@@ -31,6 +31,7 @@ from minirlhf.studies.audit.scene import (
     each_once,
     junked,
     loss_weights,
+    percent,
     representative,
     score_functions,
 )
@@ -38,16 +39,24 @@ from minirlhf.tensors import Whitening, whiten
 
 GROUP = 4  # responses to a prompt
 NOISE = 0.3  # standard deviation of the noisy V, score units
-# Options that trade bias for variance, and the values to audit.
+VALUES = {"exact": "an exact V", "zero": "V = 0", "noisy": "a noisy V", "unused": "no V"}  # V of a row, in words
+# Options that trade bias for variance, and the values to audit beside the function's own.
 TRADE_OFFS: dict[str, tuple[float | int, ...]] = {"lam": (0.0, 0.5, 0.9, 0.95, 1.0), "n": (1, 2, 3, 4)}
 
 
 def over_trade_off(built: Built) -> list[Built]:
     """Build the function with each value of its option that trades bias for variance; as it is if it has none."""
-    option = next((name for name in TRADE_OFFS if name in built.component.options), None)
+    option = trade_off(built)
     if option is None:
         return [built]
-    return [built.component.build({**built.options, option: value}) for value in TRADE_OFFS[option]]
+    values = sorted({*TRADE_OFFS[option], built.option(option, None)})
+    return [built.component.build({**built.options, option: value}) for value in values]
+
+
+def trade_off(built: Built) -> str | None:
+    """Name of the option that trades bias for variance, None without a number of such a name."""
+    numbers = (name for name in TRADE_OFFS if isinstance(built.option(name, None), int | float))
+    return next(numbers, None)
 
 
 def audit_advantage(advantage: Built, config: Config, whitening: Whitening, scene: Scene) -> Iterator[dict[str, Any]]:
@@ -65,11 +74,12 @@ def audit_advantage(advantage: Built, config: Config, whitening: Whitening, scen
         for critic, values in critics.items():
             comparison = advantage_gradient(built, config, whitening, scene, batch, size, values)
             varied = {name: value for name, value in built.options.items() if name in TRADE_OFFS}
-            rows.append({"options": varied, "values": critic, **comparison})
+            own = all(built.option(name, None) == advantage.option(name, None) for name in varied)
+            rows.append({"options": varied, "own": own, "values": critic, **comparison})
     name = {"kind": "advantage", "name": advantage.component.name, "owner": advantage.component.owner}
     for row in rows[:-1]:
         yield {**name, **row}
-    yield {**name, **rows[-1], "verdict": advantage_verdict(advantage.component.name, rows)}
+    yield {**name, **rows[-1], "verdict": advantage_verdict(advantage.component.name, rows, size)}
 
 
 def advantage_gradient(
@@ -166,21 +176,29 @@ def greedy_return(scene: Scene) -> float:
     return total
 
 
-def advantage_verdict(name: str, rows: list[dict[str, Any]]) -> str:
-    """One line that compares the gradient with that of J: exact, exact if V is, wrong in length, or biased."""
-    worst = max(rows, key=lambda row: row["gradient_bias"])
-    exact_critic = [row for row in rows if row["values"] in ("exact", "unused")]
-    known = max(exact_critic, key=lambda row: row["gradient_bias"])
-    variances = [row["gradient_variance"] for row in exact_critic]
-    spread = f"variance {min(variances):.3g}" + (f" to {max(variances):.3g}" if len(variances) > 1 else "")
+def advantage_verdict(name: str, rows: list[dict[str, Any]], size: int) -> str:
+    """One line that compares the gradient with that of J: exact, exact if V is, wrong in length, or biased.
+
+    It is about the function with its own options, whose rows have `own`; the others are in the table. size: responses
+    of a group, 1 without groups.
+    """
+    own = {row["values"]: row for row in rows if row["own"]}
+    known = next(own[values] for values in ("exact", "unused") if values in own)
+    options = ", ".join(f"{option} {value:g}" for option, value in known["options"].items())
+    subject = f"{name} ({options})" if options else name
+    tail = f"{f', in groups of {size}' if size > 1 else ''}; variance {known['gradient_variance']:.3g}"
     if known["gradient_cosine"] < 0:
-        return f"{name}: points away from the objective"
-    right, off = "the gradient of score - beta KL", f"{known['gradient_bias']:.0%}"
-    if worst["gradient_bias"] < SAME:
-        return f"{name}: {right}, exactly{', whatever V is' if len(rows) > 1 else ''}; {spread}"
+        return f"{subject}: points away from the objective{tail}"
+    right = "the gradient of score - beta KL"
     if known["gradient_bias"] < SAME:
-        return f"{name}: {right} if V is exact, else off by up to {worst['gradient_bias']:.0%}; {spread}"
+        biases = {VALUES[values]: row["gradient_bias"] for values, row in own.items() if row is not known}
+        off = [f"off by {percent(bias)} with {v}" for v, bias in biases.items() if bias >= SAME]
+        if off:
+            return f"{subject}: {right} if V is exact; {', '.join(off)}{tail}"
+        also = f", with {' and '.join(biases)} too" if biases else ""
+        return f"{subject}: {right}, exactly{also}{tail}"
     if known["gradient_cosine"] > 1 - SAME:
-        return f"{name}: {right} in direction, its length off by {off}; {spread}"
+        return f"{subject}: {right} in direction, its length off by {percent(known['gradient_bias'])}{tail}"
     angle = math.degrees(math.acos(known["gradient_cosine"]))
-    return f"{name}: biased; off by {off} of the exact gradient, at an angle of {angle:.0f} degrees; {spread}"
+    off_by = f"off by {percent(known['gradient_bias'])} of the exact gradient, at an angle of {angle:.0f} degrees"
+    return f"{subject}: biased; {off_by}{tail}"

@@ -32,6 +32,7 @@ from minirlhf.studies.audit.scene import (
     junked,
     loss_weights,
     moved,
+    percent,
     representative,
     score_functions,
 )
@@ -180,10 +181,11 @@ def kl_verdict(subject: str, comparison: GradientComparison, candidates: dict[st
     """One line that says what the term optimises: the candidate whose gradient it has, or the angle to the KL's."""
     whole = next(iter(candidates.values()))
     if float(comparison.gradient.norm() / whole.norm()) < SAME:
-        return f"{subject}: nothing; its gradient is 0 in expectation (off by {comparison.bias:.0%})"
+        return f"{subject}: nothing; its gradient is 0 in expectation (off by {percent(comparison.bias)})"
     for what, candidate in candidates.items():
         if float((comparison.gradient - candidate).norm() / whole.norm()) < SAME:
-            return f"{subject}: {what}" + ("" if candidate is whole else f" (off by {comparison.bias:.0%})")
+            return f"{subject}: {what}" + ("" if candidate is whole else f" (off by {percent(comparison.bias)})")
     angle = math.degrees(math.acos(comparison.cosine))
     away = "; it points away from the KL" if comparison.cosine < 0 else ""
-    return f"{subject}: no KL; off by {comparison.bias:.0%}, at an angle of {angle:.0f} degrees{away}"
+    off = f"off by {percent(comparison.bias)}, at an angle of {angle:.0f} degrees"
+    return f"{subject}: no KL that the audit knows; {off}{away}"

@@ -30,7 +30,7 @@ def picture(rows: list[dict[str, Any]]) -> str:
 def _panel(axes: Any, kind: str, rows: list[dict[str, Any]]) -> None:
     across = "distance" if kind == "loss" else "gradient_variance"
     axes.set_xlabel("KL(policy, old), nats" if kind == "loss" else "variance of one response's gradient")
-    axes.set_ylabel("bias")
+    axes.set_ylabel("bias, tokens held back left out" if kind == "loss" else "bias")
     axes.set_yscale("log")
     axes.set_xscale("symlog", linthresh=1e-3) if kind == "loss" else axes.set_xscale("log")
     for number, name in enumerate(dict.fromkeys(row["name"] for row in rows)):

@@ -177,6 +177,11 @@ def compare_gradients(gradient: Tensor, exact_gradient: Tensor, squares: float, 
     return GradientComparison(gradient, bias, max(-1.0, min(1.0, cosine)), variance)
 
 
+def percent(share: float) -> str:
+    """Two significant digits of a share as percent: 61%, 6.3%, 0.042%; 111% from 100 % on."""
+    return f"{share:.0%}" if share >= 0.095 else f"{100 * share:.2g}%"
+
+
 def score_functions(scene: Scene, batch: Batch, factors: Tensor) -> Tensor:
     """Gradient of sum_t factors_t log pi(token_t) for each row, with respect to the logits of the table: (N,S*V).
 

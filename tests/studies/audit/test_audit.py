@@ -14,7 +14,7 @@ from minirlhf.exact import graph as exact
 from minirlhf.studies.audit.advantage import advantage_gradient, audit_advantage, objective_gradient
 from minirlhf.studies.audit.kl import SAMPLES, audit_kl
 from minirlhf.studies.audit.loss import audit_loss
-from minirlhf.studies.audit.scene import Scene, all_groups, moved
+from minirlhf.studies.audit.scene import Scene, all_groups, moved, percent
 from tests.helpers import built
 
 CONFIG, _ = load_config()
@@ -94,6 +94,9 @@ def test_what_is_exact_is_exact_to_a_millionth(estimators):
         assert row["verdict"] == f"{name} in {place}: the KL of the whole response, exactly"
     variances = {name: estimators[name][0]["both"]["gradient_variance"] for name in ("exact", "k1", "k3")}
     assert min(variances, key=variances.get) == "exact"  # by the Rao-Blackwell theorem
+    assert variances["exact"] / estimators["k1"][0]["reward"]["gradient_variance"] == pytest.approx(
+        0.2, abs=0.01
+    )  # notes
     for name in ("k1", "k3", "exact", "ratio_k3"):
         assert abs(estimators[name][0]["reward"]["value_bias"]) < EXACT
 
@@ -208,6 +211,38 @@ def test_rloo_by_enumeration_of_pairs():
     assert found["gradient_variance"] == pytest.approx(variance, rel=1e-6)
 
 
+def test_a_verdict_is_about_the_functions_own_options(functions):
+    """One-step advantages are 61 % off with V = 0: lambda 0 and n = 1, and not gae and nstep as they run."""
+    verdict = {name: list(rows.values())[-1]["verdict"] for name, rows in functions.items()}
+    for name, own in (("gae", (0.95,)), ("nstep", (3,)), ("td", ())):
+        zero, noisy = (functions[name][*own, critic]["gradient_bias"] for critic in ("zero", "noisy"))
+        assert f"; off by {percent(zero)} with V = 0, off by {percent(noisy)} with a noisy V; variance" in verdict[name]
+    assert verdict["gae"].startswith("gae (lam 0.95): the gradient of score - beta KL if V is exact; off by 6.3%")
+    assert verdict["nstep"].startswith("nstep (n 3): the gradient of score - beta KL if V is exact; off by 24%")
+    assert verdict["td"].startswith("td: the gradient of score - beta KL if V is exact; off by 61%")
+    assert "exactly, with V = 0 and a noisy V too; variance" in verdict["mc"]
+    for name in ("rloo", "dr_grpo", "grpo"):
+        assert ", in groups of 4; variance" in verdict[name]
+    assert {key[0] for key, row in functions["gae"].items() if row["own"]} == {0.95}
+    assert "groups" not in verdict["reward_to_go"]
+
+
+def test_an_option_that_the_grid_lacks_is_audited_too():
+    rows = list(audit_advantage(built("advantage", gae, lam=0.8), CONFIG, "batch", SCENE))
+    (own,) = [row for row in rows if row["own"] and row["values"] == "zero"]
+    assert own["options"] == {"lam": 0.8}
+    assert rows[-1]["verdict"].startswith(
+        f"gae (lam 0.8): the gradient of score - beta KL if V is exact; off by "
+        f"{percent(own['gradient_bias'])} with V = 0"
+    )
+    assert len(rows) == 6 * 3
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.6146, "61%"), (0.06346, "6.3%"), (0.00042, "0.042%"), (1.106, "111%")])
+def test_a_share_has_two_digits(share, text):
+    assert percent(share) == text
+
+
 def wrong_sign(rewards, values, mask, bootstrap_values):
     return -mc(rewards, values, mask, bootstrap_values)
 
@@ -259,6 +294,34 @@ def test_the_drift_of_the_ratio_loss_written_out():
     right = objective_gradient(SCENE, table)
     bias = float((found.flatten() - right).norm() / right.norm())
     assert of_loss(ratio)[0.03]["gradient_bias"] == pytest.approx(bias, rel=1e-9)
+
+
+def test_what_the_clip_holds_back_is_a_share_of_the_tokens_and_no_bias():
+    """Held back: A > 0 and rho > 1.2, or A < 0 and rho < 0.8. These given back, the clip is the ratio loss."""
+    ascent = objective_gradient(SCENE, SCENE.log_pi).reshape(SCENE.log_pi.shape)
+    clip, plain, r = of_loss(LOSSES["ppo_clip"]), of_loss(ratio), SCENE.responses
+    log_ratio = torch.where(r.mask, -SCENE.beta * (r.taken(SCENE.log_pi) - r.taken(SCENE.graph.log_ref)), 0.0)
+    a = log_ratio.flip(1).cumsum(1).flip(1) + r.reward.unsqueeze(1) - SCENE.values[r.states]
+    for distance in (0.01, 0.03, 0.1):
+        rho = (r.taken(moved(SCENE.graph, SCENE.log_pi, ascent, distance)) - r.taken(SCENE.log_pi)).exp()
+        held = r.mask & (((a > 0) & (rho > 1.2)) | ((a < 0) & (rho < 0.8)))
+        share = (SCENE.probability @ held.double().sum(dim=1)) / (SCENE.probability @ r.mask.double().sum(dim=1))
+        assert clip[distance]["held_back"] == pytest.approx(float(share), rel=1e-9)
+        assert plain[distance]["held_back"] == 0
+        for key in ("gradient_bias", "gradient_cosine"):
+            assert clip[distance][key] == pytest.approx(plain[distance][key], rel=1e-9)
+    assert "holds back 28% of the tokens and, these given back, is off by 83%" in clip[0.1]["verdict"]
+    assert "held" not in plain[0.1]["verdict"]
+    assert "holds" not in plain[0.1]["verdict"]
+
+
+def test_a_loss_that_holds_everything_back_from_the_start_is_biased():
+    def idle(logprobs, advantages):
+        return 0.0 * logprobs * advantages
+
+    rows = of_loss(idle)
+    assert rows[0.0]["gradient_bias"] == pytest.approx(1)
+    assert rows[0.1]["verdict"].startswith("idle: biased from the first update on, by 100%")
 
 
 def test_a_loss_of_the_wrong_sign_is_caught():
