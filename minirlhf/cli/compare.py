@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
+from minirlhf.cli.fit import table
 from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import jobs_option, overrides, some_options
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 
@@ -104,11 +106,8 @@ def cell_title(e: dict[str, Any]) -> str:
 
 
 def aligned_table(labels: list[str], rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of the table: heads, then one a variant, in aligned columns."""
+    """Lines of the table: heads, then one a variant, in aligned columns that fit the terminal."""
     from minirlhf.report.of_compare import table_of
 
     heads, found = table_of(labels, rows)
-    lines = [heads, *([printable(label), *rest] for label, *rest in found)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = ["  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
-    return [line.rstrip() for line in aligned]
+    return table([heads, *([printable(label), *rest] for label, *rest in found)], columns())

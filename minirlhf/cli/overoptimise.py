@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from minirlhf.cli.compare import Progress
+from minirlhf.cli.fit import wrapped
 from minirlhf.cli.lines import tell
 from minirlhf.cli.options import check_picture, jobs_option, overrides, some_options
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 
@@ -130,10 +132,11 @@ class Curves(Progress):
                 scores = "".join(f"{with_error(p[score], p[f'{score}_se']):>17}" for score in ("proxy", "truth"))
                 setting = f"{name} {p['setting']:g}"
                 print(f"{setting:<14} {p['kl']:>9.2f} {p['distance']:>9.2f}{scores}")
-        print(
+        verdict = (
             f"rank correlation of proxy and sqrt(KL) {e['spearman']:.2f}; true score at most {e['peak']:+.2f} (KL "
             f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {with_error(e['fall'], e['fall_se'])}"
         )
+        print(wrapped(verdict, columns(), hang=2))
 
 
 def with_error(value: float, error: float) -> str:

@@ -4,10 +4,10 @@ Not here: the choice between printer and panel (ui.py), the texts that both shar
 """
 
 import sys
-import textwrap
 from time import monotonic
 from typing import Any
 
+from minirlhf.cli.fit import wrapped
 from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line, tell
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
@@ -31,8 +31,9 @@ class Printer:
             handler(event)
 
     def _line(self, text: str) -> None:
-        if not self._quiet:
-            tell(text)
+        """Print lines of progress, wrapped to the terminal; a path alone on its line stays whole, to be copied."""
+        for line in text.split("\n") if not self._quiet else ():
+            tell(wrapped(line, columns(sys.stderr), hang=12) if " " in line.strip() else line)
 
     def _due(self, done: bool) -> bool:
         if not done and monotonic() - self._last < EVERY:
@@ -87,7 +88,7 @@ class Printer:
 
     def _reward_model_finished(self, e: dict[str, Any]) -> None:
         for title, value in reward_model_lines(e["report"]):
-            print(f"{title:<36} {value}")
+            print(wrapped(value, columns(), f"{title:<36} "))
         print(
             "\nwhen it says     pairs   it is right\n"
             + "\n".join(
@@ -151,38 +152,33 @@ def with_interval(summary: dict[str, Any], name: str) -> str:
 
 
 def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-    """Print samples with both completions, then the measures of reference and policy; at most 110 columns."""
+    """Print samples with both completions (at most 110 columns), then the measures of reference and policy."""
     from minirlhf.report.of_run import sides
     from minirlhf.report.page import number
 
     width = min(110, columns() or 110)
     for row in samples:
-        print(f"\n{printable(row['prompt'])} ...")
+        print("\n" + wrapped(f"{printable(row['prompt'])} ...", width))
         for side in ("reference", "policy"):
             score = row[f"{side}_score"]
             mark = f"{side:>9} {number(score, '+.2f'):>5}  "
-            print(
-                textwrap.fill(
-                    printable(row[side].strip()) or "(nothing)",
-                    width=max(width, len(mark) + 20),
-                    initial_indent=mark,
-                    subsequent_indent=" " * len(mark),
-                )
-            )
+            print(wrapped(printable(row[side].strip()) or "(nothing)", width, mark))
     print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
     for title, before, after, form in sides(summary):
         print(f"{title:<28} {number(before, form):>10} {number(after, form):>10}")
-    print(
+    gained = (
         f"score gain {with_interval(summary, 'score_gain')}, "
         f"better on {number(summary['win_rate'], '.0%')} of the prompts, "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
+    print(wrapped(gained, columns(), hang=2))
     if "true_score_gain" in summary:
-        print(f"true score gain {with_interval(summary, 'true_score_gain')}")
+        print(wrapped(f"true score gain {with_interval(summary, 'true_score_gain')}", columns(), hang=2))
     if "exact" in summary:
         e = summary["exact"]
         share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"
-        print(
+        reached = (
             f"{share}: J = score - beta KL {e['objective']:.4f} of at most {e['best']:.4f} "
             f"(score {e['reward']:.4f}, KL {e['kl']:.4f} nats)"
         )
+        print(wrapped(reached, columns(), hang=2))

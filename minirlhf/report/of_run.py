@@ -20,7 +20,7 @@ from minirlhf.report.run_files import (
     read_metrics,
     six_digits,
 )
-from minirlhf.report.tokens import COLUMNS, DERIVED, QUANTITIES, is_number, logged_tokens, read_token_log
+from minirlhf.report.tokens import COLUMNS, DERIVED, IN_NOTES, QUANTITIES, is_number, logged_tokens, read_token_log
 from minirlhf.rl.alarms import Alarms
 from minirlhf.store import checkpoint
 from minirlhf.store.files import write_text
@@ -82,7 +82,7 @@ def run_page(directory: Path) -> str:
         "metrics": {name: metric_values(metrics, name) for name in metric_names(metrics)},
         "frontier": best,
         "tokens": packed(tokens),
-        "quantities": [[key, *QUANTITIES[key]] for key in QUANTITIES],
+        "quantities": [[key, *about, IN_NOTES.get(key, "")] for key, about in QUANTITIES.items()],
     }
     return render(
         "run.html.j2",

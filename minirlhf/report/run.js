@@ -132,8 +132,9 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
   }
 
   function describe(row, at) {
-    const lines = data.quantities.map(([key, name, what]) => {
-      const line = make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: "num" }, short(row[key][at])));
+    const noted = (name) => name ? [" ", make("code", { class: "soft" }, name)] : [];
+    const lines = data.quantities.map(([key, name, what, notes]) => {
+      const line = make("tr", {}, make("th", { scope: "row" }, name, ...noted(notes)), make("td", { class: "num" }, short(row[key][at])));
       line.setAttribute("title", what);
       return line;
     });
@@ -148,7 +149,7 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
       };
       return make("tr", {}, make("th", { scope: "row", class: "text" }, JSON.stringify(texts[number]), number === row.tokens[at] ? " ← taken" : ""), bar("policy", p), bar("reference", q));
     });
-    const head = make("tr", {}, ...["most likely here", "policy", "reference"].map((x) => make("th", { scope: "col" }, x)));
+    const head = make("tr", {}, ...["most likely here", "policy", "reference"].map((x, i) => make("th", { scope: "col" }, x, ...noted(i ? "all_probs" : ""))));
     byId("alternatives").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...choices)));
   }
 
