@@ -68,7 +68,10 @@ COMPLETED = fields(
     "A prompt with both completions.",
     {"prompt": TEXT, "reference": TEXT, "policy": TEXT, "reference_score": MAYBE, "policy_score": MAYBE},
 )
-BEST_OF = fields("What the best of n responses of the reference scores.", {"n": WHOLE, "kl": NUMBER, "score": NUMBER})
+BEST_OF = fields(
+    "What the best of n responses of the reference scores.",
+    {"n": WHOLE, "kl": NUMBER, "score": NUMBER, "score_se": MAYBE},
+)
 EXACT = fields(
     "How far the policy is from the optimum of its problem.",
     {"optimality": MAYBE, "objective": NUMBER, "best": NUMBER, "reward": NUMBER, "kl": NUMBER},

@@ -7,7 +7,8 @@ nothing is wrapped there, so that a line stays a line for `grep`. Not here: the 
 import re
 from collections.abc import Sequence
 
-LEAST, PROSE = 8, 20  # columns that wrapped text gets, however narrow the terminal is; and that prose needs beside others
+LEAST = 8  # columns that wrapped text gets, however narrow the terminal is
+PROSE = 20  # columns that prose needs beside others
 WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60\U00020000-\U0003fffd"
 CLOSING = "\u3001\u3002\u300b\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f"  # never the first of a line
 # A word with the spaces before it; or one wide character, as Chinese has no spaces to break at.
@@ -44,13 +45,13 @@ def lines(text: str, room: int) -> list[str]:
             line = ""
         line = line + piece if line else piece.lstrip() if found else piece
         while cells(line) > room:
-            head = cut(line, room)
+            head = start_of(line, room)
             found.append(head)
             line = line[len(head) :]
     return [*found, line]
 
 
-def cut(text: str, room: int) -> str:
+def start_of(text: str, room: int) -> str:
     """Longest start of a text that takes at most so many columns; one character at least."""
     end, used = 0, 0
     for character in text:
@@ -61,14 +62,14 @@ def cut(text: str, room: int) -> str:
     return text[:end]
 
 
-def table(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """Lines of a table, its heads first: the first column to the left, numbers to the right, two spaces between.
+def table(rows: Sequence[Sequence[str]], width: int | None, words: Sequence[int] = (0,)) -> list[str]:
+    """Lines of a table, its heads first: columns of words to the left, numbers to the right, two spaces between.
 
     Columns that do not fit in the width continue in a block below, each with the first column again. A text of the
-    first column that is longer than half of the width takes several lines.
+    first column that is longer than a third of the width takes several lines.
     """
     labels, sizes = [row[0] for row in rows], [max(map(cells, column)) for column in zip(*rows, strict=True)]
-    first = sizes[0] if width is None else min(sizes[0], max(PROSE, width // 2))
+    first = sizes[0] if width is None else min(sizes[0], max(PROSE, width // 3))
     blocks, used = list[list[int]](), 0
     for column, size in enumerate(sizes[1:], start=1):
         if not blocks or (width is not None and used + 2 + size > width):
@@ -81,9 +82,15 @@ def table(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
         found += [""] * (number > 0)
         for label, row in zip(labels, rows, strict=True):
             head, *rest = [label] if cells(label) <= first else lines(label, first)
-            numbers = ("  " + " " * (sizes[i] - cells(row[i])) + row[i] for i in block)
-            found += [(head + " " * (first - cells(head)) + "".join(numbers)).rstrip(), *rest]
+            others = ("  " + padded(row[i], sizes[i], left=i in words) for i in block)
+            found += [(padded(head, first, left=True) + "".join(others)).rstrip(), *rest]
     return found
+
+
+def padded(text: str, size: int, *, left: bool) -> str:
+    """Text in a field of so many columns, at its left or its right end."""
+    space = " " * (size - cells(text))
+    return text + space if left else space + text
 
 
 def listing(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
@@ -95,7 +102,7 @@ def listing(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
     start = sum(sizes) + 2 * len(sizes)
     found = list[str]()
     for *row, prose in rows:
-        before = "".join(cell + " " * (size - cells(cell) + 2) for cell, size in zip(row, sizes, strict=True))
+        before = "".join(padded(cell, size + 2, left=True) for cell, size in zip(row, sizes, strict=True))
         if width is None or width - start >= PROSE:
             found += [line.rstrip() for line in wrapped(prose, width, before).split("\n")]
         else:

@@ -153,19 +153,23 @@ def best_of_n(
     samples: int,
     rewards: Callable[[Rollout], Scores],
     sampling: Sampling,
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """Best of n responses of the reference, without any training: n, kl (upper bound, nats per sequence) and score.
 
     For n = 1, 2, 4, ... up to `samples`; prompts holds each prompt `samples` times. Empty if no prompt has all scores.
-    The score is the expectation over all choices of n of the samples, so no sample is wasted.
+    The score is the expectation over all choices of n of the samples, so no sample is wasted; score_se: its standard
+    error over the prompts, None for a single one.
     """
     rollouts = sampling.rollouts(reference.policy, prompts, "best_of_n")
     scores = torch.cat([score_or_nan(rewards(rollout)) for rollout in rollouts]).view(-1, samples)
     scores = scores[~scores.isnan().any(dim=1)].sort(dim=1).values
     sizes = [2**i for i in range(samples.bit_length())] if len(scores) else []
-    return [
-        {"n": n, "kl": best_of_n_kl(n), "score": (scores @ chances_of_best(samples, n)).mean().item()} for n in sizes
-    ]
+    points = list[dict[str, float | None]]()
+    for n in sizes:
+        best = scores @ chances_of_best(samples, n)  # expected best of each prompt
+        error = best.std().item() / len(best) ** 0.5 if len(best) > 1 else None
+        points.append({"n": n, "kl": best_of_n_kl(n), "score": best.mean().item(), "score_se": error})
+    return points
 
 
 def best_of_n_kl(n: int) -> float:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from minirlhf.cli.fit import cells, cut, listing, table, wrapped
+from minirlhf.cli.fit import cells, listing, start_of, table, wrapped
 
 
 def test_a_wide_character_takes_two_columns():
     assert [cells(text) for text in ("tea", "茶", "茶 tea", "e\u0301", "")] == [3, 2, 6, 1, 0]
-    assert [cut("茶茶a", room) for room in (1, 2, 3, 4, 5)] == ["茶", "茶", "茶", "茶茶", "茶茶a"]
+    assert [start_of("茶茶a", room) for room in (1, 2, 3, 4, 5)] == ["茶", "茶", "茶", "茶茶", "茶茶a"]
 
 
 def test_text_is_wrapped_between_words_and_indented_to_its_start():
@@ -41,9 +41,9 @@ def test_columns_that_do_not_fit_come_below_with_the_labels_again():
 
 
 def test_a_long_label_takes_several_lines():
-    label = "ppo.epochs=1 kl.coef=0.1 loss.function=ratio"  # 44 columns, of which half of 60 are given
-    found = table([["variant", "score"], [label, "1"]], 60)
-    assert found == [f"variant{' ' * 25}score", f"ppo.epochs=1 kl.coef=0.1{' ' * 12}1", "loss.function=ratio"]
+    label = "ppo.epochs=1 kl.coef=0.1 loss.function=ratio"  # 44 columns, of which a third of 75 are given
+    found = table([["variant", "score"], [label, "1"]], 75)
+    assert found == [f"variant{' ' * 20}score", f"ppo.epochs=1 kl.coef=0.1{' ' * 7}1", "loss.function=ratio"]
 
 
 @pytest.mark.parametrize("width", [24, 80, 110, 200])

@@ -335,9 +335,13 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n(monkeypatch):
     monkeypatch.setattr(module, "ROWS", 5)
     several = PromptBatch.build(TEXTS[:3], [{}] * 3, Letters(), responses=4)
     found = best_of_n(Reference(small_policy(0)), several, 4, reward, Sampling(Letters(), 3, 0))
+    rows = scores[:2].tolist()
     for point, n in zip(found, (1, 2, 4), strict=True):
-        every = [max(c) for row in scores[:2].tolist() for c in combinations(row, n)]
+        every = [max(c) for row in rows for c in combinations(row, n)]
         assert point["score"] == pytest.approx(sum(every) / len(every))
+        # of two prompts with the means a and b: std = |a - b| / sqrt(2), of their mean |a - b| / 2
+        a, b = (sum(map(max, subsets)) / len(subsets) for subsets in map(list, (combinations(r, n) for r in rows)))
+        assert point["score_se"] == pytest.approx(abs(a - b) / 2)
         assert (point["n"], point["kl"]) == (n, pytest.approx(math.log(n) - 1 + 1 / n))
 
 
