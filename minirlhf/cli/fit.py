@@ -32,22 +32,26 @@ def wrapped(text: str, width: int | None, start: str = "", hang: int = 0) -> str
     if width is None:
         return start + text
     before = cells(start)
-    first, *later = lines(text, width - before - hang)
+    first, *later = lines(text, width - before - hang, hang)
     return "\n".join([start + first, *(" " * (before + hang) + line for line in later)])
 
 
-def lines(text: str, room: int) -> list[str]:
-    """Lines of a text in a room of so many columns (at least LEAST), broken between words; a longer word is cut."""
-    room, found, line = max(LEAST, room), [], ""
+def lines(text: str, room: int, more: int = 0) -> list[str]:
+    """Lines of a text in a room of so many columns (at least LEAST), broken between words; a longer word is cut.
+
+    more: columns that the first line has beside these.
+    """
+    least = max(LEAST, room)
+    room, found, line = least + more, list[str](), ""
     for piece in PIECE.findall(text):
         if line and cells(line) + cells(piece) > room:
             found.append(line)
-            line = ""
+            line, room = "", least
         line = line + piece if line else piece.lstrip() if found else piece
         while cells(line) > room:
             head = start_of(line, room)
             found.append(head)
-            line = line[len(head) :]
+            line, room = line[len(head) :], least
     return [*found, line]
 
 
@@ -60,6 +64,14 @@ def start_of(text: str, room: int) -> str:
             break
         end += 1
     return text[:end]
+
+
+def fitting(fields: Sequence[str], width: int | None, dispensable: Sequence[str]) -> str:
+    """Fields of a line, two spaces between; dispensable ones are left out, in order, until the line fits."""
+    kept, gone = list(fields), list(dispensable)
+    while gone and width is not None and cells("  ".join(kept)) > width:
+        kept.remove(gone.pop(0))
+    return "  ".join(kept)
 
 
 def table(rows: Sequence[Sequence[str]], width: int | None, words: Sequence[int] = (0,)) -> list[str]:
@@ -81,6 +93,8 @@ def table(rows: Sequence[Sequence[str]], width: int | None, words: Sequence[int]
     for number, block in enumerate(blocks or [[]]):
         found += [""] * (number > 0)
         for label, row in zip(labels, rows, strict=True):
+            if number and not any(row[i] for i in block):
+                continue  # a row that has nothing in these columns: its label stands above
             head, *rest = [label] if cells(label) <= first else lines(label, first)
             others = ("  " + padded(row[i], sizes[i], left=i in words) for i in block)
             found += [(padded(head, first, left=True) + "".join(others)).rstrip(), *rest]

@@ -7,7 +7,7 @@ import sys
 from time import monotonic
 from typing import Any
 
-from minirlhf.cli.fit import wrapped
+from minirlhf.cli.fit import fitting, wrapped
 from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line, tell
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
@@ -102,7 +102,7 @@ class Printer:
         if self._due(e["step"] == e["iterations"]):
             from minirlhf.report.page import number
 
-            share = f"  F {e['exact/optimality']:.3f}" if "exact/optimality" in e else ""
+            share = [f"F {e['exact/optimality']:.3f}"] if "exact/optimality" in e else []
             score, kl, entropy, length = (
                 number(e[name], form)
                 for name, form in (
@@ -110,11 +110,11 @@ class Printer:
                     *(("policy/entropy_avg", ".2f"), ("response/length", ".1f")),
                 )
             )
-            self._line(
-                f"  iteration {e['step']:4d}/{e['iterations']}  score {score}  kl {kl:>6}  entropy {entropy}  "
-                f"length {length:>5}  clipped {number(e.get('policy/clipfrac_avg', 0.0), '.2f')}  "
-                f"{e['tokens_per_s']:,.0f} tokens/s{share}"
-            )
+            first = [f"  iteration {e['step']:4d}/{e['iterations']}", f"score {score}", f"kl {kl:>6}"]
+            clipped = f"clipped {number(e.get('policy/clipfrac_avg', 0.0), '.2f')}"
+            *rest, speed = f"entropy {entropy}", f"length {length:>5}", clipped, f"{e['tokens_per_s']:,.0f} tokens/s"
+            fields = [*first, *rest, speed, *share]
+            self._line(fitting(fields, columns(sys.stderr), [speed, *reversed(rest)]))
 
     def _run_finished(self, e: dict[str, Any]) -> None:
         print_evaluation(e, e["samples"])

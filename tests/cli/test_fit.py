@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirlhf.cli.fit import cells, listing, start_of, table, wrapped
+from minirlhf.cli.fit import cells, fitting, listing, start_of, table, wrapped
 
 
 def test_a_wide_character_takes_two_columns():
@@ -15,6 +15,7 @@ def test_text_is_wrapped_between_words_and_indented_to_its_start():
     assert wrapped(text, None, "  a  ") == f"  a  {text}"
     assert wrapped(text, 25, "  a  ").split("\n") == ["  a  one two three four", "     five six seven"]
     assert wrapped("x" * 45, 20).split("\n") == ["x" * 20, "x" * 20, "x" * 5]
+    assert wrapped(text, 24, hang=5).split("\n") == ["one two three four five", "     six seven"]
     assert wrapped("", 20, "  a  ") == "  a  "
     assert wrapped("  a  b", 40) == "  a  b"  # the spaces of the text are its own
 
@@ -38,6 +39,18 @@ def test_columns_that_do_not_fit_come_below_with_the_labels_again():
     assert table(rows, 31) == [f"variant  {'b' * 10}  {'c' * 10}", f"x{' ' * 17}1{' ' * 11}2"]
     below = [f"variant  {'b' * 10}", f"x{' ' * 17}1", "", f"variant  {'c' * 10}", f"x{' ' * 17}2"]
     assert table(rows, 30) == below
+
+
+def test_a_block_below_leaves_out_rows_that_have_nothing_in_it():
+    rows = [["variant", "b" * 10, "c" * 10], ["x", "1", ""], ["y", "", "2"]]
+    assert table(rows, 30)[3:] == ["", f"variant  {'c' * 10}", f"y{' ' * 17}2"]
+
+
+def test_fields_are_left_out_in_order_until_a_line_fits():
+    fields = ["aaaa", "bbbb", "cccc", "dddd"]  # 22 columns with their gaps
+    assert fitting(fields, None, ["cccc"]) == fitting(fields, 22, ["cccc"]) == "aaaa  bbbb  cccc  dddd"
+    assert fitting(fields, 21, ["cccc", "bbbb"]) == "aaaa  bbbb  dddd"
+    assert fitting(fields, 15, ["cccc", "bbbb"]) == fitting(fields, 3, ["cccc", "bbbb"]) == "aaaa  dddd"
 
 
 def test_a_long_label_takes_several_lines():

@@ -90,8 +90,10 @@ def test_lines_of_progress(finished, terminal, width, capsys):
     for event in events:
         Printer()(event)
     lines = [line for line in capsys.readouterr().err.splitlines() if " " in line.strip()]  # a path stays whole
-    shown = fits("\n".join(lines), width)
-    assert "tokens/s" in shown
+    fits("\n".join(lines), width)
+    steps = [line for line in lines if line.startswith("  iteration")]
+    assert all("kl" in line and "entropy" in line for line in steps)
+    assert ["tokens/s" in line for line in steps] == [width > 80] * len(steps)
 
 
 @WIDTHS

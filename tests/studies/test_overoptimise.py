@@ -116,7 +116,7 @@ def test_the_picture_has_both_panels_and_is_the_same_twice():
     assert drawn == overoptimisation([o.as_json(a_curve())])
     for text in ("what is optimised", "what is meant", "100 comparisons, PPO, 2 seeds", "best of n, ", "sqrt(KL)"):
         assert text in drawn
-    assert drawn.count('id="LineCollection') == 4  # error bars in both panels, of PPO and of best-of-n
+    assert drawn.count('id="LineCollection') == 6  # error bars: of PPO and of best-of-n, in both panels and the legend
 
 
 # ---- cells and gathering -----------------------------------------------------------------------------------
