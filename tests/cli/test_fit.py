@@ -15,7 +15,8 @@ def test_text_is_wrapped_between_words_and_indented_to_its_start():
     assert wrapped(text, None, "  a  ") == f"  a  {text}"
     assert wrapped(text, 25, "  a  ").split("\n") == ["  a  one two three four", "     five six seven"]
     assert wrapped("x" * 45, 20).split("\n") == ["x" * 20, "x" * 20, "x" * 5]
-    assert wrapped(text, 24, hang=5).split("\n") == ["one two three four five", "     six seven"]
+    more = wrapped(f"{text} eight nine ten", 24, hang=5)
+    assert more.split("\n") == ["one two three four five", "     six seven eight", "     nine ten"]
     assert wrapped("", 20, "  a  ") == "  a  "
     assert wrapped("  a  b", 40) == "  a  b"  # the spaces of the text are its own
 
