@@ -72,7 +72,10 @@ COMPLETED = fields(
     "A prompt with both completions.",
     {"prompt": TEXT, "reference": TEXT, "policy": TEXT, "reference_score": MAYBE, "policy_score": MAYBE},
 )
-BEST_OF = fields("What the best of n responses of the reference scores.", {"n": WHOLE, "kl": NUMBER, "score": NUMBER})
+BEST_OF = fields(
+    "What the best of n responses of the reference scores.",
+    {"n": WHOLE, "kl": NUMBER, "score": NUMBER, "score_se": MAYBE},
+)
 LEAD = {"n": WHOLE, "kl": NUMBER, "score": NUMBER, "objective": NUMBER, "policy_lead": NUMBER}
 OBJECTIVE = fields(
     "J = score - beta KL on the same prompts.",

@@ -213,8 +213,8 @@ def sections(text):
 
 
 def english_links(text):
-    """Link targets, a translated page counted as the page that it translates."""
-    return Counter(target.replace(".zh-CN.md", ".md") for target in links(text))
+    """Link targets, a translated page or picture counted as the one that it translates."""
+    return Counter(target.replace(".zh-CN.", ".") for target in links(text))
 
 
 def bare(block):

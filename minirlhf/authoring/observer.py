@@ -62,7 +62,8 @@ OBJECTIVE = {
 SUMMARY = {
     "prompts": 4, "reference": SIDE, "policy": {**SIDE, "residual_std_on_reference": 0.5},
     "score_gain": 0.5, "score_gain_ci95": [0.25, 0.75], "win_rate": 0.5, "ties": 1,
-    "kl_nats_per_sequence": 1.0, "kl_coef": 0.1, "best_of_n": [{"n": 1, "kl": 0.0, "score": 0.5}],
+    "kl_nats_per_sequence": 1.0, "kl_coef": 0.1,
+    "best_of_n": [{"n": 1, "kl": 0.0, "score": 0.5, "score_se": 0.1}],
     "objective": OBJECTIVE,
     "seconds": {"base": 1.0, "ppo": 2.0, "evaluation": 0.5, "total": 3.5},
     "made_of": {"minirlhf": "0", "torch": "0", "sources": {"corpus.jsonl": "0" * 64}, "code": {}},

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.fit import table, wrapped
 from minirlhf.cli.options import check_picture, plugin_option, resolve_config
+from minirlhf.cli.stdio import columns
 
 if TYPE_CHECKING:
     from minirlhf.components.component import Built
@@ -52,7 +54,7 @@ def command(
         print(f"{MEASURED_ON}\n\nverdicts")
         for row in rows:
             if "verdict" in row:
-                print(f"  {row['kind']:<9} {row['verdict']}")
+                print(wrapped(row["verdict"], columns(), f"  {row['kind']:<9} "))
     if svg is not None:
         from minirlhf.store.files import write_text
         from minirlhf.studies.audit.picture import picture
@@ -106,10 +108,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
     print(f"\n{first['kind']} {first['name']} (of {first['owner']})")
-    print(" " * 30 + "".join(f"{column.replace('_', ' '):>19}" for column in shown))
-    for row in rows:
-        cells = "".join(f"{cell(row, column):>19}" for column in shown)
-        print(f"  {row_label(row):<28}{cells}".rstrip())
+    heads = ["", *(column.replace("_", " ") for column in shown)]
+    for line in table([heads, *([f"  {row_label(row)}", *(cell(row, c) for c in shown)] for row in rows)], columns()):
+        print(line)
 
 
 def cell(row: dict[str, Any], column: str) -> str:

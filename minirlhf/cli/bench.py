@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from minirlhf.cli.fit import wrapped
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 
@@ -58,20 +60,17 @@ def print_timing(event: dict[str, Any]) -> None:
     if event["event"] == "measurement":
         floor = f"  {event['seconds'] / event['floor_seconds']:.2f} x floor" if "floor_seconds" in event else ""
         rate = "" if event["tokens_per_s"] is None else f"{event['tokens_per_s']:,.0f} tokens/s"
-        print(
-            f"{event['workload']}  {event['by']:<26} {event['what']:<10} {event['seconds']:8.3f} s "
+        measured = (
+            f"{event['by']:<26} {event['what']:<10} {event['seconds']:8.3f} s "
             f"({event['fastest']:.3f} to {event['slowest']:.3f})  {rate:>18} "
-            f"{event['peak_mb']:>6,.0f} MB{floor}",
-            flush=True,
+            f"{event['peak_mb']:>6,.0f} MB{floor}"
         )
+        print(wrapped(measured, columns(), f"{event['workload']}  "), flush=True)
         return
     ratios = [
         f"{what} {event[f'ratio_{what}']:.2f} x"
         for what in ("iteration", "rollout")
         if event[f"ratio_{what}"] is not None
     ]
-    print(
-        f"{event['workload']}  {event['peer']} over {event['ours']}: {', '.join(ratios)}, "
-        f"memory of ours {event['ratio_peak_mb']:.0%}",
-        flush=True,
-    )
+    compared = f"{event['peer']} over {event['ours']}: {', '.join(ratios)}, memory of ours {event['ratio_peak_mb']:.0%}"
+    print(wrapped(compared, columns(), f"{event['workload']}  "), flush=True)

@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
+from minirlhf.cli.fit import table
 from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import jobs_option, overrides, some_options
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 
@@ -108,17 +110,14 @@ def cell_title(e: dict[str, Any]) -> str:
 
 
 def table_lines(labels: list[str], rows: list[dict[str, Any]], measure: str | None) -> list[str]:
-    """Lines of the table of variants and, behind an empty one, of their differences to the first in `measure`."""
+    """Lines of the table of variants and, behind an empty one, of their differences to the first in `measure`.
+
+    Columns that do not fit the terminal continue below.
+    """
     from minirlhf.report.of_compare import against_first, table_of
 
-    labels = [printable(label) for label in labels]
+    labels, width = [printable(label) for label in labels], columns()
+    heads, found = table_of(labels, rows)
     against = against_first(labels, rows, measure)
-    return [*aligned(*table_of(labels, rows)), *(["", *aligned(*against, words=(0, 3))] if against else [])]
-
-
-def aligned(heads: list[str], found: list[list[str]], words: tuple[int, ...] = (0,)) -> list[str]:
-    """Lines of a table with aligned columns: those of words to the left, all others to the right."""
-    lines = [heads, *found]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    cells = [[f"{c:{'<' if i in words else '>'}{widths[i]}}" for i, c in enumerate(line)] for line in lines]
-    return ["  ".join(line).rstrip() for line in cells]
+    differences = ["", *table([against[0], *against[1]], width, words=(0, 3))] if against else []
+    return [*table([heads, *found], width), *differences]

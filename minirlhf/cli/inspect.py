@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.fit import cells
 from minirlhf.cli.lines import printable
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 # Columns of the table; on a narrow terminal the last ones are left out first.
-SHOWN = ("advantage", "reward", "value", "logprob", "ref_logprob", "exact", "ratio", "k1", "k3")
-NUMBER, LIKELY = 11, 24  # columns of a number, and at least of the alternatives
-WIDE = 160  # columns if stdout is no terminal
+SHOWN = ("advantage", "reward", "value", "prob", "logprob", "ref_prob", "ref_logprob", "exact", "ratio", "k1", "k3")
+GAP, CLIP, LIKELY = 2, 4, 24  # columns between two of them, of the mark of the clip, at least of the alternatives
+PIPE = 176  # columns where stdout is no terminal: all of it
 
 
 @click.command("inspect")
@@ -26,8 +28,9 @@ WIDE = 160  # columns if stdout is no terminal
 def command(run: Path, step: int | None, response: int, by: str, as_json: bool) -> None:
     """Show what the models thought of one response, token by token: the token view of the report, on a terminal.
 
-    RUN may be going on still. Log-probs, ratio and KL are of the policy after the iteration's update; value, reward and
-    advantage are what the update used. Three likely alternatives stand behind each token, with their probabilities.
+    RUN may be going on still. Probabilities, ratio and KL are of the policy after the iteration's update; value, reward
+    and advantage are what the update used. As many columns are shown as fit, at best with three likely alternatives.
+    probs, all_probs and all_values are the names of the notes (N18).
     """
     row = logged_response(run, step, response)
     check_quantity(by, row)
@@ -37,9 +40,7 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
 
     from rich.console import Console
 
-    console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, emoji=False, width=WIDE)
+    console = Console(highlight=False, emoji=False, width=columns() or PIPE)
     score = "no score" if row["score"] is None or row["score"] != row["score"] else f"score {row['score']:+.3f}"
     console.print(f"iteration {row['step']}, response {response}, {score}", markup=False)
     console.print(printable(row["prompt"]), style="dim", markup=False)
@@ -107,33 +108,42 @@ def shade(share: float) -> str:
 
 
 def token_table(row: dict[str, Any], width: int) -> Any:
-    """Table with a row a token and as many quantities as fit in `width` columns."""
+    """Table with a row a token and as many quantities as fit in `width` columns, one at least."""
     from rich.table import Table
     from rich.text import Text
 
-    from minirlhf.report.tokens import QUANTITIES
-
-    found = Table(box=None, pad_edge=False, header_style="bold")
-    found.add_column("token", no_wrap=True)
+    found = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     last = len(row["tokens"]) - 1
     names = [
         piece(token) if token or (i == last and row.get("terminated")) else "(half a character)"
         for i, token in enumerate(row["tokens"])
     ]
-    room = width - max(map(len, names)) - 6
-    shown = SHOWN[: max(1, room // NUMBER)]
-    likely = room - NUMBER * len(shown) >= LIKELY
-    for name in shown:
-        found.add_column(QUANTITIES[name][0], justify="right", no_wrap=True)
-    found.add_column("clip", no_wrap=True)
+    found.add_column("token\n ", no_wrap=True, max_width=max(8, width // 3))
+    room = width - min(max(8, width // 3), max(5, *map(cells, names))) - GAP - CLIP
+    numbers = dict[str, list[str]]()
+    for key in SHOWN:
+        column = [short_number(value) for value in row[key]]
+        room -= max(*map(cells, column), *map(cells, heads(key))) + GAP
+        if room < 0 and numbers:
+            break
+        numbers[key] = column
+        found.add_column(Text("\n".join(heads(key)), style="bold"), justify="right", no_wrap=True)
+    found.add_column("clip\n ", no_wrap=True)
+    likely = len(numbers) == len(SHOWN) and room - GAP >= LIKELY
     if likely:
-        found.add_column("most likely (policy, reference)")
+        found.add_column("three likeliest: policy (reference)\nall_probs")
     for i, name in enumerate(names):
-        cells = [short_number(row[key][i]) for key in shown]
         held = "held" if isinstance(row["clipped"], list) and row["clipped"][i] else ""
         choices = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
-        found.add_row(Text(name), *cells, held, *([choices] if likely else []))
+        found.add_row(Text(name), *(column[i] for column in numbers.values()), held, *([choices] if likely else []))
     return found
+
+
+def heads(key: str) -> tuple[str, str]:
+    """Head of a column in two lines: the field's name of a quantity, and the notes' one if they have one."""
+    from minirlhf.report.tokens import IN_NOTES, QUANTITIES
+
+    return QUANTITIES[key][0], IN_NOTES.get(key, "")
 
 
 def short_number(value: float | None) -> str:

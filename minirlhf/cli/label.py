@@ -1,15 +1,17 @@
 """minirlhf label: the dialogue with the person who judges. Pairs and their file are in studies/labelling.py."""
 
 import os
-import textwrap
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from minirlhf.cli.fit import wrapped
 from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import some_options
 from minirlhf.cli.printer import Printer
+from minirlhf.cli.stdio import columns
 
 if TYPE_CHECKING:
     from minirlhf.studies.labelling import LabelFile, PairSampler, PairToJudge
@@ -91,12 +93,10 @@ def ask(shown: "PairToJudge", done: int) -> str:
     """Show a pair and ask until the answer is valid; returns it in full. End of input counts as quit."""
     from minirlhf.studies.labelling import ANSWERS
 
-    tell(f"\n{done} done. {printable(shown.prompt)} ...")
+    width = min(100, columns(sys.stderr) or 100)
+    tell("\n" + wrapped(f"{done} done. {printable(shown.prompt)} ...", width))
     for name, text in (("left", shown.left), ("right", shown.right)):
-        lines = textwrap.fill(
-            printable(text.strip()), width=100, initial_indent=f"{name:>6}  ", subsequent_indent=" " * 8
-        )
-        tell(lines)
+        tell(wrapped(printable(text.strip()), width, f"{name:>6}  "))
     while True:
         try:
             answer = click.prompt("l r t s u q", prompt_suffix=": ", err=True).strip().lower()

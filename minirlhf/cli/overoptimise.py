@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from minirlhf.cli.compare import Progress
+from minirlhf.cli.fit import wrapped
 from minirlhf.cli.lines import tell
 from minirlhf.cli.options import check_picture, jobs_option, overrides, some_options
+from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
 
@@ -131,10 +133,11 @@ class Curves(Progress):
                 scores = "".join(f"{plus_minus(p[score], p[f'{score}_ci95']):>17}" for score in ("proxy", "truth"))
                 setting = f"{name} {p['setting']:g}"
                 print(f"{setting:<14} {p['kl']:>9.2f} {p['distance']:>9.2f}{scores}")
-        print(
+        verdict = (
             f"rank correlation of proxy and sqrt(KL) {e['spearman']:.2f}; true score at most {e['peak']:+.2f} (KL "
             f"{e['peak_kl']:.1f}), at the largest KL {e['end']:+.2f}: lost {plus_minus(e['fall'], e['fall_ci95'])}"
         )
+        print(wrapped(verdict, columns(), hang=2))
 
     def finish(self, seeds: int, directory: Path) -> None:
         """Print the directory, and before it which intervals these are and what the seeds share."""

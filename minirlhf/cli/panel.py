@@ -256,13 +256,14 @@ class Panel:
         scale = max((abs(a) for a in advantages if math.isfinite(a)), default=0.0) or 1.0
         title = Text(f"a response of iteration {s['step']}, score {score}   advantage ")
         title.append_text(legend(scale, self.console.no_color))
-        text = Text().append(one_line(s["prompt"])[-PROMPT:], style="dim")
+        prompt = one_line(s["prompt"])
+        text = Text().append(prompt if len(prompt) <= PROMPT else f"…{prompt[-PROMPT:]}", style="dim")
         *tokens, last = s["tokens"] or [""]
         for token, advantage in zip([*tokens, last or END], advantages, strict=False):
             text.append(one_line(token), style=token_style(advantage / scale, self.console.no_color))
         lines = list(text.wrap(self.console, width, overflow="fold"))
         if len(lines) > rows - 1:
-            lines = [*lines[: rows - 2], Text("...", style="dim")]
+            lines = [*lines[: rows - 2], Text("…", style="dim")]
         return [title, *lines]
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.fit import listing, wrapped
 from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import plugin_option
+from minirlhf.cli.stdio import columns
 from minirlhf.components.component import KINDS
 
 if TYPE_CHECKING:
@@ -60,12 +62,9 @@ def list_(plugins: tuple[str, ...], kind: str | None, as_json: bool) -> None:
 
 
 def print_columns(rows: list[tuple[str, ...]]) -> None:
-    """Print rows in aligned columns; the last column is not padded."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(rows[0]) - 1)]
-    for row in cells:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        print(f"{line}  {row[-1]}".rstrip())
+    """Print rows in aligned columns; the last one, prose, is wrapped on a terminal."""
+    for line in listing([[printable(cell) for cell in row] for row in rows], columns()):
+        print(line)
 
 
 def status(plugin: "Plugin", registry: "Registry") -> str:
@@ -98,12 +97,12 @@ def show_component(name: str, plugins: tuple[str, ...], kind: str | None, as_jso
         print(f"{component.name}: {component.kind} of plugin {component.owner}")
         print(printable(f"  plugin   {f'{plugin.version}, ' if plugin.version else ''}{plugin.source}"))
         print(f"  defined  {component.where}")
-        print(f"  takes    {taken or 'nothing'}")
+        print(wrapped(taken or "nothing", columns(), "  takes    "))
         for option in component.options.values():
-            print(f"  option   {option}")
+            print(wrapped(str(option), columns(), "  option   "))
         text = inspect.getdoc(component.fn)
         for line in text.split("\n") if text else ():
-            print(f"  {printable(line)}".rstrip())
+            print(wrapped(printable(line), columns(), "  ").rstrip())
 
 
 def show_plugin(plugin: "Plugin", registry: "Registry", as_json: bool) -> None:
@@ -193,13 +192,13 @@ def print_findings(component: "Component", options: dict[str, Any], rows: "list[
     failed = 0
     for finding in chain([first], findings):
         failed += not finding.holds
-        line = f"  {'ok  ' if finding.holds else 'FAIL'}  {finding.name:<20}  {finding.found}"
-        print(printable(line.rstrip()))
+        mark = f"  {'ok  ' if finding.holds else 'FAIL'}  {finding.name:<20}  "
+        print(wrapped(printable(finding.found), columns(), mark).rstrip())
         if not finding.holds and finding.todo:
-            print(f"        {'':<20}  -> {finding.todo}")
+            print(wrapped(finding.todo, columns(), f"        {'':<20}  -> "))
     if not failed and component.kind in ("kl", "advantage", "loss"):
         for verdict in verdicts(built, registry):
-            print(printable(f"  info  {'audit':<20}  {verdict}"))
+            print(wrapped(printable(verdict), columns(), f"  info  {'audit':<20}  "))
     return failed
 
 

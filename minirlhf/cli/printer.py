@@ -4,10 +4,10 @@ Not here: the choice between printer and panel (ui.py), the texts that both shar
 """
 
 import sys
-import textwrap
 from time import monotonic
 from typing import Any
 
+from minirlhf.cli.fit import fitting, wrapped
 from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line, tell
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
@@ -31,8 +31,9 @@ class Printer:
             handler(event)
 
     def _line(self, text: str) -> None:
-        if not self._quiet:
-            tell(text)
+        """Print lines of progress, wrapped to the terminal; a path alone on its line stays whole, to be copied."""
+        for line in text.split("\n") if not self._quiet else ():
+            tell(wrapped(line, columns(sys.stderr), hang=12) if " " in line.strip() else line)
 
     def _due(self, done: bool) -> bool:
         if not done and monotonic() - self._last < EVERY:
@@ -87,7 +88,7 @@ class Printer:
 
     def _reward_model_finished(self, e: dict[str, Any]) -> None:
         for title, value in reward_model_lines(e["report"]):
-            print(f"{title:<36} {value}")
+            print(wrapped(value, columns(), f"{title:<36} "))
         print(
             "\nwhen it says     pairs   it is right\n"
             + "\n".join(
@@ -101,7 +102,7 @@ class Printer:
         if self._due(e["step"] == e["iterations"]):
             from minirlhf.report.page import number
 
-            share = f"  F {e['exact/optimality']:.3f}" if "exact/optimality" in e else ""
+            share = [f"F {e['exact/optimality']:.3f}"] if "exact/optimality" in e else []
             score, kl, entropy, length = (
                 number(e[name], form)
                 for name, form in (
@@ -109,11 +110,11 @@ class Printer:
                     *(("policy/entropy_avg", ".2f"), ("response/length", ".1f")),
                 )
             )
-            self._line(
-                f"  iteration {e['step']:4d}/{e['iterations']}  score {score}  kl {kl:>6}  entropy {entropy}  "
-                f"length {length:>5}  clipped {number(e.get('policy/clipfrac_avg', 0.0), '.2f')}  "
-                f"{e['tokens_per_s']:,.0f} tokens/s{share}"
-            )
+            first = [f"  iteration {e['step']:4d}/{e['iterations']}", f"score {score}", f"kl {kl:>6}"]
+            clipped = f"clipped {number(e.get('policy/clipfrac_avg', 0.0), '.2f')}"
+            *rest, speed = f"entropy {entropy}", f"length {length:>5}", clipped, f"{e['tokens_per_s']:,.0f} tokens/s"
+            fields = [*first, *rest, speed, *share]
+            self._line(fitting(fields, columns(sys.stderr), [speed, *reversed(rest)]))
 
     def _run_finished(self, e: dict[str, Any]) -> None:
         print_evaluation(e, e["samples"])
@@ -151,7 +152,7 @@ def with_interval(summary: dict[str, Any], name: str) -> str:
     return number(summary[name], "+.3f") + interval
 
 
-def print_objective(summary: dict[str, Any], width: int) -> None:
+def print_objective(summary: dict[str, Any]) -> None:
     """Print the true score's gain, J of reference, best-of-n and policy, and what the run did not beat."""
     from minirlhf.report.of_objective import (
         objective_about,
@@ -161,51 +162,48 @@ def print_objective(summary: dict[str, Any], width: int) -> None:
     )
     from minirlhf.report.page import number
 
+    width = columns()
     for line in true_score_sentences(summary):
-        print(textwrap.fill(line, width, subsequent_indent="  "))
+        print(wrapped(line, width, hang=2))
     if "exact" not in summary and (rows := objective_rows(summary)):
-        print(f"\n{textwrap.fill(objective_about(summary), width)}")
+        print(f"\n{wrapped(objective_about(summary), width)}")
         print(f"{'':<28} {'score':>10} {'KL, nats':>10} {'J':>10}")
         for what, score, kl, j in rows:
             print(f"{what:<28} {number(score, '+.3f'):>10} {number(kl, '.2f'):>10} {number(j, '+.3f'):>10}")
     for sentence in objective_sentences(summary):
-        print(textwrap.fill(sentence, width))
+        print(wrapped(sentence, width))
 
 
 def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-    """Print samples with both completions, then the measures of reference and policy; at most 110 columns."""
+    """Print samples with both completions (at most 110 columns), then the measures of reference and policy."""
     from minirlhf.report.of_run import sides
     from minirlhf.report.page import number
 
     width = min(110, columns() or 110)
     for row in samples:
-        print(f"\n{printable(row['prompt'])} ...")
+        print("\n" + wrapped(f"{printable(row['prompt'])} ...", width))
         for side in ("reference", "policy"):
             score = row[f"{side}_score"]
             mark = f"{side:>9} {number(score, '+.2f'):>5}  "
-            print(
-                textwrap.fill(
-                    printable(row[side].strip()) or "(nothing)",
-                    width=max(width, len(mark) + 20),
-                    initial_indent=mark,
-                    subsequent_indent=" " * len(mark),
-                )
-            )
+            print(wrapped(printable(row[side].strip()) or "(nothing)", width, mark))
     print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
     for title, before, after, form in sides(summary):
         print(f"{title:<28} {number(before, form):>10} {number(after, form):>10}")
-    print(
+    gained = (
         f"score gain {with_interval(summary, 'score_gain')}, "
         f"better on {number(summary['win_rate'], '.0%')} of the prompts ({summary['ties']} ties count half), "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
-    print_objective(summary, width)
+    print(wrapped(gained, columns(), hang=2))
+    print_objective(summary)
     if "exact" in summary:
         e = summary["exact"]
         share = "nothing can be gained" if e["optimality"] is None else f"optimality F {e['optimality']:.4f}"
-        print(
+        reached = (
             f"{share}: J = score - {e['beta']:g} KL is {e['objective']:.4f} of at most {e['best']:.4f} "
             f"(score {e['reward']:.4f}, KL {e['kl']:.4f} nats)"
         )
+        print(wrapped(reached, columns(), hang=2))
         if e["changed"]:
-            print(f"which is not what this run optimised ({', '.join(e['changed'])}): its best F may be below 1")
+            other = f"which is not what this run optimised ({', '.join(e['changed'])}): its best F may be below 1"
+            print(wrapped(other, columns(), hang=2))

@@ -2,13 +2,13 @@
 
 import os
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from minirlhf.cli.fit import wrapped
 from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import FiniteRange, plugin_option
 from minirlhf.cli.stdio import columns
@@ -160,15 +160,15 @@ def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str,
 
 
 def show_lines(text: str, rollout: "Rollout", given: ScoresByLabel) -> None:
-    """Print one line for each completion: its scores, the prompt, the completion."""
+    """Print one line for each completion: its scores, the prompt, the completion; on a terminal it is wrapped."""
     for i, completion in enumerate(rollout.completions):
-        print(marks(given, i) + printable(text + completion))
+        print(wrapped(marks(given, i) + printable(text + completion), columns(), hang=2))
 
 
 def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, ScoresByLabel]) -> None:
     """Print the prompt, then the n-th completions of all sides: as a table, or as lines if the terminal is narrow."""
     if text:
-        print(f"{printable(text)} ...")
+        print(wrapped(f"{printable(text)} ...", columns()))
     width = columns()
     shown = {
         side: [(marks(scores[side], i), printable(c.strip()) or "(nothing)") for i, c in enumerate(rollout.completions)]
@@ -180,9 +180,7 @@ def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str
     for row in zip(*shown.values(), strict=True):
         print()
         for side, (mark, completion) in zip(shown, row, strict=True):
-            start = f"{side:>9}  "
-            line = start + mark + completion
-            print(line if width is None else textwrap.fill(line, width, subsequent_indent=" " * len(start)))
+            print(wrapped(mark + completion, width, f"{side:>9}  "))
 
 
 def show_table(shown: Mapping[str, list[tuple[str, str]]], width: int) -> None:
@@ -207,7 +205,7 @@ def show_means(scores: Mapping[str, ScoresByLabel]) -> None:
     for side, given in ((side, given) for side, given in scores.items() if given):
         known = {label: [value for value in values if value is not None] for label, values in given.items()}
         means = {label: [sum(values) / len(values) if values else None] for label, values in known.items()}
-        print(f"{side:>9}  {marks(means, 0)}mean of {len(next(iter(given.values())))}")
+        print(wrapped(f"{marks(means, 0)}mean of {len(next(iter(given.values())))}", columns(), f"{side:>9}  "))
 
 
 def marks(scores: ScoresByLabel, i: int) -> str:

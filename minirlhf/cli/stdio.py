@@ -68,13 +68,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 
 
-def columns() -> int | None:
-    """Width of the terminal that stdout is; None if it is none."""
-    if not sys.stdout.isatty():
-        return None
+def columns(stream: TextIO | None = None) -> int | None:
+    """Width of the terminal that a stream (None: stdout) is: COLUMNS if it is set, even for a pipe; None for a pipe."""
+    stream = stream or sys.stdout
     given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    if not stream.isatty():
+        return None
     try:
-        return int(given) if given.isdecimal() and int(given) else os.get_terminal_size(sys.stdout.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:  # a terminal that does not say
         return 80
 

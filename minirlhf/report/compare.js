@@ -32,7 +32,7 @@ function draw(box, name, height) {
   const onSeries = (u, i, change) => {  // hiding a variant hides its seeds, too
     if (change.show !== undefined) for (const k of seeds.get(i) ?? []) u.setSeries(k, { show: change.show });
   };
-  const plot = chart(box, [steps, ...values], series, { height, onSeries });
+  const plot = chart(box, [steps, ...values], series, { height, onSeries, least: data.least[name] });
   const lines = plot.root.querySelectorAll(".u-legend .u-series");
   for (let k = 1 + data.variants.length; k < lines.length; k++) lines[k].hidden = true;  // the seeds are not in the legend
   return plot;

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from minirlhf.report.axes import least_spans
 from minirlhf.report.of_run import CURVES, REPORT
 from minirlhf.report.page import number, render
 from minirlhf.report.run_files import metric_names, metric_values, read_metrics, six_digits
@@ -48,6 +49,7 @@ def write_compare_page(
     data = {
         "names": [*first, *(name for name in measured if name not in first)],
         "shown": charts,
+        "least": least_spans([m for seeds in metrics.values() for m in seeds.values()]),
         "variants": [
             {
                 "label": label,

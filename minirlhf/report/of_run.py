@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.config.schema import CHOOSERS
+from minirlhf.report.axes import least_spans
 from minirlhf.report.of_objective import (
     object_of,
     objective_about,
@@ -27,7 +28,16 @@ from minirlhf.report.run_files import (
     read_metrics,
     six_digits,
 )
-from minirlhf.report.tokens import COLUMNS, DERIVED, QUANTITIES, is_number, logged_tokens, read_token_log
+from minirlhf.report.tokens import (
+    COLUMNS,
+    DERIVED,
+    IN_NOTES,
+    QUANTITIES,
+    is_number,
+    is_whole,
+    logged_tokens,
+    read_token_log,
+)
 from minirlhf.rl.alarms import Alarms
 from minirlhf.store import checkpoint
 from minirlhf.store.files import write_text
@@ -88,8 +98,9 @@ def run_page(directory: Path) -> str:
         "steps": [row["step"] for row in metrics],
         "metrics": {name: metric_values(metrics, name) for name in metric_names(metrics)},
         "frontier": best,
+        "least": least_spans([metrics]),
         "tokens": packed(tokens),
-        "quantities": [[key, *QUANTITIES[key]] for key in QUANTITIES],
+        "quantities": [[key, *about, IN_NOTES.get(key, "")] for key, about in QUANTITIES.items()],
     }
     return render(
         "run.html.j2",
@@ -159,7 +170,7 @@ def curves(metrics: list[dict[str, Any]], config: dict[str, Any]) -> list[dict[s
 
 
 def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Points of score against KL: the final policy, and best-of-n of the reference.
+    """Points of score against KL: the final policy, and best-of-n of the reference, each with its standard error.
 
     `iterations` is True if the training iterations can be drawn beside them: no rule for truncated responses and no
     normalisation changed their scores, and their KL estimator is unbiased.
@@ -172,12 +183,28 @@ def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, An
     policy = evaluation.get("policy")
     return {
         "iterations": plain_scores and config_value(config, "kl", "estimator") in UNBIASED,
-        "best_of_n": [[six_digits(p.get("n")), six_digits(p.get("kl")), six_digits(p.get("score"))] for p in best],
+        "best_of_n": [[six_digits(p.get(key)) for key in ("kl", "score", "score_se")] for p in best],
         "policy": [
             six_digits(evaluation.get("kl_nats_per_sequence")),
             six_digits(policy.get("score_mean") if isinstance(policy, dict) else None),
+            error_of_mean(policy.get("score_std"), evaluation.get("prompts")) if isinstance(policy, dict) else None,
         ],
+        "responses": responses_of(config),
+        "few": six_digits(config_value(config, "evaluation", "residual_prompts")),
+        "prompts": six_digits(evaluation.get("prompts")),
     }
+
+
+def error_of_mean(std: Any, count: Any) -> float | None:
+    """Standard error of a mean: std / sqrt(count); None if one of them is not known."""
+    spread = six_digits(std)
+    return spread / count**0.5 if spread is not None and is_whole(count) and count else None
+
+
+def responses_of(config: dict[str, Any]) -> int | None:
+    """Responses of an iteration; None if the configuration does not say."""
+    counts = [config_value(config, "ppo", key) for key in ("prompts_per_iteration", "responses_per_prompt")]
+    return counts[0] * counts[1] if all(is_whole(n) and n < 1 << 20 for n in counts) else None
 
 
 def cards(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,8 @@ def reliability(report: Mapping[str, Any]) -> str:
 def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
     """Curves of `overoptimise`: proxy (left) and true score (right) against sqrt(KL), one colour for each size of data.
 
-    Solid: PPO with 95 % intervals (Student's t over the seeds); dotted: best-of-n on the same reward models.
+    Solid: PPO; dotted with squares: best-of-n on the same reward models. Both with 95 % intervals (Student's t over the
+    seeds): they stand on different numbers of prompts.
     """
 
     def draw(figure: Any) -> None:
@@ -39,23 +40,29 @@ def overoptimisation(curves: Sequence[Mapping[str, Any]]) -> str:
         for axes, name, title in zip(panels, ("proxy", "truth"), ("what is optimised", "what is meant"), strict=True):
             for index, curve in enumerate(curves):
                 colour = f"C{index}"
-                ppo, best = curve["points"], curve["best_of"]
-                axes.errorbar(
-                    [point["distance"] for point in ppo],
-                    [point[name] for point in ppo],
-                    yerr=[error_bar(point[f"{name}_ci95"]) for point in ppo],
-                    color=colour, marker="o", markersize=3, linewidth=1.2, capsize=2,
-                    label=f"{curve['pairs']:,} comparisons, PPO",
-                )  # fmt: skip
-                x, y = ([point[key] for point in best] for key in ("distance", name))
-                axes.plot(x, y, color=colour, linestyle=":", label="best of n")
+                for key, by, line, mark in (("points", "PPO", "-", "o"), ("best_of", "best of n", ":", "s")):
+                    points = curve[key]
+                    axes.errorbar(
+                        [point["distance"] for point in points],
+                        [point[name] for point in points],
+                        yerr=[error_bar(point[f"{name}_ci95"]) for point in points],
+                        color=colour, linestyle=line, marker=mark, markersize=3, linewidth=1.2, capsize=2,
+                        markerfacecolor=colour if mark == "o" else "white",
+                        label=f"{curve['pairs']:,} comparisons, {by}, {seeds_of(points)}",
+                    )  # fmt: skip
             axes.set_title(title)
             axes.set_xlabel("sqrt(KL), KL in nats per sequence")
         panels[0].set_ylabel("proxy: score of the reward model")
         panels[1].set_ylabel("true score")
-        panels[0].legend()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
-    return svg(draw, (10, 4.2))
+    return svg(draw, (10, 4.8))
+
+
+def seeds_of(points: Sequence[Mapping[str, Any]]) -> str:
+    """Number of seeds that the points of a curve are means of, in words."""
+    count = len(points[0]["by_seed"]) if points else 0
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def error_bar(ends: Sequence[float] | None) -> float:

@@ -16,7 +16,8 @@ for (const [index, one] of data.curves.entries()) {
     values.push(data.steps.map(() => one.target));
     series.push({ label: "target", colour: "--soft", dash: [6, 4], width: 1, points: { show: false } });
   }
-  shown.push(chart(box, [data.steps, ...values], series, { click: (i) => showStep(data.steps[i]) }));
+  shown.push(chart(box, [data.steps, ...values], series,
+    { click: (i) => showStep(data.steps[i]), least: Math.max(...one.names.map((name) => data.least[name])) }));
 }
 walkable(byId("curves"), shown, data.steps);
 
@@ -24,7 +25,7 @@ let any = null;
 function drawAny() {
   if (any) { charts.splice(charts.indexOf(any), 1); any.destroy(); }
   const name = byId("metric").value;
-  any = chart(byId("any"), [data.steps, data.metrics[name]], [{ label: name, colour: "--c0" }], { height: 240 });
+  any = chart(byId("any"), [data.steps, data.metrics[name]], [{ label: name, colour: "--c0" }], { height: 240, least: data.least[name] });
 }
 for (const name of Object.keys(data.metrics)) byId("metric").append(make("option", {}, name));
 byId("metric").addEventListener("change", drawAny);
@@ -35,16 +36,19 @@ if (byId("metric").options.length) drawAny();
 (function () {
   const kl = data.metrics["objective/kl"] || [], score = data.metrics["objective/scores"] || [];
   const seen = (data.frontier.iterations ? kl : []).map((x, i) => [x, score[i]]).filter(([x, y]) => x !== null && y !== null).sort((a, b) => a[0] - b[0]);
-  const best = data.frontier.best_of_n.map(([, x, y]) => [x, y]).filter(([x, y]) => x !== null && y !== null);
-  const ended = data.frontier.policy.includes(null) ? [] : [data.frontier.policy];
+  const there = ([x, y]) => x !== null && y !== null;
+  const best = data.frontier.best_of_n.filter(there), ended = [data.frontier.policy].filter(there);
   const tables = [seen, best, ended].filter((points) => points.length);
   if (!tables.length) return;
   const every = tables.flat().sort((a, b) => a[0] - b[0]);
   const at = (points) => every.map((point) => points.includes(point) ? point[1] : null);
   const series = [];
-  if (seen.length) series.push({ label: "an iteration", colour: "--c0", dots: true });
-  if (best.length) series.push({ label: "best of n", colour: "--c2", points: { show: true } });
-  if (ended.length) series.push({ label: "policy, held out", colour: "--c1", points: { show: true, size: 13, width: 3 } });
+  const errors = (points) => every.map((point) => points.includes(point) ? point[2] ?? 0 : 0);
+  const sizes = { seen: data.frontier.responses, best: data.frontier.few, ended: data.frontier.prompts };
+  const named = (name, count, what) => count ? `${name} (${count} ${what})` : name;
+  if (seen.length) series.push({ label: named("iteration", sizes.seen, "responses"), colour: "--c0", dots: true });
+  if (best.length) series.push({ label: named("best of n", sizes.best, "held-out prompts"), colour: "--c2", points: { show: true }, errors: errors(best) });
+  if (ended.length) series.push({ label: named("policy", sizes.ended, "held-out prompts"), colour: "--c1", points: { show: true, size: 13, width: 3 }, errors: errors(ended) });
   chart(byId("frontier"), [every.map(([x]) => x), ...tables.map(at)], series,
     { height: 300, alone: true, x: "KL, nats per sequence", y: "score", name: "KL" });
 })();
@@ -132,8 +136,9 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
   }
 
   function describe(row, at) {
-    const lines = data.quantities.map(([key, name, what]) => {
-      const line = make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: "num" }, short(row[key][at])));
+    const noted = (name) => name ? [" ", make("code", { class: "soft" }, name)] : [];
+    const lines = data.quantities.map(([key, name, what, notes]) => {
+      const line = make("tr", {}, make("th", { scope: "row" }, name, ...noted(notes)), make("td", { class: "num" }, short(row[key][at])));
       line.setAttribute("title", what);
       return line;
     });
@@ -148,7 +153,7 @@ const glyphs = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥");
       };
       return make("tr", {}, make("th", { scope: "row", class: "text" }, JSON.stringify(texts[number]), number === row.tokens[at] ? " ← taken" : ""), bar("policy", p), bar("reference", q));
     });
-    const head = make("tr", {}, ...["most likely here", "policy", "reference"].map((x) => make("th", { scope: "col" }, x)));
+    const head = make("tr", {}, ...["most likely here", "policy", "reference"].map((x, i) => make("th", { scope: "col" }, x, ...noted(i ? "all_probs" : ""))));
     byId("alternatives").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...choices)));
   }
 

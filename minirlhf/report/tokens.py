@@ -21,16 +21,21 @@ QUANTITIES = {
     "reward": ("reward", "the KL penalty of every token, and the score at the last one"),
     "value": ("value", "what V expected the return to be before this token"),
     "kl": ("KL in the run", "what the run's estimator gave when the response was sampled"),
-    "old_logprob": ("log pi when sampled", "log-prob of the policy that wrote the response"),
-    "logprob": ("log pi", "log-prob of the policy after the update"),
-    "ref_logprob": ("log ref", "log-prob of the reference"),
-    "ratio": ("ratio", "pi / pi when sampled: how much more likely the update made the token; no unit"),
-    "k1": ("k1", "log pi - log ref: unbiased on average over tokens that the policy itself samples"),
+    "old_prob": ("p when sampled", "probability by the policy that wrote the response; no unit"),
+    "old_logprob": ("log p when sampled", "its logarithm"),
+    "prob": ("p", "probability of this token by the policy after the update; no unit"),
+    "logprob": ("log p", "its logarithm"),
+    "ref_prob": ("p ref", "probability of this token by the reference; no unit"),
+    "ref_logprob": ("log p ref", "its logarithm"),
+    "ratio": ("ratio", "p / p when sampled: how much more likely the update made the token; no unit"),
+    "k1": ("k1", "log p - log p ref: unbiased on average over tokens that the policy itself samples"),
     "k2": ("k2", "k1 squared over 2"),
-    "k3": ("k3", "ref / pi - 1 + k1: never negative"),
+    "k3": ("k3", "p ref / p - 1 + k1: never negative"),
     "abs": ("abs", "k1 without its sign"),
     "exact": ("exact", "KL of the two whole distributions at this token"),
 }
+# Names that the notes give to some of them (N18); their all_probs is the distribution whose largest entries are logged.
+IN_NOTES = {"prob": "probs", "ref_prob": "probs", "value": "all_values"}
 # Stored in the log; the other quantities are derived from them.
 COLUMNS = ("old_logprob", "logprob", "ref_logprob", "kl", "value", "reward", "advantage", "exact")
 DERIVED = tuple(key for key in QUANTITIES if key not in COLUMNS)
@@ -94,10 +99,11 @@ def is_choice(value: Any) -> bool:
 
 
 def derived(row: dict[str, Any]) -> dict[str, list[float | None]]:
-    """DERIVED quantities of a row, from its log-probs: the ratio and the KL estimators that need no distribution."""
+    """DERIVED quantities of a row, from its log-probs: probabilities, ratio, KL estimators without a distribution."""
     now, old, ref = (
         torch.tensor([float("nan") if x is None else x for x in row[name]], dtype=torch.float64)
         for name in ("logprob", "old_logprob", "ref_logprob")
     )
-    by_name = {"ratio": importance_ratio(now, old), **{f.__name__: f(now, ref) for f in (kl.k1, kl.k2, kl.k3, kl.abs)}}
+    by_name = {"old_prob": old.exp(), "prob": now.exp(), "ref_prob": ref.exp(), "ratio": importance_ratio(now, old)}
+    by_name |= {f.__name__: f(now, ref) for f in (kl.k1, kl.k2, kl.k3, kl.abs)}
     return {name: rounded(values) for name, values in by_name.items()}

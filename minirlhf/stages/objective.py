@@ -141,14 +141,21 @@ def outcome(own: Tensor, other: Tensor, beta: float) -> str:
 # ---- best of n ---------------------------------------------------------------------------------------------
 
 
-def best_of_n(scores: Tensor, most: int) -> list[dict[str, float]]:
+def best_of_n(scores: Tensor, most: int) -> list[dict[str, float | None]]:
     """Points n, kl (upper bound, nats per sequence) and score for n = 1, 2, 4, ... up to `most` of the reference.
+
+    score_se: standard error of the score over the prompts, None for a single one.
 
     scores (P,S), S >= most. A prompt with a response that has no score (NaN) is left out; empty if none remains.
     """
     kept = scores[~scores.isnan().any(dim=1)]
     numbers = [2**i for i in range(most.bit_length())] if len(kept) else []
-    return [{"n": n, "kl": best_of_n_kl(n), "score": best_scores(kept, n).mean().item()} for n in numbers]
+    points = list[dict[str, float | None]]()
+    for n in numbers:
+        best = best_scores(kept, n)
+        error = best.std().item() / len(best) ** 0.5 if len(best) > 1 else None
+        points.append({"n": n, "kl": best_of_n_kl(n), "score": best.mean().item(), "score_se": error})
+    return points
 
 
 def best_scores(scores: Tensor, n: int) -> Tensor:

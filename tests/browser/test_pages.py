@@ -181,10 +181,43 @@ def test_both_themes_can_be_chosen(page):
     assert page.evaluate(paper) in (dark, light)
 
 
-def test_a_narrow_window_has_no_sideways_scrolling(page):
-    page.set_viewport_size({"width": 400, "height": 800})
+OUTSIDE = """() => [...document.querySelectorAll(".u-legend, .u-legend *, figure, .bar, .cards")]
+  .filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.textContent)"""
+
+
+@pytest.mark.parametrize("width", [390, 700, 1280])
+def test_nothing_but_a_wide_table_reaches_over_the_window(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
     page.wait_for_timeout(100)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OUTSIDE) == []
+
+
+def test_an_axis_has_at_least_the_span_of_its_kind(page):
+    """The values of most metrics of this run hardly differ; a share gets a tenth, and stays near 0 to 1."""
+    spans = page.evaluate("""() => charts.filter((c) => c.root.closest("#curves"))
+      .map((c, i) => [c.scales.y.max - c.scales.y.min, Math.max(...data.curves[i].names.map((n) => data.least[n]))])""")
+    assert len(spans) >= 9
+    assert all(shown >= least for shown, least in spans)
+    of_share = """[0.992, 1].concat(spanned(0.1, [])({ data: [], series: [] }, 0.992, 1))"""
+    low, high = page.evaluate(of_share)[2:]
+    assert low <= 0.9
+    assert 1 <= high <= 1.02
+    flat = page.evaluate("spanned(0.1, [])({ data: [], series: [] }, 0, 0)")
+    assert flat[1] - flat[0] >= 0.1
+    assert flat[0] >= -0.02
+
+
+def test_error_bars_are_within_their_axis(page):
+    """A point at 1 with a standard error of 0.3 reaches from 0.4 to 1.6."""
+    found = page.evaluate(
+        """spanned(0, [{ errors: [0.3] }])({ data: [[0], [1]], series: [{}, { show: true }] }, 1, 1)"""
+    )
+    assert found[0] <= 0.4
+    assert found[1] >= 1.6
+    label = page.locator("#frontier .u-legend").inner_text()
+    assert "best of n (4 held-out prompts)" in label
+    assert "policy (4 held-out prompts)" in label
 
 
 # ---- compare.html ------------------------------------------------------------------------------------------
@@ -225,5 +258,9 @@ def test_variants_lie_over_each_other_and_a_click_hides_one_with_its_seeds(chrom
     assert names.all_inner_texts() == ["iteration", "<b>a</b>", "<b>b</b>"]
     names.nth(2).click()
     assert page.evaluate(shown) == [True, True, False, True, True, False, False]
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(OUTSIDE) == []
     assert said == []
     page.close()

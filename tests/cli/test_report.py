@@ -1,11 +1,13 @@
 """minirlhf report and inspect: on a finished run, on one that is going on, and on what is none."""
 
 import json
+import math
 import shutil
 
 import click
 import pytest
 
+from minirlhf.cli.fit import cells
 from tests.cli.calling import done, refused
 
 
@@ -31,8 +33,8 @@ def test_inspect_shows_the_last_iteration_a_line_a_token(finished):
     lines = done("inspect", finished[0]).out.splitlines()
     assert lines[0].startswith("iteration 4, response 1, score ")
     head = next(i for i, line in enumerate(lines) if line.startswith("token "))
-    assert len(lines) - head - 1 == len(last["tokens"])
-    first = lines[head + 1]
+    assert len(lines) - head - 2 == len(last["tokens"])  # the head has a second line, the names of the notes
+    first = lines[head + 2]
     for name in ("logprob", "ref_logprob", "exact", "value", "reward", "advantage"):
         assert f"{last[name][0]:.3f}" in first
     assert "\x1b" not in "".join(lines)
@@ -71,21 +73,32 @@ def test_half_a_surrogate_pair_and_numbers_that_no_run_has(finished, tmp_path):
     assert " 1e+299 " in out
 
 
+FEW = "token advantage reward value p log p p ref log p ref clip"
+SOME = FEW.replace(" clip", " exact ratio k1 k3 clip")
+
+
 @pytest.mark.parametrize(
-    ("width", "there", "not_there"), [(160, ("k3", "most likely"), ()), (80, ("advantage", "value"), ("k3", "likely"))]
+    ("width", "there"),
+    [(40, "token advantage reward clip"), (80, FEW), (110, SOME), (200, f"{SOME} three likeliest: policy (reference)")],
 )
-def test_where_there_is_little_room_there_are_fewer_columns_and_whole_numbers(
-    finished, monkeypatch, width, there, not_there
-):
-    monkeypatch.setattr("minirlhf.cli.inspect.WIDE", width)
-    lines = done("inspect", finished[0]).out.splitlines()
-    head = next(line for line in lines if line.startswith("token "))
-    assert all(name in head for name in there)
-    assert not any(name in head for name in not_there)
-    assert "…" not in head
-    row = json.loads(done("inspect", finished[0], "--json").out)
-    assert f"{row['advantage'][0]:.3f}" in lines[lines.index(head) + 1]
-    assert max(map(len, lines)) <= width
+def test_a_terminal_gets_the_columns_that_fit_and_whole_numbers(finished, tmp_path, monkeypatch, width, there):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    row = json.loads((run / "tokens.jsonl").read_text().splitlines()[0])
+    row["tokens"], row["prompt"] = ["茶壶", *(" ab" for _ in row["tokens"][1:])], "我喜欢这个茶壶" * 20
+    (run / "tokens.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = done("inspect", run).out.splitlines()
+    assert max(map(cells, lines)) <= width
+    head = next(i for i, line in enumerate(lines) if line.startswith("token "))
+    assert " ".join(lines[head].split()) == there
+    if width > 40:
+        assert lines[head + 1].split()[:3] == ["all_values", "probs", "probs"]
+        assert lines[head].index(" value") + 6 == lines[head + 1].index("all_values") + 10  # both end there
+        assert lines[head + 2].startswith("'茶壶' ")
+        logprob = row["logprob"][0]
+        assert f"{math.exp(logprob):.3f}  {logprob:.3f}" in " ".join(lines[head + 2].split()).replace(" ", "  ")
+    assert f"{row['advantage'][0]:.3f}" in lines[head + 2]
+    assert "…" not in "".join(lines[: head + 2])
 
 
 def test_text_of_a_model_cannot_steer_the_terminal(finished, tmp_path):

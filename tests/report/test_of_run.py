@@ -226,10 +226,16 @@ def test_cards_and_frontier_leave_out_what_is_not_known():
     ]
     unmeasured = {"score_gain": None, "score_gain_ci95": None, "win_rate": None, "optimality": None}
     assert [value for value, _ in cards(unmeasured)] == ["-", "-"]
-    point = {"n": 2, "kl": math.log(2) - 0.5, "score": 1.0}
-    evaluation = {"best_of_n": [point, 7], "kl_nats_per_sequence": 2.0, "policy": {"score_mean": 3.0}}
-    assert frontier(evaluation, {}) == {
-        "iterations": False, "best_of_n": [[2, 0.193147, 1.0]], "policy": [2.0, 3.0],
+    point = {"n": 2, "kl": math.log(2) - 0.5, "score": 1.0, "score_se": 0.2}
+    policy = {"score_mean": 3.0, "score_std": 0.4}
+    evaluation = {"best_of_n": [point, 7], "kl_nats_per_sequence": 2.0, "policy": policy, "prompts": 256}
+    config = {"ppo": {"prompts_per_iteration": 32, "responses_per_prompt": 4}, "evaluation": {"residual_prompts": 32}}
+    known = {"iterations": False, "best_of_n": [[0.193147, 1.0, 0.2]], "policy": [2.0, 3.0, 0.025]}  # 0.4 / sqrt(256)
+    assert frontier(evaluation, config) == known | {"responses": 128, "few": 32, "prompts": 256}
+    unknown = dict.fromkeys(("responses", "few", "prompts"))
+    del point["score_se"], policy["score_std"]
+    assert frontier({**evaluation, "prompts": None}, {}) == unknown | {
+        "iterations": False, "best_of_n": [[0.193147, 1.0, None]], "policy": [2.0, 3.0, None],
     }  # fmt: skip
 
 

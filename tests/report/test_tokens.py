@@ -32,6 +32,7 @@ def test_estimators_and_ratio_by_hand(tmp_path):
     (found,) = read(tmp_path, row())
     log2 = math.log(2)
     expected = {
+        "prob": [0.6, 0.2], "old_prob": [0.4, 0.2], "ref_prob": [0.3, 0.4],
         "ratio": [1.5, 1.0], "k1": [log2, -log2], "k2": [log2**2 / 2] * 2, "abs": [log2, log2],
         "k3": [0.5 - 1 + log2, 2 - 1 - log2],
     }  # fmt: skip
@@ -42,7 +43,7 @@ def test_estimators_and_ratio_by_hand(tmp_path):
 
 def test_a_log_prob_of_minus_infinity_is_none_in_what_follows(tmp_path):
     (found,) = read(tmp_path, row(ref_logprob=[None, math.log(0.4)]))
-    assert [found[name][0] for name in ("k1", "k2", "k3", "abs")] == [None] * 4
+    assert [found[name][0] for name in ("k1", "k2", "k3", "abs", "ref_prob")] == [None] * 5
     assert found["ratio"][0] == pytest.approx(1.5)
 
 

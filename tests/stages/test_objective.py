@@ -135,6 +135,7 @@ def test_best_of_n_is_the_mean_over_all_ways_to_draw_n():
         assert point["score"] == pytest.approx(sum(every) / len(every))
         assert (point["n"], point["kl"]) == (n, pytest.approx(math.log(n) - 1 + 1 / n))
         each = [sum(max(c) for c in combinations(row, n)) / math.comb(4, n) for row in scores[:2].tolist()]
+        assert point["score_se"] == pytest.approx(abs(each[0] - each[1]) / 2)  # std |a - b| / sqrt 2, of two prompts
         assert best_scores(scores[:2], n).tolist() == pytest.approx(each)
     assert [p["n"] for p in best_of_n(scores, 2)] == [1, 2]
     assert best_of_n(scores[2:], 4) == []

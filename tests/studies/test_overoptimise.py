@@ -117,8 +117,9 @@ def test_best_of_n_takes_each_runs_own_responses_and_its_proxys_favourite(monkey
 def test_the_picture_has_both_panels_and_is_the_same_twice():
     drawn = overoptimisation([o.as_json(a_curve())])
     assert drawn == overoptimisation([o.as_json(a_curve())])
-    for text in ("what is optimised", "what is meant", "100 comparisons, PPO", "best of n", "sqrt(KL)"):
+    for text in ("what is optimised", "what is meant", "100 comparisons, PPO, 2 seeds", "best of n, ", "sqrt(KL)"):
         assert text in drawn
+    assert drawn.count('id="LineCollection') == 6  # error bars: of PPO and of best-of-n, in both panels and the legend
 
 
 # ---- cells and gathering -----------------------------------------------------------------------------------
