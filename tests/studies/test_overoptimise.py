@@ -10,7 +10,7 @@ import torch
 
 from minirlhf.errors import ConfigError, DivergedError, UsageError
 from minirlhf.report.pictures import overoptimisation
-from minirlhf.stages.evaluate import chances_of_best
+from minirlhf.stages.objective import chances_of_best
 from minirlhf.studies import overoptimise as o
 from tests.helpers import random_rollout
 
