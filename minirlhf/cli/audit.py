@@ -51,7 +51,7 @@ def command(
         else:
             print_table(found)
     if not as_json:
-        print(f"{MEASURED_ON}\n\nverdicts")
+        print(f"\n{wrapped(MEASURED_ON, columns())}\n\nverdicts")
         for row in rows:
             if "verdict" in row:
                 print(wrapped(row["verdict"], columns(), f"  {row['kind']:<9} "))
@@ -98,9 +98,10 @@ def audited(built: "Built", config: "Config", registry: "Registry") -> Iterator[
 
 
 COLUMNS = ("value_bias", "value_std", "gradient_bias", "gradient_cosine", "gradient_variance", "held_back")
-MEASURED_ON = """
-by enumeration of one problem of the exact lab (`variable`), the policy 0.4 nats from its reference; gradients are
-those of the first update of a rollout unless a distance is given"""
+MEASURED_ON = (
+    "by enumeration of one problem of the exact lab (`variable`), the policy 0.4 nats from its reference; gradients "
+    "are those of the first update of a rollout unless a distance is given"
+)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

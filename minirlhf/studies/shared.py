@@ -40,15 +40,15 @@ def shared_parts(cells: Sequence[Cell]) -> dict[str, list[str]]:
 def shared_sentence(parts: Mapping[str, Sequence[str]]) -> str:
     """One sentence that names what the seeds share, and what to do about it."""
     own, shared = parts["own"], parts["shared"]
-    first = f"Each seed has its own {listed(own)}" if own else ""
+    first = f"Each seed has its own {enumerated(own)}" if own else ""
     if not shared:
         return f"{first}."
     models = [part for part in shared if part != PROMPTS]
-    todo = f" (--vary-base of compare makes another {listed(models)} for each seed)" if models else ""
-    same = f"all seeds share {listed(shared)}, so that the intervals do not cover another choice of these{todo}."
+    todo = f" (--vary-base of compare makes another {enumerated(models)} for each seed)" if models else ""
+    same = f"all seeds share {enumerated(shared)}, so that the intervals do not cover another choice of these{todo}."
     return f"{first}; {same}" if own else same[0].upper() + same[1:]
 
 
-def listed(words: Sequence[str]) -> str:
+def enumerated(words: Sequence[str]) -> str:
     """Words as a list in a sentence: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minirlhf.errors import UsageError
-from minirlhf.report import of_run
-from minirlhf.report.of_run import alarms, cards, checks, curves, frontier, kept_steps, packed, run_page, write_report
+from minirlhf.report import token_data
+from minirlhf.report.of_run import alarms, cards, checks, curves, frontier, run_page, write_report
+from minirlhf.report.token_data import kept_steps, packed
 from tests.report.test_page import Read
 from tests.report.test_tokens import read
 from tests.report.test_tokens import row as token_row
@@ -146,16 +147,16 @@ def test_whatever_stands_in_the_files_there_is_a_page(tmp_path, rows, toml):
 def test_of_many_tokens_whole_steps_are_kept_evenly_with_the_first_and_the_last(monkeypatch):
     logged = dict.fromkeys(range(1, 22), 20)  # 420 tokens
     assert kept_steps(logged) == set(logged)
-    monkeypatch.setattr(of_run, "TOKENS", 100)  # room for 5 of the 21 steps
+    monkeypatch.setattr(token_data, "TOKENS", 100)  # room for 5 of the 21 steps
     assert kept_steps(logged) == {1, 6, 11, 16, 21}
-    monkeypatch.setattr(of_run, "TOKENS", 1)
+    monkeypatch.setattr(token_data, "TOKENS", 1)
     assert kept_steps(logged) == {1, 21}
     assert kept_steps({}) == set()
 
 
 def test_the_page_says_that_it_leaves_steps_out(finished, monkeypatch):
     whole = "\n".join(Read(run_page(finished[0])).text)
-    monkeypatch.setattr(of_run, "TOKENS", 1)
+    monkeypatch.setattr(token_data, "TOKENS", 1)
     page = run_page(finished[0])
     assert {row["step"] for row in data(page)["tokens"]["rows"]} == {1, 4}
     assert "2 of 4 logged iterations are shown" in "\n".join(Read(page).text)

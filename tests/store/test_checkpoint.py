@@ -34,7 +34,7 @@ def fresh(steps=0, reference=0):
     optimizer = AdamW(policy.parameters(), lr=1e-2, eps=1e-5, weight_decay=0.0)
     schedule = LambdaLR(optimizer, lambda i: 1 - i / 10)
     controllers = (KLController(0.05, 6.0), Penalty(1.0, 0.01))
-    state = PPOState(policy, Reference(policy), optimizer, schedule, *controllers, Moments(0.0, 0.0, 0))
+    state = PPOState(policy, Reference(policy), optimizer, schedule, *controllers, *[Moments(0.0, 0.0, 0)] * 2)
     g = seeded(9)
     for _ in range(steps):
         for parameter in policy.parameters():
@@ -46,6 +46,8 @@ def fresh(steps=0, reference=0):
         state.controller.beta *= 1.0371
         state.penalty.beta *= 1.7
         state.score_moments = Moments(0.1 + state.step, 1 / 3, 24)
+        state.value_moments = Moments(0.2 + state.step, 2 / 3, 48)
+        policy.rescale_values(0.7 + state.step)
     return state
 
 
@@ -55,7 +57,7 @@ def snapshot(state):
     for index, parameter in enumerate(state.optimizer.param_groups[0]["params"]):
         entry = state.optimizer.state.get(parameter, {})
         items |= {f"optimizer/{index}/{k}": v.numpy().tobytes() for k, v in entry.items()}
-    moments = state.score_moments
+    moments, first = state.score_moments, state.value_moments
     return items | {
         "lr": state.optimizer.param_groups[0]["lr"].hex(),
         "schedule": state.schedule.last_epoch,
@@ -63,6 +65,7 @@ def snapshot(state):
         "beta": state.controller.beta.hex(),
         "penalty": state.penalty.beta.hex(),
         "moments": (moments.total.hex(), moments.squares.hex(), moments.count),
+        "moments of the unit": (first.total.hex(), first.squares.hex(), first.count),
         "counters": (state.step, state.updates, state.episodes, state.tokens),
         "reference": state.reference.hash,
     }
@@ -99,6 +102,8 @@ PERTURBED = {
     "the reward's sum": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total + 1e-15, 1 / 3, 24)),
     "the reward's squares": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total, 0.33, 24)),
     "the reward's count": lambda s: setattr(s, "score_moments", Moments(s.score_moments.total, 1 / 3, 25)),
+    "the unit of V": lambda s: s.policy.value_scale.mul_(1.001),
+    "what decides it": lambda s: setattr(s, "value_moments", Moments(s.value_moments.total, 2 / 3, 49)),
 }
 
 
