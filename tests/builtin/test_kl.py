@@ -83,6 +83,15 @@ def test_a_token_banned_in_both_contributes_nothing_not_even_to_the_gradient():
     assert logits.grad.abs().sum() > 0
 
 
+def test_a_token_that_one_of_the_two_bans():
+    """Banned by the policy alone: it is never taken and adds 0, so KL = log 2 for p = (1, 0), ref = (1/2, 1/2). Banned
+    by the reference alone: no finite number of nats says how far that is."""
+    half, one, ban = math.log(0.5), 0.0, float("-inf")
+    log_p = torch.tensor([[[one, ban]], [[half, half]]])
+    log_ref = torch.tensor([[[half, half]], [[one, ban]]])
+    assert exact(log_p, log_ref).flatten().tolist() == pytest.approx([math.log(2), math.inf])
+
+
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=6), st.lists(st.floats(-30, 30), min_size=6, max_size=6))
 def test_exact_is_never_negative_beyond_rounding(logits, ref):
     p = torch.tensor([[logits]], dtype=torch.float64).log_softmax(-1)

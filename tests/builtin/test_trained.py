@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minirlhf.builtin.trained import members_of
 from minirlhf.components.component import Built
 from minirlhf.components.registry import load_plugins
 from minirlhf.errors import CheckpointError, PluginError, UsageError
@@ -15,7 +16,7 @@ from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.pipeline.rewards import check_lengths
 from minirlhf.rewards.call import RewardModels
 from minirlhf.store.files import complete_directory
-from minirlhf.store.weights import load_scorer, save_scorer
+from minirlhf.store.weights import SCORE, load_scorer, save_scorer
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import text_ids, train_tokenizer
 from tests.helpers import CONFIG, random_rollout, seeded
@@ -127,6 +128,14 @@ def test_an_ensemble_is_its_mean_its_least_or_less_than_its_mean(saved, tmp_path
     lower = [m - 0.5 * s for m, s in zip(means, spreads, strict=True)]
     assert given(combine="pessimistic", caution=0.5) == pytest.approx(lower, abs=1e-6)
     assert max(spreads) > 0.01
+
+
+def test_members_are_in_the_order_of_their_numbers(tmp_path):
+    for index in range(12):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / SCORE).write_text("{}")
+    (tmp_path / "12").mkdir()  # no score in it: no member
+    assert [member.name for member in members_of(tmp_path)] == [str(index) for index in range(12)]
 
 
 def test_a_damaged_or_missing_one_is_refused(saved, tmp_path):

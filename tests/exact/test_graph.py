@@ -240,3 +240,14 @@ def test_text_and_tokens_of_a_response():
     assert problem.reward(0, (0, 1, 0, 1)) == 2
     with pytest.raises(ValueError, match="substring"):
         problem.response("z")
+
+
+def test_prompts_weigh_alike_in_visits_and_probabilities():
+    """Three prompts: each is begun with 1/3, and over all responses the probabilities add up to 1."""
+    problem = problems()["prompts"]
+    graph = exact.build_graph(problem)
+    log_pi, _ = some_policy(graph)
+    visits = exact.occupancy(graph, log_pi)
+    assert visits[graph.layers[0]].tolist() == pytest.approx([1 / 3] * 3)
+    assert [float(visits[layer].sum()) for layer in graph.layers] == pytest.approx([1.0] * 3)
+    assert float(exact.responses(graph).probability(log_pi, 3).sum()) == pytest.approx(1.0)

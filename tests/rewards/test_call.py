@@ -123,6 +123,9 @@ def test_fitting_takes_mean_and_unbiased_std_of_what_is_there_for_rewards_that_w
     assert rewards.scales["c"].std == 1.0
     rewards.fit({"a": [None], "c": []})
     assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (0.0, 1.0)
+    rewards.fit({"a": [7.0, None], "c": [2e7]})  # one number has no spread
+    assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (7.0, 1.0)
+    assert (rewards.scales["c"].mean, rewards.scales["c"].std) == (2e7, 1.0)
 
 
 def test_no_responses_give_no_scores():
@@ -226,6 +229,16 @@ def test_a_reward_with_trls_signature_runs_unchanged(fn):
     assert result.extras == {"reward/trl/answer": ["a", "-", "c"]}
 
 
+def test_a_tensor_is_logged_as_its_numbers():
+    def fn(completions, log_extra):
+        log_extra("half", torch.tensor([0.5, 1.0, 1.5]))
+        return [0.0] * 3
+
+    (values,) = score(fn).extras.values()
+    assert [type(value) for value in values] == [float] * 3
+    assert values == [0.5, 1.0, 1.5]
+
+
 def test_what_is_logged_more_than_once_is_averaged():
     def fn(completions, log_metric):
         log_metric("x", 1)
@@ -270,6 +283,22 @@ def test_async_rewards_wait_together():
     started = time.perf_counter()
     assert score(waits("a"), lambda completions: [1.0] * 3, waits("b")).total == [3.0, 3.0, 3.0]
     assert time.perf_counter() - started < 5
+
+
+def test_of_two_async_faults_the_first_in_order_is_told_and_not_the_first_in_time():
+    ready = []
+
+    async def slow(completions, **kwargs):
+        while not ready:
+            await asyncio.sleep(0)
+        raise ValueError("slow")
+
+    async def quick(completions, **kwargs):
+        ready.append(True)
+        raise ValueError("quick")
+
+    with pytest.raises(PluginError, match="slow"):
+        score(("a", 1.0, slow), ("b", 1.0, quick))
 
 
 def test_a_running_loop_does_not_break_async_rewards():
@@ -322,6 +351,28 @@ def test_prints_of_async_rewards_go_to_stderr(capsys):
 
 
 # ---- modules -----------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_batch_has_the_inputs_of_its_rows():
+    """17 rows are a part of 16 and one of 1; here without a rollout."""
+    seen = []
+
+    class Reads(torch.nn.Module):
+        def forward(self, prompts, completions, prompt_ids, completion_ids, answer, trainer_state):
+            seen.append((prompts, completions, prompt_ids, completion_ids, answer, trainer_state))
+            return torch.zeros(len(prompts))
+
+    rows = range(17)
+    given = {
+        "prompts": [f"p{i}" for i in rows],
+        "completions": [f"c{i}" for i in rows],
+        "prompt_ids": [[i] for i in rows],
+        "completion_ids": [[i, i] for i in rows],
+    }
+    score(("module", 1.0, Reads), **given, columns={"answer": [str(i) for i in rows]})
+    assert [len(part[0]) for part in seen] == [16, 1]
+    assert seen[1] == (["p16"], ["c16"], [[16]], [[16, 16]], ["16"], STATE)
+    assert [row for part in seen for row in part[2]] == given["prompt_ids"]
 
 
 def test_a_module_scores_in_micro_batches_without_gradients():
