@@ -21,6 +21,7 @@ from pathlib import Path
 
 import mutmut.__main__
 import pytest
+import survivors
 from _pytest.config import _prepareconfig
 from mutmut.configuration import config
 from mutmut.mutation.diff_apply import get_diff_for_mutant
@@ -35,7 +36,6 @@ from mutmut.workers.isolation import ForkRunner, run_in_fork
 MOST_UNEXPLAINED = 0.03
 SECONDS = 2.0  # of tests for a mutant: first those of the module's own file
 ALIVE = ("survived", "no tests")
-EXPLAINED = Path(__file__).with_name("survivors.txt")
 
 
 class Session:
@@ -102,45 +102,29 @@ def forget() -> None:
                 value.cache_clear()
 
 
-def known(text: str) -> Counter[str]:
-    """Count the mutants that the file explains, by their keys."""
-    found: Counter[str] = Counter()
-    place = ""
-    old: str | None = None
-    for line in text.splitlines():
-        if line.startswith("minirlhf/"):
-            place = line.strip()
-        elif line.startswith("- "):
-            old = line[2:].strip()
-        elif line.startswith("+") and old is not None:
-            found[f"{place}\n- {old}\n+ {line[1:].strip()}"] += 1
-            old = None
-    return found
-
-
 def key(name: str, path: Path) -> str:
-    """Name a mutant by its file, its function and the lines that differ: the same after edits elsewhere."""
+    """Key of a mutant in survivors.txt."""
     function, of_class = orig_function_and_class_names_from_key(name)
     lines = [line for line in get_diff_for_mutant(name, path=path).splitlines() if not line.startswith(("---", "+++"))]
     old, new = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
-    return f"{path} {of_class + '.' if of_class else ''}{function}\n- {old}\n+ {new}"
+    return survivors.named(f"{path} {of_class + '.' if of_class else ''}{function}", old, new)
 
 
 def judged(names: tuple[str, ...]) -> int:
     """Print the mutants that live and are not explained, and how many there are of what: the exit code."""
-    explained, unexplained, counts = known(EXPLAINED.read_text(encoding="utf-8")), [], Counter[str]()
+    explained = survivors.Survivors(survivors.FILE.read_text(encoding="utf-8"))
+    unexplained, counts = [], Counter[str]()
     for file, name, code in mutmut.__main__.collect_source_file_mutation_data(mutant_names=())[0]:
         if names and not any(fnmatch.fnmatch(name, pattern) for pattern in names):
             continue
         status = status_by_exit_code[code]
         if status in ALIVE:
             this = key(name, Path(file.path))
-            status = "explained" if explained[this] > 0 else "unexplained"
-            explained[this] -= 1
+            status = "explained" if explained.explains(this) else "unexplained"
             if status == "unexplained":
                 unexplained.append(f"{this}\n")
         counts[status] += 1
-    gone = [this for this, n in explained.items() if n > 0 and not names]
+    gone = [this for this, n in explained.known.items() if n > 0 and not names]
     print("", *unexplained, sep="\n")
     if gone:
         print(f"{len(gone)} of survivors.txt do not live any more:", *gone, sep="\n")

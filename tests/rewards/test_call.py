@@ -12,10 +12,11 @@ import torch
 
 from minirlhf.components.registry import load_plugins
 from minirlhf.components.signature import read_component
+from minirlhf.config.schema import Config, PPOConfig, RunConfig
 from minirlhf.errors import PluginError
 from minirlhf.rewards.batch import RewardBatch, TrainerState
-from minirlhf.rewards.call import RewardModels, Scale
-from tests.helpers import random_rollout
+from minirlhf.rewards.call import RewardModels, Scale, ScoreTable, call_rewards
+from tests.helpers import Letters, random_rollout
 from tests.plugins.files import built, refusal, reward_plugin, write
 
 STATE = TrainerState(global_step=3, max_steps=10, epoch=0.3)
@@ -63,6 +64,31 @@ def test_a_score_too_large_for_the_loop_is_the_plugins_fault_and_names_the_weigh
         PluginError, match=r"too large to learn from \(weight .* at most 1e\+15\).*rewards\.big\.weight"
     ):
         score(("big", weight, function))
+
+
+def test_the_largest_score_is_no_fault():
+    assert score(("big", 1.0, lambda completions: [1e15, -1e15, 0.0])).total == [1e15, -1e15, 0.0]
+
+
+def test_a_table_of_scores_as_tensors_by_hand():
+    """The second response has no score: 0 that is not valid, in no mean, and counted. One has a token reward."""
+    table = ScoreTable(
+        total=[1.5, None, 0.0],
+        by_label={"a": [1.5, None, 0.5], "b": [None, None, None]},
+        token_rewards=[[0.5, 1.0], [0.0], [0.0, 0.0, 0.0]],
+        metrics={"reward/a/x": 2.0},
+    )
+    found = table.tensors(random_rollout(3))
+    assert (found.total.tolist(), found.valid.tolist()) == ([1.5, 0.0, 0.0], [True, False, True])
+    assert found.token_rewards.tolist() == [[0.5, 1.0, 0, 0, 0, 0], [0.0] * 6, [0.0] * 6]
+    assert math.isnan(found.metrics.pop("reward/b"))
+    assert found.metrics == {
+        "reward/a": 1.0,
+        "reward/a/x": 2.0,
+        "count/token_rewards": 1.0,
+        "count/unscored": 1.0,
+    }
+    assert "count/token_rewards" not in replace(table, token_rewards=None).tensors(random_rollout(3)).metrics
 
 
 def test_a_large_score_that_is_cut_is_used():
@@ -492,3 +518,50 @@ def test_what_is_asked_in_between_is_forgotten():
     assert rewards.call(batch).total == [4, 5, 6]
     rewards.restore({"counter": {"count": [10]}, "another": {}})
     assert rewards.call(batch).total == [11, 12, 13]
+
+
+def test_what_a_reward_remembered_can_be_given_back_twice():
+    rewards, batch = models(("counter", 1.0, Counter)), RewardBatch(**BATCH)
+    rewards.call(batch)
+    kept = rewards.states()
+    for _ in range(2):
+        rewards.restore(kept)
+        assert rewards.call(batch).total == [4, 5, 6]
+    assert kept == {"counter": {"count": [3]}}
+
+
+# ---- on a rollout ------------------------------------------------------------------------------------------
+
+
+def test_a_reward_is_asked_about_the_rollout_and_told_how_far_the_run_is():
+    seen = {}
+
+    def nosy(prompts, completions, prompt_ids, completion_ids, answer, trainer_state, rollout):
+        seen.update(locals())
+        return [1.0, None, 2.0]
+
+    rollout = replace(random_rollout(3), columns={"answer": ("x", "y", "z")})
+    config = Config(ppo=PPOConfig(iterations=8))
+    table = call_rewards(models(nosy), rollout, 2, config, Letters())
+    assert table.total == [1.0, None, 2.0]
+    assert (seen["prompts"], seen["completions"]) == (list(rollout.prompts), list(rollout.completions))
+    assert (seen["prompt_ids"], seen["completion_ids"]) == (rollout.prompt_id_lists, rollout.completion_id_lists)
+    assert seen["answer"] == ["x", "y", "z"]
+    assert torch.equal(seen["rollout"].response_ids, rollout.response_ids)
+    assert seen["trainer_state"] == TrainerState(2, 8, 0.25, "letters")
+    for iterations, step, epoch in ((1, 1, 1.0), (0, 0, 0.0)):
+        call_rewards(models(nosy), rollout, step, Config(ppo=PPOConfig(iterations=iterations)), Letters())
+        assert seen["trainer_state"] == TrainerState(step, iterations, epoch, "letters")
+
+
+def test_rewards_that_take_too_long_are_named():
+    config = Config(run=RunConfig(reward_timeout_s=0.05))
+    said = r"rewards took longer than run\.reward_timeout_s = 0\.05 s: slow; raise it"
+    with pytest.raises(PluginError, match=r"longer than run\.reward_timeout_s = 0\.05 s"):
+        call_rewards(models(("slow", 1.0, lambda completions: time.sleep(30))), random_rollout(3), 0, config, Letters())
+
+    async def waits(completions, **kwargs):
+        await asyncio.sleep(30)
+
+    with pytest.raises(PluginError, match=said):
+        call_rewards(models(("slow", 1.0, waits)), random_rollout(3), 0, config, Letters())
