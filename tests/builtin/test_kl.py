@@ -43,6 +43,10 @@ def test_k2_k3_and_abs_are_finite_and_never_negative(d):
         assert value >= 0
 
 
+def test_abs_by_hand():
+    assert absolute(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])).tolist() == [[0.5, 1.0]]
+
+
 def test_k3_near_zero_in_float32():
     d = torch.tensor([[1e-4]])
     assert k3(d, torch.zeros(1, 1)).item() == pytest.approx(5.0e-9, rel=1e-3)  # the naive form gives -1.7e-8

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from minirlhf.exact import graph as exact
 from minirlhf.exact.problems import bigram, patterns, problems, sibling, uniform
 
 
@@ -71,3 +72,9 @@ def test_the_state_of_a_sibling_is_its_ends_and_whether_neighbours_were_equal():
     state = sibling(7).state
     assert state(0, (0, 1, 1, 2)) == state(0, (0, 0, 2))
     assert state(0, (0, 1, 1, 2)) not in (state(0, (0, 1, 2)), state(0, (1, 1, 2)), state(0, (0, 1, 1)))
+
+
+def test_the_states_of_variable_are_the_last_token_and_whether_a_pair_was_written():
+    """By depth: (); a, b; a, b, b with a pair; those and a with a pair. EOS is the end."""
+    graph = exact.build_graph(problems()["variable"], merged=True)
+    assert [layer.stop - layer.start for layer in graph.layers] == [1, 2, 3, 4]

@@ -51,18 +51,17 @@ def test_the_total_is_the_weighted_sum_and_none_leaves_it():
 
 
 @pytest.mark.parametrize(
-    ("weight", "function"),
+    ("weight", "function", "index"),
     [
-        (2.0, lambda completions: [1.0, 3e38, 0.0]),  # 6e38 is infinite in float32
-        (1.0, lambda completions: [0.0, -3e38, 0.0]),  # a float32, and its square is not
-        (1e37, lambda completions: [0.5, 0.5, 0.5]),
-        (1.0, lambda completion_ids: [None, [3e38, -3e38, 0.0], None]),  # the sum is 0
+        (2.0, lambda completions: [1.0, 3e38, 0.0], 1),  # 6e38 is infinite in float32
+        (1.0, lambda completions: [0.0, 0.0, -3e38], 2),  # a float32, and its square is not
+        (1e37, lambda completions: [0.5, 0.5, 0.5], 0),
+        (1.0, lambda completion_ids: [None, [3e38, -3e38, 0.0], None], 1),  # the sum is 0
     ],
 )
-def test_a_score_too_large_for_the_loop_is_the_plugins_fault_and_names_the_weight(weight, function):
-    with pytest.raises(
-        PluginError, match=r"too large to learn from \(weight .* at most 1e\+15\).*rewards\.big\.weight"
-    ):
+def test_a_score_too_large_for_the_loop_is_the_plugins_fault_and_names_the_weight(weight, function, index):
+    said = rf"at index {index} that is too large to learn from \(weight .* at most 1e\+15\).*rewards\.big\.weight"
+    with pytest.raises(PluginError, match=said):
         score(("big", weight, function))
 
 
@@ -353,6 +352,21 @@ def test_an_interrupt_during_async_rewards_passes():
         score(trl_reward_async, interrupted)
 
 
+def test_a_reward_that_an_interrupt_ends_is_not_blamed(caplog):
+    """asyncio logs what a task raises while it is being ended, unless that is the end itself."""
+
+    async def waits(completions, **kwargs):
+        await asyncio.sleep(30)
+
+    async def interrupted(completions, **kwargs):
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(waits, interrupted)
+    assert caplog.messages == []
+
+
 def test_a_fault_leaves_no_coroutine_behind():
     async def waiting(completions, **kwargs):
         return [0.0] * 3
@@ -399,6 +413,17 @@ def test_a_part_of_a_batch_has_the_inputs_of_its_rows():
     assert [len(part[0]) for part in seen] == [16, 1]
     assert seen[1] == (["p16"], ["c16"], [[16]], [[16, 16]], ["16"], STATE)
     assert [row for part in seen for row in part[2]] == given["prompt_ids"]
+
+
+def test_a_function_may_take_gradients():
+    seen = []
+
+    def fn(completions):
+        seen.append(torch.is_inference_mode_enabled())
+        return [0.0] * 3
+
+    score(fn)
+    assert seen == [False]
 
 
 def test_a_module_scores_in_micro_batches_without_gradients():
