@@ -59,6 +59,7 @@ def test_sentiment_counts_words_and_turns_the_negated_ones_over(text: str, expec
 def test_sentiment_is_tanh_of_the_surplus_over_the_scale() -> None:
     texts = ["good good good", "bad", "box"]
     assert sentiment(texts, scale=2.0) == pytest.approx([tanh(1.5), tanh(-0.5), 0.0])
+    assert sentiment(texts, scale=0.5) == pytest.approx([tanh(6.0), tanh(-2.0), 0.0])
     e = exp(2 * 3 / 5)
     assert sentiment(texts)[0] == pytest.approx((e - 1) / (e + 1))
 

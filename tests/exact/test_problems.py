@@ -78,3 +78,12 @@ def test_the_states_of_variable_are_the_last_token_and_whether_a_pair_was_writte
     """By depth: (); a, b; a, b, b with a pair; those and a with a pair. EOS is the end."""
     graph = exact.build_graph(problems()["variable"], merged=True)
     assert [layer.stop - layer.start for layer in graph.layers] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [((0, 0, 0, 0), 0), ((1, 1, 2), 0), ((0, 1), 1), ((0, 1, 2), 2), ((0, 1, 0, 1), 2), ((1, 0, 0, 1), 1)],
+)
+def test_the_reward_of_variable_by_hand(prefix, expected):
+    """1 for each b behind an a; 1 more for an end (2) behind at least one of them."""
+    assert problems()["variable"].reward(0, prefix) == expected

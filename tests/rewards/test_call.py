@@ -409,8 +409,15 @@ def test_a_part_of_a_batch_has_the_inputs_of_its_rows():
         "prompt_ids": [[i] for i in rows],
         "completion_ids": [[i, i] for i in rows],
     }
-    score(("module", 1.0, Reads), **given, columns={"answer": [str(i) for i in rows]})
+    sizes = []
+
+    def fn(completions):
+        sizes.append(len(completions))
+        return [0.0] * len(completions)
+
+    score(("module", 1.0, Reads), fn, **given, columns={"answer": [str(i) for i in rows]})
     assert [len(part[0]) for part in seen] == [16, 1]
+    assert sizes == [17]  # a function is asked once, for all of them
     assert seen[1] == (["p16"], ["c16"], [[16]], [[16, 16]], ["16"], STATE)
     assert [row for part in seen for row in part[2]] == given["prompt_ids"]
 
