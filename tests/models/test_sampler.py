@@ -72,3 +72,16 @@ def test_a_nucleus_that_is_full_takes_no_more():
     sampler = Sampler(1.0, banned=(), stop=3, top_p=0.5)
     ids = sampler.sample(torch.zeros(100, 4), torch.arange(100) / 100)
     assert len(set(ids.tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_probabilities_are_float32_or_better(dtype, expected):
+    """And the logits are left as they were."""
+    logits = LOGITS.to(dtype)
+    log_dist = Sampler(0.5, banned=(0,), stop=4).log_dist(logits)
+    assert log_dist.dtype == expected
+    assert float(log_dist.double().exp().sum()) == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(logits, LOGITS.to(dtype))
