@@ -604,6 +604,30 @@ def test_scores_are_normalised_by_all_that_came_before():
     assert torch.allclose(experiences[1].scores.double(), expected, atol=1e-5)
 
 
+def test_the_loop_learns_from_scores_after_the_rules_and_from_token_rewards():
+    """Cut to .6, and a response without EOS loses 2: what learns sees that, with .5 in place on each first token."""
+
+    def reward(rollout, step):
+        given = share_of_c(rollout, step)
+        tokens = torch.zeros(rollout.mask.shape)
+        tokens[:, 0] = 0.5
+        return replace(given, total=given.total + 0.5, token_rewards=tokens)
+
+    config = setup(iterations=2, score_clip=0.6, truncation=TruncationConfig(rule="penalty", value=2.0))
+    _, experiences, _ = run(config=config, reward=reward)
+    e = experiences[1]
+    shares, ended = share_of_c(e.rollout, 1).total.tolist(), e.rollout.terminated.tolist()
+    assert min(shares) < 0.1 < max(shares)  # some were cut to .6
+    assert set(ended) == {True, False}
+    for row, (share, over) in enumerate(zip(shares, ended, strict=True)):
+        n = int(e.mask[row].sum())
+        score = min(share + 0.5, 0.6) - (0.0 if over else 2.0)
+        expected = [-0.05 * x for x in e.kl[row, :n].tolist()]
+        expected[0] += 0.5
+        expected[-1] += score - 0.5
+        assert e.rewards[row, :n].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("place", ["reward", "loss", "both"])
 def test_the_place_of_the_kl_in_a_run(place):
     _, experiences, metrics = run(config=setup(iterations=2, place=place), kl=exact)
@@ -980,7 +1004,7 @@ def test_a_greedy_baseline_is_a_shaped_return():
         return replace(share_of_c(rollout, step), total=scores)
 
     found = {}
-    for place in ("reward", "loss"):
+    for place in ("reward", "both", "loss"):
         policy = small_policy()
         state = state_of(policy, Reference(small_policy(5)), Recorder(policy.parameters()), beta=0.3)
         config = setup(iterations=1, place=place)
@@ -1006,7 +1030,33 @@ def test_a_greedy_baseline_is_a_shaped_return():
         kl += sign * sum(float(dist[t - 1, ids[t]]) for t in range(start, len(ids)))
     rows = [i for i in range(32) if i % 4 == 0]
     assert found["loss"][rows].tolist() == [len(text)] * 8
-    assert found["reward"][rows].tolist() == pytest.approx([len(text) - 0.3 * kl] * 8, abs=1e-4)
+    for place in ("reward", "both"):  # in both of them the KL is in the reward that the baseline stands beside
+        assert found[place][rows].tolist() == pytest.approx([len(text) - 0.3 * kl] * 8, abs=1e-4)
+
+
+def test_a_greedy_baseline_obeys_the_rules_of_the_scores_and_is_none_of_them():
+    """It is normalised by the scores of the run so far, which it does not join, and loses 3 if it has no EOS."""
+    seen, given = [], []
+
+    def nosy(rewards, greedy_scores):
+        seen.append(greedy_scores.clone())
+        return torch.zeros_like(rewards)
+
+    def letters(rollout, step):
+        scores = torch.tensor([float(len(text)) for text in rollout.completions])
+        given.append((scores, rollout.terminated))
+        return replace(share_of_c(rollout, step), total=scores)
+
+    config = setup(iterations=2, score_normalize=True, truncation=TruncationConfig(rule="penalty", value=3.0))
+    state, _, _ = run(config=config, reward=letters, advantage=nosy)
+    assert state.score_moments.count == 64  # of 2 x 32 sampled responses
+    assert any(not ended.all() for _, ended in given[1::2])
+    for i in range(2):
+        so_far = torch.cat([scores for scores, _ in given[: 2 * i + 1 : 2]]).double()
+        scores, ended = given[2 * i + 1]
+        # beta x KL of the greedy tokens is in it, too: .05 x at most a few tenths of a nat after one iteration
+        expected = (scores.double() - so_far.mean()) / so_far.std() - 3.0 * ~ended
+        assert torch.allclose(seen[i].double(), expected, atol=1e-5 if i == 0 else 0.1)
 
 
 def test_the_penalty_of_n10_is_the_loops_and_moves_with_the_drift():

@@ -65,6 +65,18 @@ def test_no_variance_gives_exact_zeros_and_says_so(variant, value):
         assert scale == 1.0
 
 
+@pytest.mark.parametrize("variant", ["batch", "scale"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_what_is_rounding_is_measured_against_the_largest_number_whitened(size, variant):
+    """The std of two numbers is their difference / sqrt(2); junk under the mask is no size."""
+    mask = torch.tensor([[True, True, False]])
+    for share, noise in ((0.9e-6, True), (1.1e-6, False)):
+        x = torch.tensor([[1.0 - math.sqrt(2) * share, 1.0, -1e9]], dtype=torch.float64) * -size  # std = share x size
+        out, scale = whiten(x, mask, variant)
+        assert bool((out == 0).all()) is noise
+        assert scale == pytest.approx(1.0 if noise else share * size, rel=1e-3)
+
+
 def test_whitening_one_token_gives_zero_and_not_nan():
     out, _ = whiten(X, torch.tensor([[True, False, False], [False, False, False]]), "batch")
     assert (out == 0).all()
@@ -84,8 +96,19 @@ def test_gather_and_last_index():
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([10000.1, 10000.101], False), ([1e-9, 3e-9], True), ([5.0], False), ([], False), ([0.0, 0.0], False)],
+    [
+        ([10000.1, 10000.101], False),
+        ([1e-9, 3e-9], True),
+        ([5.0], False),
+        ([], False),
+        ([0.0, 0.0], False),
+        # the std of two numbers is their difference / sqrt(2); the border is 1e-6 of their size, whatever that is
+        ([1000.0, 1000.0 + 1.5e-3], True),
+        ([1000.0, 1000.0 + 1.3e-3], False),
+        ([1e-3, 1e-3 + 1.5e-9], True),
+        ([1e-3, 1e-3 + 1.3e-9], False),
+    ],
 )
 def test_numbers_vary_if_they_differ_by_more_than_rounding(values, expected):
-    x = torch.tensor(values)
+    x = torch.tensor(values, dtype=torch.float64)
     assert moments(x, torch.ones_like(x, dtype=torch.bool)).varies is expected

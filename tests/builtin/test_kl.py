@@ -43,6 +43,10 @@ def test_k2_k3_and_abs_are_finite_and_never_negative(d):
         assert value >= 0
 
 
+def test_abs_by_hand():
+    assert absolute(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])).tolist() == [[0.5, 1.0]]
+
+
 def test_k3_near_zero_in_float32():
     d = torch.tensor([[1e-4]])
     assert k3(d, torch.zeros(1, 1)).item() == pytest.approx(5.0e-9, rel=1e-3)  # the naive form gives -1.7e-8
@@ -81,6 +85,15 @@ def test_a_token_banned_in_both_contributes_nothing_not_even_to_the_gradient():
     assert logits.grad.isfinite().all()
     assert logits.grad[0, 0, 2] == 0
     assert logits.grad.abs().sum() > 0
+
+
+def test_a_token_that_one_of_the_two_bans():
+    """Banned by the policy alone: it is never taken and adds 0, so KL = log 2 for p = (1, 0), ref = (1/2, 1/2). Banned
+    by the reference alone: no finite number of nats says how far that is."""
+    half, one, ban = math.log(0.5), 0.0, float("-inf")
+    log_p = torch.tensor([[[one, ban]], [[half, half]]])
+    log_ref = torch.tensor([[[half, half]], [[one, ban]]])
+    assert exact(log_p, log_ref).flatten().tolist() == pytest.approx([math.log(2), math.inf])
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=6), st.lists(st.floats(-30, 30), min_size=6, max_size=6))

@@ -59,6 +59,7 @@ def test_sentiment_counts_words_and_turns_the_negated_ones_over(text: str, expec
 def test_sentiment_is_tanh_of_the_surplus_over_the_scale() -> None:
     texts = ["good good good", "bad", "box"]
     assert sentiment(texts, scale=2.0) == pytest.approx([tanh(1.5), tanh(-0.5), 0.0])
+    assert sentiment(texts, scale=0.5) == pytest.approx([tanh(6.0), tanh(-2.0), 0.0])
     e = exp(2 * 3 / 5)
     assert sentiment(texts)[0] == pytest.approx((e - 1) / (e + 1))
 
@@ -121,6 +122,7 @@ def test_length_is_one_at_the_target_and_falls_on_both_sides() -> None:
     texts = ["", "a", "a b", "a b c d", "a b c d e f g h", "a, b - c! d ..."]
     assert length(texts, target=4) == [0.0, 0.25, 0.5, 1.0, 0.5, 1.0]
     assert length(["word " * 40]) == [1.0]
+    assert length(["a", "a b"], target=1) == [1.0, 0.5]
 
 
 def test_length_counts_characters_where_words_have_no_spaces() -> None:
@@ -135,6 +137,8 @@ def test_keywords_is_the_share_of_distinct_words_present() -> None:
     texts = ["The lens and the LENS", "lenses", "a zoom lens, red dot", "", "red\ndot"]
     assert keywords(texts, words=["lens", "zoom", "red dot", "Lens"]) == pytest.approx([1 / 3, 0, 1, 0, 1 / 3])
     assert keywords(["水壶很好"], words=["水壶", "灯"]) == [0.5]
+    assert keywords(["我的水壶很好", "sublens", "lenses"], words=["水壶"]) == [1.0, 0.0, 0.0]
+    assert keywords(["我的水壶很好", "sublens", "lenses"], words=["lens"]) == [0.0, 0.0, 0.0]
     assert keywords(["C++ is c"], words=["c++"]) == [1.0]
 
 
@@ -184,5 +188,7 @@ def test_the_score_of_a_problem_at_the_end_or_token_by_token() -> None:
     spread = rewards.problem(["cac", "aab"], *columns, place="tokens")
     assert spread[0] == pytest.approx([1.7, -0.7, 1.7])
     assert spread[1] == pytest.approx([0.7, -0.5, -0.7])
+    # Each prompt of `prompts` wants its own token, at 0.7 each.
+    assert rewards.problem(["aab"] * 3, ["prompts"] * 3, [0, 1, 2]) == pytest.approx([1.4, 0.7, 0.0])
     # `ab` of a problem whose responses end has its EOS as a third token, which scores, too.
     assert rewards.problem(["ab"], ["variable"], [0], place="tokens")[0] == pytest.approx([0, 1, 1])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minirlhf.builtin.trained import members_of
 from minirlhf.components.component import Built
 from minirlhf.components.registry import load_plugins
 from minirlhf.errors import CheckpointError, PluginError, UsageError
@@ -15,7 +16,7 @@ from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.pipeline.rewards import check_lengths
 from minirlhf.rewards.call import RewardModels
 from minirlhf.store.files import complete_directory
-from minirlhf.store.weights import load_scorer, save_scorer
+from minirlhf.store.weights import SCORE, load_scorer, save_scorer
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import text_ids, train_tokenizer
 from tests.helpers import CONFIG, random_rollout, seeded
@@ -91,6 +92,12 @@ def test_own_ids_are_scored_as_they_were_sampled_others_are_encoded_again(saved)
     assert scored(built, [True, True], TOKENIZER.hash, completions=["x", "y"]) == plain
 
 
+def test_no_responses_have_no_scores(saved):
+    built, state = reward(saved[0]), SimpleNamespace(tokenizer_hash=TOKENIZER.hash)
+    names = ("prompts", "completions", "prompt_ids", "completion_ids")
+    assert built({name: [] for name in names} | {"rollout": random_rollout(1), "trainer_state": state}) == []
+
+
 def test_the_company_of_a_response_changes_nothing(saved):
     _, model = saved
     rows = [text_ids(TOKENIZER, p, c, True) for p in PROMPTS for c in COMPLETIONS]
@@ -127,6 +134,17 @@ def test_an_ensemble_is_its_mean_its_least_or_less_than_its_mean(saved, tmp_path
     lower = [m - 0.5 * s for m, s in zip(means, spreads, strict=True)]
     assert given(combine="pessimistic", caution=0.5) == pytest.approx(lower, abs=1e-6)
     assert max(spreads) > 0.01
+    assert given(combine="pessimistic", caution=0.0) == pytest.approx(means, abs=1e-6)
+    whole = [m - s for m, s in zip(means, spreads, strict=True)]
+    assert given(combine="pessimistic") == pytest.approx(whole, abs=1e-6)  # caution is 1 unless told
+
+
+def test_members_are_in_the_order_of_their_numbers(tmp_path):
+    for index in range(12):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / SCORE).write_text("{}")
+    (tmp_path / "12").mkdir()  # no score in it: no member
+    assert [member.name for member in members_of(tmp_path)] == [str(index) for index in range(12)]
 
 
 def test_a_damaged_or_missing_one_is_refused(saved, tmp_path):

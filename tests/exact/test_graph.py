@@ -240,3 +240,32 @@ def test_text_and_tokens_of_a_response():
     assert problem.reward(0, (0, 1, 0, 1)) == 2
     with pytest.raises(ValueError, match="substring"):
         problem.response("z")
+
+
+def test_prompts_weigh_alike_in_visits_and_probabilities():
+    """Three prompts: each is begun with 1/3, and over all responses the probabilities add up to 1."""
+    problem = problems()["prompts"]
+    graph = exact.build_graph(problem)
+    log_pi, _ = some_policy(graph)
+    visits = exact.occupancy(graph, log_pi)
+    assert visits[graph.layers[0]].tolist() == pytest.approx([1 / 3] * 3)
+    assert [float(visits[layer].sum()) for layer in graph.layers] == pytest.approx([1.0] * 3)
+    assert float(exact.responses(graph).probability(log_pi, 3).sum()) == pytest.approx(1.0)
+
+
+def test_a_response_is_terminated_by_an_eos_and_only_where_there_is_one():
+    """variable: token 2 is its EOS; in nonadditive it is a token like the others."""
+    ends = exact.responses(exact.build_graph(problems()["variable"]))
+    lasts = ends.ids.gather(1, ends.mask.sum(dim=1, keepdim=True) - 1).squeeze(1)
+    assert ends.terminated.tolist() == (lasts == 2).tolist()
+    assert set(ends.terminated.tolist()) == {True, False}
+    assert not exact.responses(exact.build_graph(problems()["nonadditive"])).terminated.any()
+
+
+def test_a_tree_is_enumerated_up_to_the_limit_and_no_further(monkeypatch):
+    """nonadditive has 1 + 3 + 9 prefixes that are not over."""
+    monkeypatch.setattr(exact, "MOST_STATES", 13)
+    assert len(exact.build_graph(problems()["nonadditive"])) == 13
+    monkeypatch.setattr(exact, "MOST_STATES", 12)
+    with pytest.raises(ValueError, match="more than 12 prefixes"):
+        exact.build_graph(problems()["nonadditive"])

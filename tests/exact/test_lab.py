@@ -1,6 +1,7 @@
 """A transformer on a problem: what it may sample, the table as its reference, the fit, and F found two ways."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from minirlhf.exact.problems import Problem, problems, uniform
 from minirlhf.models.generate import generate
 from minirlhf.models.policy import Policy
 from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.text.tokenizer import MIN_VOCAB
 from tests.helpers import seeded
 
 TOKENIZER = lab.problem_tokenizer()
@@ -157,3 +159,20 @@ def test_a_changed_table_is_another_base():
     one = problems()["nonadditive"]
     assert lab.fingerprint(one) == lab.fingerprint(problems()["nonadditive"])
     assert lab.fingerprint(one) != lab.fingerprint(problems()["nonadditive-1"])
+
+
+def test_each_letter_is_one_token():
+    tokenizer = lab.problem_tokenizer()
+    assert tokenizer.vocab_size == MIN_VOCAB
+    ids = tokenizer.encode("abcpABC")
+    assert len(ids) == len(set(ids)) == 7
+
+
+def test_a_fingerprint_is_of_the_states_so_that_long_problems_have_one():
+    """independent: 16^20 responses and 20 states. Another reference, and another end, are other problems."""
+    one = problems()["independent"]
+    found = lab.fingerprint(one)
+    assert found == lab.fingerprint(replace(one, name="other", about="the same", beta=9.0))
+    assert found != lab.fingerprint(replace(one, reference=lambda prompt, prefix: [0.0] * 15 + [1.0]))
+    assert found != lab.fingerprint(replace(one, horizon=19))
+    assert found != lab.fingerprint(replace(one, ends=True))

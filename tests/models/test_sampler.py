@@ -1,5 +1,7 @@
 """Sampling and scoring use one distribution; inverse CDF draws it exactly; cuts touch `sample` only."""
 
+import math
+
 import pytest
 import torch
 
@@ -33,7 +35,19 @@ def test_an_impossible_id_is_never_taken_even_at_the_ends(uniform, banned):
 
 
 def test_temperature_zero_is_greedy():
-    assert Sampler(0.0, banned=(3,), stop=4).sample(LOGITS, torch.tensor([0.99])).item() == 2
+    greedy = Sampler(0.0, banned=(3,), stop=4)
+    assert greedy.sample(LOGITS, torch.tensor([0.99])).item() == 2
+    # What the policy says of its tokens is then its distribution at temperature 1: (e^0, e^1, e^2, 0, e^-1) / sum.
+    total = 1 + math.e + math.e**2 + math.exp(-1)
+    expected = [1 / total, math.e / total, math.e**2 / total, 0.0, math.exp(-1) / total]
+    assert greedy.log_dist(LOGITS).exp()[0].tolist() == pytest.approx(expected)
+
+
+def test_a_small_temperature_is_not_greedy():
+    """Logits 0 and 1 at 0.5: the less likely one has 1 / (1 + e^2) = .119 of the unit interval, in front."""
+    sampler = Sampler(0.5, banned=(), stop=1)
+    drawn = sampler.sample(torch.tensor([[0.0, 1.0]]).expand(4, -1), torch.tensor([0.0, 0.118, 0.12, 0.99]))
+    assert drawn.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +57,7 @@ def test_temperature_zero_is_greedy():
         ({"top_p": 0.6}, {3}),  # p(3) = .636
         ({"top_p": 0.7}, {2, 3}),  # the token that crosses the border stays
         ({"min_p": 0.3}, {2, 3}),  # p(2)/p(3) = e^-1 = .37, p(1)/p(3) = .14
+        ({"min_p": 1.0}, {3}),  # none is more likely than the best, which stays
     ],
 )
 def test_cuts_restrict_what_is_sampled_and_not_what_is_scored(cut, possible):
@@ -50,3 +65,23 @@ def test_cuts_restrict_what_is_sampled_and_not_what_is_scored(cut, possible):
     ids = sampler.sample(LOGITS.expand(1000, -1), torch.arange(1000) / 1000)
     assert set(ids.tolist()) == possible
     assert torch.equal(sampler.log_dist(LOGITS), plain.log_dist(LOGITS))
+
+
+def test_a_nucleus_that_is_full_takes_no_more():
+    """Four tokens of 1/4: two of them are the 0.5 that is asked for, the third is not needed."""
+    sampler = Sampler(1.0, banned=(), stop=3, top_p=0.5)
+    ids = sampler.sample(torch.zeros(100, 4), torch.arange(100) / 100)
+    assert len(set(ids.tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_probabilities_are_float32_or_better(dtype, expected):
+    """And the logits are left as they were."""
+    logits = LOGITS.to(dtype)
+    log_dist = Sampler(0.5, banned=(0,), stop=4).log_dist(logits)
+    assert log_dist.dtype == expected
+    assert float(log_dist.double().exp().sum()) == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(logits, LOGITS.to(dtype))

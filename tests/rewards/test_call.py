@@ -12,10 +12,11 @@ import torch
 
 from minirlhf.components.registry import load_plugins
 from minirlhf.components.signature import read_component
+from minirlhf.config.schema import Config, PPOConfig, RunConfig
 from minirlhf.errors import PluginError
 from minirlhf.rewards.batch import RewardBatch, TrainerState
-from minirlhf.rewards.call import RewardModels, Scale
-from tests.helpers import random_rollout
+from minirlhf.rewards.call import RewardModels, Scale, ScoreTable, call_rewards
+from tests.helpers import Letters, random_rollout
 from tests.plugins.files import built, refusal, reward_plugin, write
 
 STATE = TrainerState(global_step=3, max_steps=10, epoch=0.3)
@@ -50,19 +51,43 @@ def test_the_total_is_the_weighted_sum_and_none_leaves_it():
 
 
 @pytest.mark.parametrize(
-    ("weight", "function"),
+    ("weight", "function", "index"),
     [
-        (2.0, lambda completions: [1.0, 3e38, 0.0]),  # 6e38 is infinite in float32
-        (1.0, lambda completions: [0.0, -3e38, 0.0]),  # a float32, and its square is not
-        (1e37, lambda completions: [0.5, 0.5, 0.5]),
-        (1.0, lambda completion_ids: [None, [3e38, -3e38, 0.0], None]),  # the sum is 0
+        (2.0, lambda completions: [1.0, 3e38, 0.0], 1),  # 6e38 is infinite in float32
+        (1.0, lambda completions: [0.0, 0.0, -3e38], 2),  # a float32, and its square is not
+        (1e37, lambda completions: [0.5, 0.5, 0.5], 0),
+        (1.0, lambda completion_ids: [None, [3e38, -3e38, 0.0], None], 1),  # the sum is 0
     ],
 )
-def test_a_score_too_large_for_the_loop_is_the_plugins_fault_and_names_the_weight(weight, function):
-    with pytest.raises(
-        PluginError, match=r"too large to learn from \(weight .* at most 1e\+15\).*rewards\.big\.weight"
-    ):
+def test_a_score_too_large_for_the_loop_is_the_plugins_fault_and_names_the_weight(weight, function, index):
+    said = rf"at index {index} that is too large to learn from \(weight .* at most 1e\+15\).*rewards\.big\.weight"
+    with pytest.raises(PluginError, match=said):
         score(("big", weight, function))
+
+
+def test_the_largest_score_is_no_fault():
+    assert score(("big", 1.0, lambda completions: [1e15, -1e15, 0.0])).total == [1e15, -1e15, 0.0]
+
+
+def test_a_table_of_scores_as_tensors_by_hand():
+    """The second response has no score: 0 that is not valid, in no mean, and counted. One has a token reward."""
+    table = ScoreTable(
+        total=[1.5, None, 0.0],
+        by_label={"a": [1.5, None, 0.5], "b": [None, None, None]},
+        token_rewards=[[0.5, 1.0], [0.0], [0.0, 0.0, 0.0]],
+        metrics={"reward/a/x": 2.0},
+    )
+    found = table.tensors(random_rollout(3))
+    assert (found.total.tolist(), found.valid.tolist()) == ([1.5, 0.0, 0.0], [True, False, True])
+    assert found.token_rewards.tolist() == [[0.5, 1.0, 0, 0, 0, 0], [0.0] * 6, [0.0] * 6]
+    assert math.isnan(found.metrics.pop("reward/b"))
+    assert found.metrics == {
+        "reward/a": 1.0,
+        "reward/a/x": 2.0,
+        "count/token_rewards": 1.0,
+        "count/unscored": 1.0,
+    }
+    assert "count/token_rewards" not in replace(table, token_rewards=None).tensors(random_rollout(3)).metrics
 
 
 def test_a_large_score_that_is_cut_is_used():
@@ -124,6 +149,9 @@ def test_fitting_takes_mean_and_unbiased_std_of_what_is_there_for_rewards_that_w
     assert rewards.scales["c"].std == 1.0
     rewards.fit({"a": [None], "c": []})
     assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (0.0, 1.0)
+    rewards.fit({"a": [7.0, None], "c": [2e7]})  # one number has no spread
+    assert (rewards.scales["a"].mean, rewards.scales["a"].std) == (7.0, 1.0)
+    assert (rewards.scales["c"].mean, rewards.scales["c"].std) == (2e7, 1.0)
 
 
 def test_no_responses_give_no_scores():
@@ -227,6 +255,16 @@ def test_a_reward_with_trls_signature_runs_unchanged(fn):
     assert result.extras == {"reward/trl/answer": ["a", "-", "c"]}
 
 
+def test_a_tensor_is_logged_as_its_numbers():
+    def fn(completions, log_extra):
+        log_extra("half", torch.tensor([0.5, 1.0, 1.5]))
+        return [0.0] * 3
+
+    (values,) = score(fn).extras.values()
+    assert [type(value) for value in values] == [float] * 3
+    assert values == [0.5, 1.0, 1.5]
+
+
 def test_what_is_logged_more_than_once_is_averaged():
     def fn(completions, log_metric):
         log_metric("x", 1)
@@ -273,6 +311,22 @@ def test_async_rewards_wait_together():
     assert time.perf_counter() - started < 5
 
 
+def test_of_two_async_faults_the_first_in_order_is_told_and_not_the_first_in_time():
+    ready = []
+
+    async def slow(completions, **kwargs):
+        while not ready:
+            await asyncio.sleep(0)
+        raise ValueError("slow")
+
+    async def quick(completions, **kwargs):
+        ready.append(True)
+        raise ValueError("quick")
+
+    with pytest.raises(PluginError, match="slow"):
+        score(("a", 1.0, slow), ("b", 1.0, quick))
+
+
 def test_a_running_loop_does_not_break_async_rewards():
     async def notebook():
         return score(trl_reward_async).total
@@ -299,6 +353,21 @@ def test_an_interrupt_during_async_rewards_passes():
         score(trl_reward_async, interrupted)
 
 
+def test_a_reward_that_an_interrupt_ends_is_not_blamed(caplog):
+    """asyncio logs what a task raises while it is being ended, unless that is the end itself."""
+
+    async def waits(completions, **kwargs):
+        await asyncio.sleep(30)
+
+    async def interrupted(completions, **kwargs):
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(waits, interrupted)
+    assert caplog.messages == []
+
+
 def test_a_fault_leaves_no_coroutine_behind():
     async def waiting(completions, **kwargs):
         return [0.0] * 3
@@ -323,6 +392,46 @@ def test_prints_of_async_rewards_go_to_stderr(capsys):
 
 
 # ---- modules -----------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_batch_has_the_inputs_of_its_rows():
+    """17 rows are a part of 16 and one of 1; here without a rollout."""
+    seen = []
+
+    class Reads(torch.nn.Module):
+        def forward(self, prompts, completions, prompt_ids, completion_ids, answer, trainer_state):
+            seen.append((prompts, completions, prompt_ids, completion_ids, answer, trainer_state))
+            return torch.zeros(len(prompts))
+
+    rows = range(17)
+    given = {
+        "prompts": [f"p{i}" for i in rows],
+        "completions": [f"c{i}" for i in rows],
+        "prompt_ids": [[i] for i in rows],
+        "completion_ids": [[i, i] for i in rows],
+    }
+    sizes = []
+
+    def fn(completions):
+        sizes.append(len(completions))
+        return [0.0] * len(completions)
+
+    score(("module", 1.0, Reads), fn, **given, columns={"answer": [str(i) for i in rows]})
+    assert [len(part[0]) for part in seen] == [16, 1]
+    assert sizes == [17]  # a function is asked once, for all of them
+    assert seen[1] == (["p16"], ["c16"], [[16]], [[16, 16]], ["16"], STATE)
+    assert [row for part in seen for row in part[2]] == given["prompt_ids"]
+
+
+def test_a_function_may_take_gradients():
+    seen = []
+
+    def fn(completions):
+        seen.append(torch.is_inference_mode_enabled())
+        return [0.0] * 3
+
+    score(fn)
+    assert seen == [False]
 
 
 def test_a_module_scores_in_micro_batches_without_gradients():
@@ -442,3 +551,50 @@ def test_what_is_asked_in_between_is_forgotten():
     assert rewards.call(batch).total == [4, 5, 6]
     rewards.restore({"counter": {"count": [10]}, "another": {}})
     assert rewards.call(batch).total == [11, 12, 13]
+
+
+def test_what_a_reward_remembered_can_be_given_back_twice():
+    rewards, batch = models(("counter", 1.0, Counter)), RewardBatch(**BATCH)
+    rewards.call(batch)
+    kept = rewards.states()
+    for _ in range(2):
+        rewards.restore(kept)
+        assert rewards.call(batch).total == [4, 5, 6]
+    assert kept == {"counter": {"count": [3]}}
+
+
+# ---- on a rollout ------------------------------------------------------------------------------------------
+
+
+def test_a_reward_is_asked_about_the_rollout_and_told_how_far_the_run_is():
+    seen = {}
+
+    def nosy(prompts, completions, prompt_ids, completion_ids, answer, trainer_state, rollout):
+        seen.update(locals())
+        return [1.0, None, 2.0]
+
+    rollout = replace(random_rollout(3), columns={"answer": ("x", "y", "z")})
+    config = Config(ppo=PPOConfig(iterations=8))
+    table = call_rewards(models(nosy), rollout, 2, config, Letters())
+    assert table.total == [1.0, None, 2.0]
+    assert (seen["prompts"], seen["completions"]) == (list(rollout.prompts), list(rollout.completions))
+    assert (seen["prompt_ids"], seen["completion_ids"]) == (rollout.prompt_id_lists, rollout.completion_id_lists)
+    assert seen["answer"] == ["x", "y", "z"]
+    assert torch.equal(seen["rollout"].response_ids, rollout.response_ids)
+    assert seen["trainer_state"] == TrainerState(2, 8, 0.25, "letters")
+    for iterations, step, epoch in ((1, 1, 1.0), (0, 0, 0.0)):
+        call_rewards(models(nosy), rollout, step, Config(ppo=PPOConfig(iterations=iterations)), Letters())
+        assert seen["trainer_state"] == TrainerState(step, iterations, epoch, "letters")
+
+
+def test_rewards_that_take_too_long_are_named():
+    config = Config(run=RunConfig(reward_timeout_s=0.05))
+    said = r"rewards took longer than run\.reward_timeout_s = 0\.05 s: slow; raise it"
+    with pytest.raises(PluginError, match=r"longer than run\.reward_timeout_s = 0\.05 s"):
+        call_rewards(models(("slow", 1.0, lambda completions: time.sleep(30))), random_rollout(3), 0, config, Letters())
+
+    async def waits(completions, **kwargs):
+        await asyncio.sleep(30)
+
+    with pytest.raises(PluginError, match=said):
+        call_rewards(models(("slow", 1.0, waits)), random_rollout(3), 0, config, Letters())

@@ -1,16 +1,19 @@
 """Inputs of components: the fields are those of the contract, and rows with a slot behind the EOS by hand."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minirlhf.builtin.advantages import gae
+from minirlhf.builtin.kl import ratio_k3
 from minirlhf.builtin.losses import ratio
+from minirlhf.components.checks import DeferredChecks
 from minirlhf.components.component import INPUTS
 from minirlhf.errors import PluginError
+from minirlhf.rl import terms
 from minirlhf.rl.guards import OWN_METRICS
 from minirlhf.rl.terms import AdvantageInputs, KLInputs, LossInputs, compute_loss, one_slot_more, policy_loss
 from tests.helpers import built
@@ -44,6 +47,9 @@ def test_a_score_behind_the_eos_by_hand():
     assert wide.mask.tolist() == [[True] * 3, [True, True, False], [False] * 3]
     found = gae(wide.rewards, wide.values, wide.mask, wide.bootstrap_values, lam=0.5)
     assert torch.allclose(found, torch.tensor([[1.6, 2.4, 1.0], [1.85, 2.9, 0.0], [0.0, 0.0, 0.0]]))
+    # A response that is nothing but an EOS has its slot behind that.
+    short = replace(inputs, mask=torch.tensor([[True, False]] * 3), terminated=torch.tensor([True, False, True]))
+    assert one_slot_more(short, torch.zeros(3, 2), torch.zeros(3, 2), after).mask.sum(dim=1).tolist() == [2, 1, 2]
     # At lambda 1 the place does not matter: what V behind the EOS says cancels.
     one = gae(wide.rewards, wide.values, wide.mask, wide.bootstrap_values, lam=1.0)
     assert torch.allclose(one[0, :2], torch.tensor([4 - 0.2 - 0.5, 4 - 0.1 - 1.0]))
@@ -80,3 +86,45 @@ def test_the_gradient_of_the_loss_alone_at_the_log_probs(loss, factor):
     assert new.logprobs.grad is None  # nothing is left behind for the backward pass
     values.sum().backward()
     assert new.logprobs.grad[0, :2].tolist() == pytest.approx([-2.0 * factor, 3.0 * math.exp(0.5) * factor])
+
+
+def test_a_kl_in_the_loss_sees_new_old_and_reference_each_for_what_it_is():
+    """ratio_k3 by hand: rho = e^0.5 and e^-1; d = -0.5 and 1, so k3 = e^0.5 - 1.5 and e^-1. On its own rollout the
+    policy is its own old one: rho = 1."""
+    mask = torch.tensor([[True, True, False]])
+    ref, new = torch.tensor([[-0.5, -3.0, torch.nan]]), torch.tensor([[-1.0, -2.0, torch.nan]])
+    k3 = [math.exp(0.5) - 1.5, math.exp(-1), 0.0]
+    micro = SimpleNamespace(
+        old_logprobs=torch.tensor([[-1.5, -1.0, torch.nan]]), ref_logprobs=ref, mask=mask, ref_log_dist=None
+    )
+    policy = SimpleNamespace(logprobs=new, log_dist=None)
+    found = terms.loss_kl(built("kl", ratio_k3), policy, micro, DeferredChecks())
+    assert found[0].tolist() == pytest.approx([math.exp(0.5) * k3[0], math.exp(-1) * k3[1], 0.0])
+    reference = SimpleNamespace(logprobs=ref, log_dist=None)
+    own = terms.kl(built("kl", ratio_k3), policy, reference, OneRow(mask), 4)
+    assert own[0].tolist() == pytest.approx(k3)
+
+
+class OneRow:
+    """As much of a rollout as a KL of taken tokens reads."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def __len__(self):
+        return len(self.mask)
+
+
+def test_a_policy_loss_is_given_each_of_its_inputs():
+    seen = {}
+
+    def nosy(logprobs, old_logprobs, ref_logprobs, advantages, mask, beta):
+        seen.update(old=old_logprobs, ref=ref_logprobs, advantages=advantages, mask=mask, beta=beta)
+        return -advantages * logprobs
+
+    x = torch.tensor([[-1.0, -2.0]])
+    mask = torch.tensor([[True, False]])
+    micro = SimpleNamespace(old_logprobs=x - 1, ref_logprobs=x - 2, advantages=x - 3, mask=mask)
+    policy_loss(built("loss", nosy), SimpleNamespace(logprobs=x), micro, 0.7)
+    assert [seen[name][0, 0].item() for name in ("old", "ref", "advantages")] == [-2.0, -3.0, -4.0]
+    assert (seen["mask"].tolist(), seen["beta"]) == (mask.tolist(), 0.7)

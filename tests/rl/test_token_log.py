@@ -15,7 +15,7 @@ from minirlhf.rl import token_log as module
 from minirlhf.rl.experience import Experience
 from minirlhf.rl.token_log import pieces, rounded, token_log, token_text
 from minirlhf.text.tokenizer import train_tokenizer
-from tests.helpers import EOS, Letters, built, random_rollout, small_policy
+from tests.helpers import EOS, Letters, built, random_rollout, seeded, small_policy
 
 CLIP = built("loss", ppo_clip, clip=0.2)
 
@@ -115,6 +115,27 @@ def test_clipped_is_where_the_ratio_left_the_range_in_the_direction_of_the_advan
     assert rows(moved, loss=built("loss", ratio))[0]["clipped"] is None  # it says nothing of a clip
 
 
+def test_a_loss_is_asked_with_what_the_update_gave_it_and_must_say_it_of_each_token(moved):
+    def nosy(logprobs, old_logprobs, ref_logprobs, advantages, mask, beta):
+        return logprobs, {"clipfrac": (beta * ref_logprobs + advantages < -2.0) & mask}
+
+    e = moved[2]
+    expected = (e.ref_logprobs + e.advantages < -2.0) & e.mask
+    for index, row in enumerate(rows(moved, loss=built("loss", nosy))):
+        assert row["clipped"] == expected[index][e.rollout.response_mask[index]].tolist()
+    assert expected.any()
+    of_all = built("loss", lambda logprobs: (logprobs, {"clipfrac": logprobs.mean()}))
+    assert rows(moved, loss=of_all)[0]["clipped"] is None
+
+
+@pytest.mark.parametrize(("length", "vocabulary", "shown"), [(2, 13, 5), (6, 4, 4)])
+def test_five_alternatives_are_shown_as_far_as_there_are_so_many(length, vocabulary, shown):
+    log_dist = torch.randn(1, length, vocabulary, generator=seeded()).log_softmax(-1)
+    real = torch.ones(1, length, dtype=torch.bool)
+    ((_, choices),) = module.distributions(lambda rows: log_dist[rows], lambda rows: log_dist[rows], real, Bytes())
+    assert [len(each) for each in choices] == [shown] * length
+
+
 def test_a_loss_that_may_count_its_calls_is_not_asked(moved):
     class Counting:
         calls = 0
@@ -192,7 +213,8 @@ def test_a_character_stands_where_its_last_byte_is():
     assert [len(TOKENIZER.token_bytes(i)) for i in ids] == [1, 1, 1]
     assert pieces(TOKENIZER, ids) == ["", "", "€"]
     assert [token_text(TOKENIZER, i) for i in ids] == ["\\xe2", "\\x82", "\\xac"]
-    assert token_text(TOKENIZER, TOKENIZER.eos_id) == "<eos>"
+    special = (TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id)
+    assert [token_text(TOKENIZER, i) for i in special] == ["<pad>", "<bos>", "<eos>"]
 
 
 def test_numbers_keep_six_decimals_and_what_is_not_finite_is_none():

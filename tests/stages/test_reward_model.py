@@ -24,7 +24,7 @@ from minirlhf.stages.reward_model import (
 )
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out
 from minirlhf.text.tokenizer import text_ids
-from tests.helpers import BOS, EOS, Letters, seeded, small_trunk
+from tests.helpers import BOS, EOS, Letters, Recorder, seeded, small_trunk
 
 
 def terry(chosen, rejected, margin=0.0, probability=1.0, smoothing=0.0):
@@ -112,6 +112,32 @@ def test_a_rule_is_learned_shuffled_labels_are_not_and_flipped_ones_teach_the_op
     assert learned > 0.95
     assert 0.15 < chance < 0.85
     assert against < 0.05
+
+
+class Two(torch.nn.Module):
+    """A scorer whose two parameters are the scores of the chosen and of the rejected side."""
+
+    def __init__(self, chosen, rejected):
+        super().__init__()
+        self.score = torch.nn.Linear(1, 1)
+        self.said = torch.nn.Parameter(torch.tensor([chosen, rejected]))
+
+    def forward(self, rows):
+        return self.said
+
+
+@pytest.mark.parametrize("centring", [0.0, 0.25])
+def test_the_gradient_of_a_pair_by_hand(centring):
+    """Scores 1 and 0.5: -log sigmoid(d) pulls each side by 1 - sigmoid(0.5), apart; centring x (1 + 0.5)^2 pushes both
+    down by 2 x 1.5 x centring."""
+    model = Two(1.0, 0.5)
+    state = RewardModelState(model, Recorder([model.said]))
+    config = RewardModelConfig(centring=centring, grad_clip=1e9)
+    metrics = update_scorer(state, [Pair([1], [2], 0.0, 1.0)], config, 4)
+    apart = 1 - 1 / (1 + math.exp(-0.5))
+    down = 2 * 1.5 * centring
+    assert state.optimizer.gradients[0].tolist() == pytest.approx([-apart + down, apart + down])
+    assert metrics["loss"] == pytest.approx(math.log(1 + math.exp(-0.5)))  # what is logged is the loss without it
 
 
 def test_the_best_weights_are_kept_and_patience_ends_it():

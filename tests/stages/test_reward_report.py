@@ -40,6 +40,19 @@ def test_the_report_by_hand():
     assert found["loss"] == pytest.approx(sum(losses) / 4)
 
 
+def test_a_calibration_error_counts_too_little_and_too_much_alike():
+    """Margins 1 (right, twice) and 2 (wrong, twice): it says 0.731 where 1 is right and 0.881 where 0 is. The errors
+    0.269 and 0.881 add up; with their signs they would take from each other."""
+    pairs = [Pair([1] * a, [1] * b, 0.0, 1.0) for a, b in [(4, 2), (6, 4), (2, 6), (4, 8)]]
+    found = report(Lengths(), pairs)
+    low, high = (1 / (1 + math.exp(-d)) for d in (1, 2))
+    assert found["ece"] == pytest.approx(0.5 * (1 - low) + 0.5 * high)
+    assert [(row["stated"], row["right"]) for row in found["reliability"]] == [
+        (pytest.approx(low), 1.0),
+        (pytest.approx(high), 0.0),
+    ]
+
+
 def test_a_tie_and_an_uncertain_label_by_hand():
     """Margins 1, -2 and, of two ties, 1 and -1. The labels say 1, 0.8, 0.5, 0.5.
 
