@@ -8,7 +8,7 @@ from minirlhf.config.layers import load_config
 from tests.manual import ROOT
 
 PRESETS = {path.stem: path for path in sorted((ROOT / "minirlhf" / "presets").glob("*.toml"))}
-DEFAULT = {"reviews", "tiny", "preferences", "overoptimise"}  # the default preset, smaller or on other data
+DEFAULT = {"reviews", "tiny"}  # the default preset, and smaller
 LOOP = {
     *("kl.estimator", "kl.place", "advantage.whiten", "loss.policy"),
     *("ppo.responses_per_prompt", "ppo.minibatch_size", "ppo.epochs", "ppo.lr", "ppo.schedule"),
