@@ -605,7 +605,8 @@ def test_scores_are_normalised_by_all_that_came_before():
 
 
 def test_the_loop_learns_from_scores_after_the_rules_and_from_token_rewards():
-    """Cut to .6, and a response without EOS loses 2: what learns sees that, with .5 in place on each first token."""
+    """Cut to .6, and a response without EOS loses 2: what learns sees that. The .5 of each first token has its place; it
+    is cut with its score."""
 
     def reward(rollout, step):
         given = share_of_c(rollout, step)
@@ -621,10 +622,11 @@ def test_the_loop_learns_from_scores_after_the_rules_and_from_token_rewards():
     assert set(ended) == {True, False}
     for row, (share, over) in enumerate(zip(shares, ended, strict=True)):
         n = int(e.mask[row].sum())
-        score = min(share + 0.5, 0.6) - (0.0 if over else 2.0)
+        cut = min(share + 0.5, 0.6)
+        placed = 0.5 * cut / (share + 0.5)
         expected = [-0.05 * x for x in e.kl[row, :n].tolist()]
-        expected[0] += 0.5
-        expected[-1] += score - 0.5
+        expected[0] += placed
+        expected[-1] += cut - (0.0 if over else 2.0) - placed
         assert e.rewards[row, :n].tolist() == pytest.approx(expected, abs=1e-6)
 
 
