@@ -37,6 +37,7 @@ def test_an_impossible_id_is_never_taken_even_at_the_ends(uniform, banned):
 def test_temperature_zero_is_greedy():
     greedy = Sampler(0.0, banned=(3,), stop=4)
     assert greedy.sample(LOGITS, torch.tensor([0.99])).item() == 2
+    assert greedy.sample(torch.cat([LOGITS, -LOGITS]), torch.tensor([0.99, 0.0])).tolist() == [2, 4]
     # What the policy says of its tokens is then its distribution at temperature 1: (e^0, e^1, e^2, 0, e^-1) / sum.
     total = 1 + math.e + math.e**2 + math.exp(-1)
     expected = [1 / total, math.e / total, math.e**2 / total, 0.0, math.exp(-1) / total]
