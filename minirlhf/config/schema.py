@@ -64,7 +64,9 @@ class ModelConfig(Section):
     max_positions: int = Field(128, ge=8, le=1 << 20, description="context: prompt and response, tokens")
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     norm_eps: float = Field(1e-5, gt=0, description="added to the mean square in RMSNorm")
-    separate_critic: bool = Field(False, description="values from a second trunk instead of a head on the policy's")
+    separate_critic: bool = Field(
+        True, description="values from a second trunk instead of a head on the policy's, if the run learns V"
+    )
 
 
 class CorpusConfig(Section):
@@ -191,9 +193,9 @@ class LossConfig(ComponentSection):
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean", description="how token losses become one number"
     )
-    value_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    value_coef: float = Field(0.2, ge=0, description="weight of the value loss, which is in units of V")
     value_clip: float = Field(
-        0.2, ge=0, description="values may move this far from the old ones, in units of V; 0 = no clip"
+        0.0, ge=0, description="values may move this far from the old ones, in units of V; 0 = no clip"
     )
     penalty: float = Field(1.0, ge=0, description="beta of ppo_penalty: weight of KL(policy, the one that sampled)")
     penalty_target: float | None = Field(None, gt=0, description="steer that beta to this KL, nats per token")
@@ -201,10 +203,10 @@ class LossConfig(ComponentSection):
 
 
 class PPOConfig(Section):
-    iterations: int = Field(24, ge=0, description="rollouts, each followed by its epochs")
+    iterations: int = Field(40, ge=0, description="rollouts, each followed by its epochs")
     prompts_per_iteration: int = Field(128, ge=1, le=1 << 20, description="prompts a rollout")
     responses_per_prompt: int = Field(1, ge=1, le=1 << 16, description="responses a prompt: a group")
-    epochs: int = Field(2, ge=1, description="passes over a rollout")
+    epochs: int = Field(1, ge=1, description="passes over a rollout")
     minibatch_size: int = Field(32, ge=1, description="responses an optimiser step")
     micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
     precision: Literal["float32", "bfloat16"] = Field(

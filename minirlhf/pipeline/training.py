@@ -49,7 +49,7 @@ def prepare_training(
     """Build the PPO stage; rewards that are to be normalised are measured here on the reference's own responses."""
     config, components, tokenizer = run.config, sources.components, base.tokenizer
     calls, ppo = RewardCalls(run, rewards, tokenizer, components.advantage.names("greedy_scores")), config.ppo
-    state = initial_state(config, base, run.device)
+    state = initial_state(config, base, run.device, learns_values=components.advantage.names("values"))
     parts = Parts(
         prompts=PromptStream(
             prompts.train, tokenizer, config.run.seed, ppo.prompts_per_iteration, ppo.responses_per_prompt, run.device
@@ -73,11 +73,13 @@ def prepare_training(
     )
 
 
-def initial_state(config: Config, base: Base, device: torch.device) -> PPOState:
-    """Policy and frozen reference from one base; optimiser, learning-rate schedule and controllers at their start."""
-    ppo = config.ppo
-    policy = Policy(base.trunk, sampler_of(config, base.tokenizer), separate_critic=config.model.separate_critic)
-    policy = policy.to(device)
+def initial_state(config: Config, base: Base, device: torch.device, *, learns_values: bool) -> PPOState:
+    """Policy and frozen reference from one base; optimiser, learning-rate schedule and controllers at their start.
+
+    An advantage function that does not read V trains none: a critic would only cost its forward passes.
+    """
+    ppo, separate = config.ppo, config.model.separate_critic and learns_values
+    policy = Policy(base.trunk, sampler_of(config, base.tokenizer), separate_critic=separate).to(device)
     optimizer = AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
     total = max(1, ppo.iterations)
     schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
