@@ -12,9 +12,11 @@ from minirlhf.cli.main import main
 
 SEEDS = (0, 1, 2, 3, 4)
 HEAD = (
-    "| seed | score before | after | gain, 95 % interval | KL, nats | objective "
-    "| best of 16: score | its objective | true score gain |"
+    "| seed | score before | after | gain, 95 % interval | KL, nats | J | J of best of 16 "
+    "| policy minus best of 16, 95 % interval | true score gain | without sentiment |"
 )
+# All held-out prompts of the evaluation, so that J tells the policy from best of 16 to +-0.023.
+MORE_PROMPTS = ("--set", "evaluation.residual_prompts=256")
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +25,33 @@ def evaluations(tmp_path_factory):
     found = {}
     for seed in SEEDS:
         with pytest.raises(SystemExit) as ended:
-            main(["run", "--seed", str(seed), "--out", str(folder / str(seed)), "--set", f"run.bases={folder}/bases"])
+            where = ("--out", str(folder / str(seed)), "--set", f"run.bases={folder}/bases")
+            main(["run", "--seed", str(seed), *where, *MORE_PROMPTS])
         assert ended.value.code == 0
         found[seed] = json.loads((folder / str(seed) / "evaluation.json").read_text())
-    print(f"\n{HEAD}\n|{'---|' * 9}")
+    print(f"\n{HEAD}\n|{'---|' * 10}")
     for seed, e in found.items():
         print(row(seed, e))
     return found
 
 
 def row(seed, e):
-    """A row of the README's table. Objective: score - beta KL, of the policy and of best-of-n of the reference."""
+    """A row of the README's table: the scores of 256 prompts, J of several responses to each of them."""
     before, after, (low, high) = e["reference"]["score_mean"], e["policy"]["score_mean"], e["score_gain_ci95"]
-    best, beta, kl = e["best_of_n"][-1], e["kl_coef"], e["kl_nats_per_sequence"]
+    best, j = best_of_16(e), e["objective"]["policy"]
+    least, most = best["policy_lead_ci95"]
     return (
-        f"| {seed} | {before:+.3f} | {after:+.3f} | {e['score_gain']:+.3f} ({low:+.3f} to {high:+.3f}) | {kl:.2f} "
-        f"| {after - beta * kl:+.3f} | {best['score']:+.3f} | {best['score'] - beta * best['kl']:+.3f} "
-        f"| {e['true_score_gain']:+.2f} |"
+        f"| {seed} | {before:+.3f} | {after:+.3f} | {e['score_gain']:+.3f} ({low:+.3f} to {high:+.3f}) "
+        f"| {e['kl_nats_per_sequence']:.2f} | {j:+.3f} | {best['objective']:+.3f} "
+        f"| {best['policy_lead']:+.3f} ({least:+.3f} to {most:+.3f}) "
+        f"| {e['true_score_gain']:+.2f} | {e['true_score_gain_unrewarded']:+.2f} |"
     )
+
+
+def best_of_16(e):
+    """Point of best of 16 in an evaluation's objective."""
+    (best,) = [point for point in e["objective"]["best_of_n"] if point["n"] == 16]
+    return best
 
 
 @pytest.mark.slow
@@ -54,3 +65,14 @@ def test_the_default_run_keeps_its_promise(evaluations, seed):
     assert after["distinct_share"] >= 0.9
     assert after["distinct_2"] >= 0.85 * before["distinct_2"]
     assert 0.7 <= after["length_mean"] / before["length_mean"] <= 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_default_run_is_not_told_apart_from_best_of_16(evaluations, seed):
+    """Level with it in J, and far above what it starts from; that it is above best of 16 nobody claims."""
+    e = evaluations[seed]
+    best = best_of_16(e)
+    assert best["policy_lead_ci95"][1] > 0
+    assert e["objective"]["policy"] >= 0.9 * best["objective"]
+    assert e["objective"]["policy_gain_ci95"][0] > 0.3

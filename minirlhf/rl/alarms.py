@@ -150,7 +150,8 @@ class Alarms:
             yield (
                 "values",
                 f"V predicts the rewards to come worse than a constant would (explained variance below 0 in {SETTLED} "
-                f"iterations, now {explained[0]:.2f}): raise loss.value_coef, give V a trunk of its own (model.separate_critic), or take a "
+                f"iterations, now {explained[0]:.2f}): raise loss.value_coef, give V a trunk of its own "
+                "(model.separate_critic), or take a "
                 "function without V",
             )
 
