@@ -1127,7 +1127,9 @@ def test_c_times_the_rewards_and_c_times_beta_teach_the_same_policy(options):
             given = share_of_c(rollout, step)
             return replace(given, total=c * given.total)
 
-        return run(fresh_state(beta=c * 0.05), setup(**options), reward, advantage=gae, rows=48)
+        config = setup(**options)
+        config = config.model_copy(update={"loss": LossConfig(value_clip=0.2)})
+        return run(fresh_state(beta=c * 0.05), config, reward, advantage=gae, rows=48)
 
     state, experiences, metrics = learned(1.0)
     assert float(state.policy.value_scale) != 1.0

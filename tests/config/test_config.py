@@ -211,7 +211,7 @@ def test_a_doubtful_combination_is_said_in_one_sentence(estimator, place):
             ["exact.problem=delayed", "rewards.length.use=length"],
             "this run optimises something else (rewards = length)",
         ),
-        (["ppo.critic_warmup=24"], "only the value head is trained"),  # of 24 iterations
+        (["ppo.critic_warmup=40"], "only the value head is trained"),  # of 40 iterations
         (["rewards.sentiment.weight=0.0"], "no score counts"),
         (["ppo.lr=1e-12"], "ppo.lr = 1e-12 is so small that no step changes a weight"),
         (["ppo.grad_clip=1e-12"], "ppo.grad_clip = 1e-12 is so far below Adam's epsilon, 1e-05,"),
@@ -227,7 +227,7 @@ def test_what_is_sound_is_not_doubted():
     once = ["ppo.epochs=1", "ppo.minibatch_size=128", "loss.policy=pg"]
     group = ["ppo.responses_per_prompt=4", "ppo.prompts_per_iteration=32", "advantage.function=rloo"]
     one_of_two = ["rewards.sentiment.weight=0.0", "rewards.length.use=length"]
-    warmed, clipped = ["ppo.critic_warmup=23"], ["ppo.grad_clip=1e-6", "ppo.lr=1e-6"]
+    warmed, clipped = ["ppo.critic_warmup=39"], ["ppo.grad_clip=1e-6", "ppo.lr=1e-6"]
     kl = ["advantage.gamma=0.9", "kl.place=loss", "kl.estimator=k2", "kl.coef=0.0"]
     for sets in ([], once, group, kl, one_of_two, warmed, clipped, ["ppo.iterations=0"]):
         assert doubts(loaded(sets=sets)) == []
