@@ -605,8 +605,8 @@ def test_scores_are_normalised_by_all_that_came_before():
 
 
 def test_the_loop_learns_from_scores_after_the_rules_and_from_token_rewards():
-    """Cut to .6, and a response without EOS loses 2: what learns sees that. The .5 of each first token has its place; it
-    is cut with its score."""
+    """Cut to .6, and a response without EOS loses 2: what learns sees that. The .5 of each first token has its place,
+    and is cut with its score."""
 
     def reward(rollout, step):
         given = share_of_c(rollout, step)
