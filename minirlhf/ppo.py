@@ -37,6 +37,8 @@ from minirlhf.tensors import Moments, Whitening, masked_mean, masked_sum, moment
 from minirlhf.text.tokenizer import Tokenizer
 
 ENOUGH = 64  # scores: the standard deviation of so many is within a fifth of the true one (normal scores)
+GROWN = 2.0  # units: where scores vary by more than so many of them, the unit of V grows
+FAR = 3.0  # units: V begins at the mean score where that is further from 0
 
 
 @dataclass
@@ -92,14 +94,14 @@ def train(state: PPOState, parts: Parts, config: Config) -> Iterator[tuple[int, 
             reference = state.reference.forward_pass(rollout)  # reference <- forward pass of the frozen model
             kl = terms.kl(parts.kl, active, reference, rollout, rows_at_a_time(config.ppo))  # kl <- KL, per token
             entropy = active.entropy()
-        shaped = shape(state, parts, config, prompts, rollout, scores, active.next_value)
+        shaped, active = shape(state, parts, config, prompts, rollout, scores, active)
         penalty, mask = kl * (beta if config.kl.in_reward else 0.0), shaped.rollout.mask
         rewards = place_rewards(shaped.scores, shaped.token_rewards, penalty, mask)  # rewards <- scores, KL penalty
         advantages = terms.advantages(parts.advantage, rewards, penalty, kl, active, reference, shaped)  # <- f(V, r)
         returns = advantages + active.values  # returns <- advantages + values
         whitened = whiten(advantages, mask, parts.whitening)
         experience = Experience.build(shaped, active, reference, kl, rewards, whitened, returns)
-        accept(state, experience, parts, config)
+        check_experience(experience, step)
         laps.end("time/score")
         epochs = list[list[Metrics]]()
         for epoch in range(config.ppo.epochs):  # for each epoch
@@ -157,14 +159,47 @@ def shape(
     prompts: PromptBatch,
     rollout: Rollout,
     scores: Scores,
-    next_value: Tensor,
-) -> ShapedScores:
-    """Apply the rules to the scores; add the greedy scores where the advantage function compares with them."""
-    shaped = shape_scores(scores, rollout, next_value, state.score_moments, config.ppo, config.truncation)
+    active: PolicyOutput,
+) -> tuple[ShapedScores, PolicyOutput]:
+    """Apply the rules to the scores; add the greedy scores where the advantage function compares with them.
+
+    Returns `active`, too, in which V has its origin and unit.
+    """
+    rules = (state.score_moments, config.ppo, config.truncation)
+    shaped = shape_scores(scores, rollout, active.next_value, *rules)
+    if parts.learns_values:
+        active = measure_values(state, shaped, active, config.truncation.rule)
+        shaped = shape_scores(scores, rollout, active.next_value, *rules)
     if not parts.advantage.names("greedy_scores"):
-        return shaped
+        return shaped, active
     valid, greedy = greedy_scores(state, parts, config, prompts, shaped.running)
-    return replace(shaped.keeping(valid), greedy_scores=greedy)
+    return replace(shaped.keeping(valid), greedy_scores=greedy), active
+
+
+def measure_values(state: PPOState, shaped: ShapedScores, active: PolicyOutput, rule: str) -> PolicyOutput:
+    """Let the scores decide unit and origin of V; returns `active` with the values from there.
+
+    The unit is the standard deviation of the first ENOUGH scores, or of those so far: the reference's scores, since the
+    first rollout is its own. It grows if all scores so far vary by more than GROWN units, as those of a reward that was
+    0 at first do. V begins at 0, or at the mean of the first scores where that is FAR from 0. With c times the rewards
+    and c times beta, V is then learned from the same numbers. Scores that do not vary have no unit: V stays as it is.
+    A cut response has no score of its own under the rule `bootstrap`.
+    """
+    seen, policy = state.value_moments, state.policy
+    first, settled = seen.count == 0, seen.count >= ENOUGH and seen.varies
+    scored = shaped.rollout.mask.any(dim=1)
+    scored = scored & shaped.rollout.terminated if rule == "bootstrap" else scored
+    state.value_moments = seen = seen + moments(shaped.scores, scored)
+    if not seen.varies:
+        return active
+    if not settled or seen.std() > GROWN * float(policy.value_scale):
+        policy.rescale_values(seen.std())
+    if not first or abs(seen.mean) <= FAR * seen.std():
+        return active
+    policy.shift_values(seen.mean)
+    there = shaped.rollout.response_mask
+    values = torch.where(there, active.values + seen.mean, active.values)
+    return replace(active, values=values, next_value=active.next_value + seen.mean)
 
 
 def greedy_scores(
@@ -188,23 +223,6 @@ def greedy_scores(
     shaped = shape_scores(given, greedy, active.next_value, running, config.ppo, config.truncation, learn=False)
     beta = state.controller.beta if config.kl.in_reward else 0.0
     return shaped.rollout.mask.any(dim=1), shaped.scores + shaped.bootstrap - beta * kl.sum(dim=1)
-
-
-def accept(state: PPOState, experience: Experience, parts: Parts, config: Config) -> None:
-    """Check that all numbers are finite (DivergedError); let the first scores of the run decide the unit of V.
-
-    The unit is the standard deviation of the first ENOUGH scores, or of those so far: the reference's scores, since the
-    first rollout is its own. With c times the rewards and c times beta V is then learned from the same numbers. Scores
-    that do not vary have no unit, and V stays as it is. A cut response has no score under the rule `bootstrap`.
-    """
-    check_experience(experience, state.step)
-    if parts.learns_values and state.value_moments.count < ENOUGH:
-        scored = experience.mask.any(dim=1)
-        if config.truncation.rule == "bootstrap":
-            scored = scored & experience.rollout.terminated
-        state.value_moments += moments(experience.scores, scored)
-        if state.value_moments.varies:
-            state.policy.rescale_values(state.value_moments.std())
 
 
 def minibatches(experience: Experience, config: Config, step: int, epoch: int) -> Iterator[Experience]:
@@ -322,4 +340,5 @@ def steer(state: PPOState, experience: Experience, config: Config, metrics: Metr
         for _, part in experience.micro_batches(size):
             kls.append(moved_kl(state.policy.forward_pass(part.rollout).logprobs, part.old_logprobs))
     metrics |= {"penalty/coef": state.penalty.beta, "penalty/kl": float(masked_mean(torch.cat(kls), experience.mask))}
-    state.penalty.update(metrics["penalty/kl"])
+    if not metrics["count/flat_batches"]:  # advantages that are all 0 taught it nothing, so it did not move
+        state.penalty.update(metrics["penalty/kl"])

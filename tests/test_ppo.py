@@ -829,7 +829,7 @@ def test_a_nan_is_named_and_the_weights_are_those_before_that_update(monkeypatch
     state = fresh_state(policy, optimizer=optimizer)
     start = flat(policy)
     with pytest.raises(DivergedError, match=named) as caught:
-        run(state, setup(place="both"))
+        run(state, setup(place="both", minibatch_size=32), rows=64)
     assert "iteration" in str(caught.value) or "advantage function" in str(caught.value)
     assert torch.equal(flat(policy), optimizer.seen)
     assert not torch.equal(flat(policy), start)  # updates went before it
@@ -1153,7 +1153,7 @@ def test_the_unit_of_v_is_the_std_of_the_first_scores_and_then_stands():
     _, experiences, _ = run(state, setup(iterations=3), rows=32, advantage=gae)
     first = torch.cat([e.scores for e in experiences[:2]]).double()
     assert float(state.policy.value_scale) == pytest.approx(float(first.std()), rel=1e-6)
-    assert state.value_moments.count == 64
+    assert state.value_moments.count == 96
     assert float(run(advantage=reward_to_go)[0].policy.value_scale) == 1
     cutting = setup(iterations=1, truncation=TruncationConfig(rule="bootstrap"))
     some, [e], _ = run(config=cutting, advantage=gae)
@@ -1162,6 +1162,49 @@ def test_the_unit_of_v_is_the_std_of_the_first_scores_and_then_stands():
     assert float(some.policy.value_scale) == pytest.approx(float(ended.std()), rel=1e-6)
     flat_scores, _, _ = run(reward=lambda r, s: replace(share_of_c(r, s), total=torch.full((32,), 0.1)), advantage=gae)
     assert float(flat_scores.policy.value_scale) == 1  # all scores alike: rounding is no unit
+
+
+def scores_by_step(*of_steps):
+    """A reward that gives the share of c in each iteration times a factor, plus a constant: (factor, constant) each."""
+
+    def reward(rollout, step):
+        factor, constant = of_steps[step]
+        given = share_of_c(rollout, step)
+        return replace(given, total=factor * given.total + constant)
+
+    return reward
+
+
+def test_the_unit_of_v_grows_with_scores_that_vary_more_and_waits_for_such_that_vary():
+    config = setup(iterations=3)
+    late, _, _ = run(config=config, reward=scores_by_step((0, 0.1), (0, 0.1), (1, 0)), rows=64, advantage=gae)
+    assert 0.05 < float(late.policy.value_scale) < 0.2  # 64 equal scores, and 64 more, were no reason to stop looking
+    grown, experiences, _ = run(config=config, reward=scores_by_step((1e-4, 0), (1, 0), (1, 0)), rows=64, advantage=gae)
+    scores = torch.cat([e.scores for e in experiences[:2]]).double()
+    assert float(grown.policy.value_scale) == pytest.approx(float(scores.std()), rel=1e-6)
+
+
+@pytest.mark.usefixtures("double")
+def test_v_begins_at_the_mean_of_scores_that_are_far_from_0():
+    """10 + share of c: V is 10 and something from the first rollout on, which GAE then sees. Nearer ones begin at 0."""
+    _, experiences, metrics = run(config=setup(iterations=2), reward=scores_by_step((1, 10), (1, 10)), advantage=gae)
+    first, mean = experiences[0], experiences[0].scores.mean()
+    assert torch.allclose(first.old_values[first.mask], mean.expand(int(first.mask.sum())))
+    assert first.returns[first.mask].min() > 9
+    assert metrics[0]["loss/value_avg"] < 0.1  # of numbers near one, where V = 0 would give 50
+    assert abs(float(experiences[1].old_values[experiences[1].mask].mean()) - float(mean)) < 0.5
+    _, [near], _ = run(config=setup(iterations=1), advantage=gae)
+    assert (near.old_values == 0).all()
+    _, plain_seen, _ = run(config=setup(iterations=2), advantage=gae)
+    assert torch.allclose(plain_seen[0].advantages, first.advantages, atol=0.2)
+
+
+def test_an_iteration_without_advantages_says_nothing_about_the_penalty():
+    state = fresh_state()
+    state.penalty = Penalty(4.0, target=1e9)
+    _, _, [m] = run(state, setup(iterations=1), scores_by_step((0, 1.0)), advantage=reward_to_go, whitening="batch")
+    assert m["count/flat_batches"] == 1
+    assert (m["penalty/kl"], state.penalty.beta) == (0.0, 4.0)
 
 
 def test_a_score_behind_the_eos_teaches_v_there_and_moves_the_advantage():

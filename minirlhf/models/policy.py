@@ -58,6 +58,11 @@ class Policy(nn.Module):
             parameter.mul_(self.value_scale / scale)
         self.value_scale.fill_(scale)
 
+    @torch.no_grad()
+    def shift_values(self, distance: float) -> None:
+        """Add `distance` (score units) to V in every state."""
+        self.value_head.bias.add_(distance / self.value_scale)
+
     def forward_pass(self, rollout: Rollout) -> PolicyOutput:
         """Forward pass over prompt + response (B rows): log-prob and value of every response token.
 

@@ -192,7 +192,7 @@ def surely_below(low: float, high: float, count: int) -> bool:
     of numbers between 0 and 1, such as each response's repetition, has that at most.
     """
     mean = (low + high) / 2
-    return high - low > SURE * math.sqrt(2 * mean * (1 - mean) / count)
+    return high - low > SURE * math.sqrt(2 * max(mean * (1 - mean), 0.0) / count)  # an edited file may hold any number
 
 
 def nothing_learned(m: Metrics) -> tuple[str, bool]:

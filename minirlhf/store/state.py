@@ -26,7 +26,7 @@ from minirlhf.store.files import read_json, write_json
 from minirlhf.store.weights import check_fits, read_tensors, save_tensors
 
 STATE = "state.json"
-FORMAT = 2  # raise when older files can no longer be read
+FORMAT = 3  # raise when older files can no longer be read
 
 
 @runtime_checkable
