@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from minirlhf.cli.fit import table
+from minirlhf.cli.fit import table, wrapped
 from minirlhf.cli.lines import printable, tell
 from minirlhf.cli.options import jobs_option, overrides, some_options
 from minirlhf.cli.stdio import columns
@@ -101,7 +101,8 @@ class Progress:
         if not self._as_json:
             for line in table_lines(self._labels, self._rows, e["judged"]["measure"]):
                 print(line)
-            print("", *map(printable, e["notes"]), "", e["page"], e["out_dir"], sep="\n")
+            notes = (wrapped(printable(note), columns()) for note in e["notes"])
+            print("", *notes, "", e["page"], e["out_dir"], sep="\n")
 
 
 def cell_title(e: dict[str, Any]) -> str:

@@ -27,7 +27,10 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Compare reference and policy of a finished RUN on the same prompts with the same random numbers."""
+    """Compare reference and policy of a finished RUN on the same prompts with the same random numbers.
+
+    The result is printed; it is not saved.
+    """
     from minirlhf.pipeline.saved import config_file
 
     config, registry = resolve_config(

@@ -43,7 +43,8 @@ class Printer:
 
     def _run_started(self, e: dict[str, Any]) -> None:
         self._line(
-            f"minirlhf {e['minirlhf']}, torch {e['torch']}, {e['device']}, {e['threads']} threads: "
+            f"minirlhf {e['minirlhf']}, torch {e['torch']}, {e['device']}, "
+            f"{e['threads']} thread{'' if e['threads'] == 1 else 's'}: "
             f"preset {e['preset']}, seed {e['seed']}\n{e['run_dir']}"
         )
 

@@ -67,10 +67,14 @@ def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
     )
     if not points:
         yield "Best-of-n of the reference was not measured, so it is not known whether sampling beats this run."
-    if (share := six_digits(found.get("share_at_most"))) is not None:
-        best = object_of(found, "best_known")
+    best, share = object_of(found, "best_known"), six_digits(found.get("share_at_most"))
+    if best.get("what") == "policy":
+        yield "Nothing that was measured has a higher J; the optimum is not known."
+    elif share is not None and share > 0 and verdict.get("outcome") == "beaten" and told_apart(found, "policy_gain"):
+        own_goal = "the run's own objective" if isinstance(evaluation.get("exact"), dict) else "J"
         yield (
-            f"Of what could be gained in J, F is at most {share:.2f}: the best J known is "
+            f"Of what could be gained in {own_goal} the policy gained about {share:.0%} at most, an estimate from "
+            f"{number(found.get('prompts'), '.0f')} prompts: the best J known is "
             f"{number(best.get('objective'), '+.3f')}, that of {best.get('what')}, and the optimum is at least that."
         )
 
@@ -92,6 +96,14 @@ def with_ends(found: dict[str, Any], name: str) -> str:
     if isinstance(ends, list) and len(ends) == 2:
         text += f" (95 % interval {number(ends[0], '+.3f')} to {number(ends[1], '+.3f')})"
     return text
+
+
+def told_apart(found: dict[str, Any], name: str) -> bool:
+    """True if the 95 % interval of a number of this name is known and leaves out 0."""
+    ends = found.get(f"{name}_ci95")
+    numbers = [six_digits(end) for end in ends] if isinstance(ends, list) and len(ends) == 2 else [None]
+    known = [end for end in numbers if end is not None]
+    return len(known) == 2 and (known[0] > 0 or known[1] < 0)
 
 
 def object_of(found: dict[str, Any], key: str) -> dict[str, Any]:

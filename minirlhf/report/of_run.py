@@ -113,7 +113,7 @@ def run_page(directory: Path) -> str:
         cards=list(cards(evaluation)),
         best_of_n=bool(best["best_of_n"]),
         comparable=best["iterations"],
-        few=config_value(config, "evaluation", "residual_prompts"),
+        few=best["few"],
         prompts=evaluation.get("prompts"),
         sides=list(sides(evaluation)),
         objective=objective_rows(evaluation),
@@ -175,6 +175,7 @@ def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, An
     plain_scores = (
         config_value(config, "truncation", "rule") == "keep" and config_value(config, "ppo", "score_normalize") is False
     )
+    counts: list[Any] = [config_value(config, "evaluation", "residual_prompts"), evaluation.get("prompts")]
     points = evaluation.get("best_of_n")
     best = [p for p in points if isinstance(p, dict)] if isinstance(points, list) else []
     policy = evaluation.get("policy")
@@ -187,7 +188,7 @@ def frontier(evaluation: dict[str, Any], config: dict[str, Any]) -> dict[str, An
             error_of_mean(policy.get("score_std"), evaluation.get("prompts")) if isinstance(policy, dict) else None,
         ],
         "responses": responses_of(config),
-        "few": six_digits(config_value(config, "evaluation", "residual_prompts")),
+        "few": min((n for n in counts if is_whole(n)), default=None),
         "prompts": six_digits(evaluation.get("prompts")),
     }
 

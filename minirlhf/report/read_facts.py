@@ -102,6 +102,7 @@ def facts_of_config(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -
         "loss": text("loss", "policy"),
         "separate_critic": config_value(config, "model", "separate_critic") is True,
         "best_of": finite(config_value(config, "evaluation", "best_of")),
+        "residual_prompts": finite(config_value(config, "evaluation", "residual_prompts")),
         "problem": text("exact", "problem"),
     }
 

@@ -148,6 +148,7 @@ class Facts:
     loss: str = ""
     separate_critic: bool = False
     best_of: float = NAN  # evaluation.best_of
+    residual_prompts: float = NAN  # evaluation.residual_prompts
     problem: str = ""
     evaluated: bool = False
     prompts: float = NAN
@@ -229,6 +230,17 @@ class Facts:
     @property
     def j_sure(self) -> bool:
         return not self.j_low <= 0 <= self.j_high
+
+    @property
+    def share_sure(self) -> bool:
+        """True if J surely changed, and the best known, a best of n, is surely above the policy."""
+        best = any(best.beats and f"best of {best.n}" == self.best_known for best in self.best_of_n)
+        return best and (self.j_low > 0 or self.j_high < 0)
+
+    @property
+    def more_j_prompts(self) -> str:
+        """Option that samples prompts for J, if the run has none."""
+        return " --set evaluation.residual_prompts=64" if self.residual_prompts == 0 else ""
 
     @property
     def gain_known(self) -> bool:

@@ -60,8 +60,9 @@ BEATEN = (
     ),
     Sentence(
         "not beaten", "beaten", lambda f: bool(f.not_beaten),
-        "NOT beaten: {f.not_beaten}. It trains nothing, but needs n responses where the policy needs one.",
-        "没有胜过：{f.not_beaten}。它什么也不训练，但策略要一条回答的地方，它要 n 条。", J,
+        "The policy does NOT beat: {f.not_beaten}. It trains nothing, but needs n responses where the policy "
+        "needs one.",
+        "策略没有胜过：{f.not_beaten}。它什么也不训练，但策略要一条回答的地方，它要 n 条。", J,
     ),
     Sentence(
         "not told apart", "beaten", lambda f: bool(f.not_told_apart),
@@ -70,18 +71,20 @@ BEATEN = (
     ),
     Sentence(
         "beaten", "beaten", lambda f: bool(f.beaten),
-        "Beaten: {f.beaten}.",
-        "胜过了：{f.beaten}。", J,
+        "The policy beats: {f.beaten}.",
+        "策略胜过了：{f.beaten}。", J,
     ),
     Sentence(
         "j unknown", "beaten", lambda f: bool(f.j_unknown),
         "J = score - beta KL is not known: {f.j_unknown}.",
-        "J = 得分 - beta KL 不得而知（英文原文）：{f.j_unknown}.", J,
+        "J = 得分 - beta KL 不得而知（英文原文）：{f.j_unknown}。", J,
     ),
     Sentence(
-        "share", "beaten", lambda f: all_measured(f.share) and f.best_known.startswith("best of "),
-        "The policy gained at most {f.share:.0%} of the J that can be gained: {f.best_known} is the best known.",
-        "策略至多得到了可得 J 的 {f.share:.0%}：已知最好的是 {f.best_known}。", J,
+        "share", "beaten", lambda f: f.share > 0 and f.j_prompts > 0 and f.share_sure and not f.has_exact,
+        "The policy gained about {f.share:.0%} at most of the J that can be gained, an estimate from {f.j_prompts:.0f} "
+        "prompts: {f.best_known} is the best known.",
+        "策略得到的至多约为可得 J 的 {f.share:.0%}，由 {f.j_prompts:.0f} 条提示估计：已知最好的是 {f.best_known}。",
+        J,
     ),
     Sentence(
         "share of optimum", "beaten", lambda f: f.best_known == "optimum" and all_measured(f.share) and not f.has_exact,
@@ -89,7 +92,7 @@ BEATEN = (
         "策略得到了可得 J 的 {f.share:.0%}：最优值是已知的。", J,
     ),
     Sentence(
-        "best known", "beaten", lambda f: f.best_known == "policy",
+        "best known", "beaten", lambda f: f.best_known == "policy" and not f.has_exact,
         "Nothing that was measured has a higher J; how high the optimum is, nobody knows.",
         "测过的都没有更高的 J；最优值有多高，没有人知道。", J,
     ),
@@ -109,14 +112,16 @@ BEATEN = (
         "j unmeasured", "beaten",
         lambda f: f.evaluated and not f.has_exact and all_measured(f.gain) and not all_measured(f.j_policy)
         and f.best_of != 0 and not f.j_unknown,
-        "J was not compared with best of n; `minirlhf evaluate {f.run}` measures it.",
-        "没有拿 J 与 best of n 比较；`minirlhf evaluate {f.run}` 会测量它。", J,
+        "J was not compared with best of n; `minirlhf evaluate {f.run}{f.more_j_prompts}` prints it (it is not saved).",
+        "没有拿 J 与 best of n 比较；`minirlhf evaluate {f.run}{f.more_j_prompts}` 会打印它（不保存）。", J,
     ),
     Sentence(
         "best of n unmeasured", "beaten",
         lambda f: f.evaluated and not f.has_exact and all_measured(f.gain) and not f.best_of_n and f.best_of == 0,
-        "Best of n was not measured; `minirlhf evaluate {f.run} --set evaluation.best_of=16` measures it.",
-        "没有测 best of n；`minirlhf evaluate {f.run} --set evaluation.best_of=16` 会测量它。", J,
+        "Best of n was not measured; `minirlhf evaluate {f.run} --set evaluation.best_of=16{f.more_j_prompts}` prints "
+        "it (it is not saved).",
+        "没有测 best of n；`minirlhf evaluate {f.run} --set evaluation.best_of=16{f.more_j_prompts}` "
+        "会打印它（不保存）。", J,
     ),
     Sentence(
         "residual", "beaten", lambda f: all_measured(f.before.residual_std, f.after.residual_std),

@@ -59,21 +59,33 @@ def judged(cells: Sequence[Cell], outcomes: Mapping[Variant, Outcome]) -> dict[s
     why = f"Variants are compared in {NAMES[measure]}, by the differences of the same seed"
     if measure == "optimality":
         return {"measure": measure, "why": f"{why}." if comparable else f"{why}; each has an optimum of its own."}
-    return {"measure": measure, "why": f"{why}." if measure == "objective" else f"{why}: {reason}."}
+    if measure == "objective":
+        return {"measure": measure, "why": f"{why}." if on_lab else f"{why}; each J is {sample_of_j(configs)}."}
+    return {"measure": measure, "why": f"{why}: {reason}."}
+
+
+def sample_of_j(configs: Sequence[Config]) -> str:
+    """Text of how many responses and prompts a J that is no exact one is measured on."""
+    responses = sorted({config.evaluation.residual_responses for config in configs})
+    prompts = min(configs[0].evaluation.residual_prompts, configs[0].evaluation.prompts)  # the same of all
+    return f"from {' or '.join(map(str, responses))} responses to each of up to {prompts} held-out prompts"
 
 
 def objective_settings(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of all settings on which J of a policy depends: rewards, beta, reference, prompts.
+    """Dotted key -> value of all settings on which J of a policy depends: rewards and their rules, beta, reference,
+    prompts.
 
     On a problem of the exact lab J is that of its table, whatever the transformer.
     """
     found = {".".join(path): value for path, value in leaf_values(config.model_dump())}
     if config.exact.problem:
         return {key: found[key] for key in ("exact.problem", "kl.coef")}
-    sections = ["rewards", *REFERENCE, *(["sft"] if config.corpus.demonstrations else [])]
+    sections = ["rewards", "truncation", *REFERENCE, *(["sft"] if config.corpus.demonstrations else [])]
     sections += ["reward_model"] if trains_reward(config) else []
     unused = {"model.separate_critic"} | (set() if trains_reward(config) else {"corpus.preferences"})
-    single = {"exact.problem", "kl.coef", "kl.controller", "evaluation.prompts"}
+    unused |= set() if config.truncation.rule in ("penalty", "replace") else {"truncation.value"}
+    single = {"exact.problem", "kl.coef", "kl.controller", "ppo.score_clip", "ppo.score_normalize"}
+    single |= {"evaluation.prompts", "evaluation.residual_prompts"}
     return {
         key: value
         for key, value in found.items()

@@ -5,7 +5,6 @@ Not here: which runs there are (grid.py, compare.py), which measure decides (jud
 (report/of_compare.py).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,20 +53,15 @@ def measures_of(directory: Path) -> Measures:
 
 
 def objective_of(found: dict[str, Any]) -> float | None:
-    """J = mean score - beta x mean KL of the policy, beta as at the end of the run; None if it cannot be known.
+    """J = score - beta KL of the policy, beta as at the end of the run; None if it is not known.
 
-    Exact on a problem of the exact lab; else what the evaluation says of it; else, in one of before it said so, from
-    its score and KL.
+    Exact on a problem of the exact lab, else what the evaluation says. Evaluations of before they said it have none:
+    mean score - beta mean KL of one response a prompt would be another J, of scores without the run's rules.
     """
     if "exact" in found:
         return checked_number(found["exact"]["objective"])
-    if "objective" in found:
-        return None if found["objective"] is None else number_or_none(found["objective"]["policy"])
-    score = number_or_none(found["policy"]["score_mean"])
-    spent = checked_number(found["kl_coef"]) * checked_number(found["kl_nats_per_sequence"])
-    if not math.isfinite(spent):
-        raise ValueError("beta x KL is too large for a number")
-    return None if score is None else score - spent
+    known = found.get("objective")
+    return None if known is None else number_or_none(known["policy"])
 
 
 def number_or_none(value: Any) -> float | None:

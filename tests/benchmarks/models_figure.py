@@ -39,7 +39,7 @@ ENGLISH = {
     "made": "What PPO makes of them",
     "kl": "KL, {estimator}: log(probs / probs of ref)",
     "reward": "reward: -{beta:g} KL, at the end + score",
-    "advantage": "advantage, of rewards and V",
+    "advantage": "advantage, of rewards and V, whitened",
     "whole": "iteration {step}, all {count} tokens: KL {kl:.2f} nats, rewards {reward:+.2f}; … are {left} of them",
 }
 CHINESE = {
@@ -62,7 +62,7 @@ CHINESE = {
     "made": "PPO 由此算出",
     "kl": "KL，{estimator}：log(probs / 参考的 probs)",
     "reward": "奖励：-{beta:g} KL，末尾加得分",
-    "advantage": "优势，由奖励和 V 算出",
+    "advantage": "优势，由奖励和 V 算出并白化",
     "whole": "第 {step} 次迭代，全部 {count} 个 token：KL {kl:.2f} nats，奖励 {reward:+.2f}；… 处省去 {left} 个",
 }
 Drawn = tuple[list[str], float]

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from minirlhf.cli.bench import print_timing
-from minirlhf.cli.compare import table_lines
+from minirlhf.cli.compare import Progress, table_lines
 from minirlhf.cli.fit import cells
 from minirlhf.cli.overoptimise import Curves
 from minirlhf.cli.panel import Panel
@@ -73,6 +73,18 @@ def test_a_comparison_and_its_long_labels(terminal, width):
     shown = fits("\n".join(table_lines(labels, rows, None)), width)
     assert shown.count("+1.000 [+0.500, +1.500]") == 4
     assert labels[0].split()[-1] in shown
+
+
+@WIDTHS
+def test_the_notes_of_a_comparison(terminal, width, capsys):
+    event = {
+        "judged": {"measure": None},
+        "notes": ["all seeds share base and prompts " * 9],
+        "page": "p",
+        "out_dir": "o",
+    }
+    Progress([], as_json=False)({"event": "compare_finished", **event})
+    assert fits(capsys.readouterr().out, width).count("share base") == 9
 
 
 @WIDTHS

@@ -31,6 +31,14 @@ SHORT = {"before": Side(length_mean=10), "after": Side(length_mean=6.9)}
 PRICE = {"kl": 2.0, "beta": 0.1, "gain": 0.2, "gain_low": 0.1}  # which costs 0.2
 AHEAD = {"best_of_n": (FOUR, SIXTEEN)}
 REST = {"rest_gain": 0.3, "rest_low": 0.2, "rest_high": 0.4, "rewarded_parts": "length"}
+SHARE = {
+    "share": 0.7,
+    "best_known": "best of 16",
+    "best_of_n": (SIXTEEN,),
+    "j_low": 0.1,
+    "j_high": 0.3,
+    "j_prompts": 64.0,
+}
 CHANCE = J | {"j_low": -0.1, "j_high": 0.5}
 
 # Name of a sentence -> facts under which it is said, and facts under which it is not; all others are unknown.
@@ -145,14 +153,25 @@ CASES = {
     "beaten": ([AHEAD], [{"best_of_n": (EIGHT, SIXTEEN)}, {}]),
     "j unknown": ([{"j_unknown": "no prompt has a score"}], [{}]),
     "share": (
-        [{"share": 0.7, "best_known": "best of 16"}],
-        [{"share": 1.0, "best_known": "policy"}, {"share": 0.7, "best_known": "optimum"}, {"best_known": "best of 16"}],
+        [SHARE],
+        [
+            SHARE | {"best_known": "policy"},
+            SHARE | {"best_known": "optimum"},
+            SHARE | {"share": -0.1},
+            SHARE | {"share": NAN},
+            SHARE | {"j_low": -0.1},
+            SHARE | {"best_of_n": (replace(SIXTEEN, beats=False),)},
+            SHARE | {"has_exact": True},
+        ],
     ),
     "share of optimum": (
         [{"share": 0.7, "best_known": "optimum"}],
         [{"share": 0.7, "best_known": "best of 4"}, {"share": 0.7, "best_known": "optimum", "has_exact": True}],
     ),
-    "best known": ([{"best_known": "policy"}], [{"best_known": "best of 16"}, {}]),
+    "best known": (
+        [{"best_known": "policy"}],
+        [{"best_known": "best of 16"}, {"best_known": "policy", "has_exact": True}, {}],
+    ),
     "exact": ([{"has_exact": True, "optimality": 0.9, "exact_j": 1.0, "exact_best": 1.1}], [{"has_exact": True}, {}]),
     "nothing to gain": ([{"has_exact": True}], [{"has_exact": True, "optimality": 0.9}, {}]),
     "j unmeasured": (
@@ -336,9 +355,16 @@ def test_figures_by_hand():
         "2.00 nats a response from the reference, which costs beta KL = 0.200 of score: 67% of the gain."
     )
     assert texts["j up"] == "J = score - beta KL rose from +0.100 to +0.300 on 32 prompts."
-    assert texts["not beaten"].startswith("NOT beaten: best of 16 (+0.400).")
-    assert texts["beaten"] == "Beaten: best of 4 (+0.200)."
+    assert texts["not beaten"].startswith("The policy does NOT beat: best of 16 (+0.400).")
+    assert texts["beaten"] == "The policy beats: best of 4 (+0.200)."
     assert texts["reward"].startswith("Reward tea = keywords, weight 2: mean +0.100 in the first iteration, +0.500")
+
+
+def test_a_run_that_sampled_no_prompts_for_j_is_told_to():
+    for prompts, more in ((0.0, " --set evaluation.residual_prompts=64"), (64.0, "")):
+        texts = {s.name: s.text for s in said(GAIN | {"best_of": 0.0, "residual_prompts": prompts})}
+        command = f"`minirlhf evaluate RUN --set evaluation.best_of=16{more}` prints it (it is not saved)."
+        assert texts["best of n unmeasured"].endswith(command)
 
 
 def test_it_reads_a_run_and_speaks_both_languages(finished):

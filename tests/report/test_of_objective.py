@@ -20,8 +20,8 @@ def test_a_run_that_is_beaten_by_sampling_says_so_first():
     assert said() == [
         "Best of 16 of the reference's own responses has the higher objective (+0.420 against +0.350; policy minus "
         "that: -0.070 (95 % interval -0.120 to -0.020)): on this objective the run is beaten by sampling.",
-        "Of what could be gained in J, F is at most 0.83: the best J known is +0.420, that of best of 16, and the "
-        "optimum is at least that.",
+        "Of what could be gained in J the policy gained about 83% at most, an estimate from 64 prompts: the best J "
+        "known is +0.420, that of best of 16, and the optimum is at least that.",
     ]
 
 
@@ -31,6 +31,21 @@ def test_no_victory_is_claimed_that_is_not_there(outcome):
     assert first.startswith("The policy and best of 16 of the reference's own responses are not told apart (+0.350")
     assert "has not beaten sampling" in first
     assert "beats" not in first
+
+
+def test_a_share_is_named_only_where_chance_does_not_explain_it():
+    for changed in (
+        {"verdict": {"against": "best of 16", "outcome": "not told apart"}},
+        {"policy_gain_ci95": [-0.1, 0.5]},
+        {"policy_gain_ci95": None},
+        {"share_at_most": -0.2},
+    ):
+        assert not any("at most" in text for text in said(**changed))
+
+
+def test_beside_f_of_a_problem_it_is_the_run_s_own_objective():
+    both = {"objective": FOUND, "exact": {"optimality": 0.2}}
+    assert "gained in the run's own objective the policy gained about 83%" in list(objective_sentences(both))[1]
 
 
 def test_a_run_that_beats_sampling_says_against_what():
@@ -44,12 +59,12 @@ def test_a_run_that_beats_sampling_says_against_what():
         "The policy has a higher objective than best of 16 of the reference's own responses (+0.500"
     )
     assert first.endswith("on this objective the run beats sampling.")
-    assert "that of policy" in second
+    assert second == "Nothing that was measured has a higher J; the optimum is not known."
 
 
 def test_without_best_of_n_it_is_not_known_what_sampling_would_do():
     plain = {"best_of_n": [], "not_beaten": [], "verdict": {"against": "reference", "outcome": "beats"}}
-    first, second, _ = said(**plain)
+    first, second = said(**plain)
     assert first.endswith("on this objective the run beats the model that it began with.")
     assert "+0.340 (95 % interval +0.300 to +0.380)" in first
     assert second.startswith("Best-of-n of the reference was not measured")

@@ -233,6 +233,7 @@ def test_cards_and_frontier_leave_out_what_is_not_known():
     config = {"ppo": {"prompts_per_iteration": 32, "responses_per_prompt": 4}, "evaluation": {"residual_prompts": 32}}
     known = {"iterations": False, "best_of_n": [[0.193147, 1.0, 0.2]], "policy": [2.0, 3.0, 0.025]}  # 0.4 / sqrt(256)
     assert frontier(evaluation, config) == known | {"responses": 128, "few": 32, "prompts": 256}
+    assert frontier(evaluation | {"prompts": 16}, config)["few"] == 16  # fewer held-out prompts than were asked for
     unknown = dict.fromkeys(("responses", "few", "prompts"))
     del point["score_se"], policy["score_std"]
     assert frontier({**evaluation, "prompts": None}, {}) == unknown | {

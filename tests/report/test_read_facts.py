@@ -191,8 +191,8 @@ def test_an_evaluation_is_read_with_its_objective(write):
     assert (facts.j_reference, facts.j_policy, facts.j_prompts, facts.share) == (0.1, 0.4, 32, 0.714)
     assert facts.best_of_n == (BestOf(4, 0.34, beaten=True), BestOf(16, 0.52, beats=True))
     assert facts.best_known == "best of 16"
-    assert {"finished", "gain", "price", "j up", "not beaten", "beaten", "share", "words more", "rose"} <= names(run)
-    assert not {"j unmeasured", "residual", "true score up", "exact", "doubt"} & names(run)
+    assert {"finished", "gain", "price", "j up", "not beaten", "beaten", "words more", "rose"} <= names(run)
+    assert not {"share", "j unmeasured", "residual", "true score up", "exact", "doubt"} & names(run)
 
 
 def test_intervals_decide_what_was_beaten(write):
@@ -208,6 +208,7 @@ def test_intervals_decide_what_was_beaten(write):
         *("best of 4 (+0.300)", "best of 8 (+0.300)", "best of 16 (+0.300)"),
     )
     assert (facts.j_low, facts.j_high, facts.j_sure) == (0.2, 0.4, True)
+    assert facts.share_sure  # by the intervals of the gain and of best of 16; a file without them has no share to tell
     assert (facts.rest_gain, facts.rest_low, facts.rest_high, facts.rewarded_parts) == (0.2, 0.1, 0.3, "length")
 
 

@@ -43,7 +43,7 @@ class Stub:
         if isinstance(value, BaseException):
             raise value
         found = {"policy": {"score_mean": 10 + value}, "score_gain": value, "kl_nats_per_sequence": 2 * value}
-        found["kl_coef"] = at[0]
+        found["objective"] = {"policy": 10 + value - 2 * value * at[0]}
         more = {"optimality": self.extra[at]} if at in self.extra else {}
         summary = {**found, **more, "seconds": {"ppo": 1.5}}
         (directory / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")

@@ -19,13 +19,20 @@ def decided(presets, vary, measures, *, sets=(), seeds=1, seeded=()):
     return found["measure"], found["why"]
 
 
+def tiny(*sets):
+    return resolve_cells(grid(["tiny"], {}), 1, options={}, sets=sets)[0].config
+
+
 def test_j_decides_between_ways_to_optimise_it():
     """Estimator, place, advantage, loss, learning rate and critic change nothing of what J means."""
     for vary in ("kl.estimator=k1,k3", "kl.place=reward,both", "advantage.function=gae,rloo", "loss.policy=pg,ratio"):
         sets = ["ppo.responses_per_prompt=4"]
         measure, why = decided(["tiny"], [vary], REVIEWS, sets=sets)
         assert measure == "objective"
-        assert why == "Variants are compared in J = score - beta KL, by the differences of the same seed."
+        assert why == (
+            "Variants are compared in J = score - beta KL, by the differences of the same seed; each J is from 8 "
+            "responses to each of up to 16 held-out prompts."
+        )
     assert decided(["tiny"], ["ppo.lr=1e-4,1e-3", "model.separate_critic=true,false"], REVIEWS)[0] == "objective"
 
 
@@ -37,6 +44,10 @@ def test_j_decides_between_ways_to_optimise_it():
         (["model.hidden_size=32,64"], "because model.hidden_size differs"),
         (["sampler.temperature=0.7,1.0"], "because sampler.temperature differs"),
         (["evaluation.prompts=16,32"], "because evaluation.prompts differs"),
+        (["evaluation.residual_prompts=4,16"], "because evaluation.residual_prompts differs"),
+        (["ppo.score_clip=0.01,10"], "because ppo.score_clip differs"),
+        (["ppo.score_normalize=true,false"], "because ppo.score_normalize differs"),
+        (["truncation.rule=keep,mask"], "because truncation.rule differs"),
         (["kl.coef=0.1,0.2", "pretrain.steps=5,6"], "because pretrain.steps, kl.coef differ"),
     ],
 )
@@ -45,6 +56,20 @@ def test_where_j_means_something_else_in_each_the_true_score_decides(vary, said)
     assert measure == "true_score_mean"
     assert "in the true score, by the differences of the same seed: J = score - beta KL is not the same" in why
     assert why.endswith(f"{said}.")
+
+
+def test_the_value_of_a_rule_counts_where_the_rule_takes_one():
+    vary = ["truncation.value=0.0,1.0"]
+    measure, why = decided(["tiny"], vary, REVIEWS, sets=["truncation.rule=penalty"])
+    assert (measure, why.endswith("because truncation.value differs.")) == ("true_score_mean", True)
+    assert not any(key.startswith("truncation.value") for key in objective_settings(tiny("truncation.rule=keep")))
+    assert objective_settings(tiny("truncation.rule=replace", "truncation.value=1.0"))["truncation.value"] == 1.0
+
+
+def test_the_responses_that_j_is_from_may_differ():
+    measure, why = decided(["tiny"], ["evaluation.residual_responses=2,8"], REVIEWS)
+    assert measure == "objective"
+    assert why.endswith("each J is from 2 or 8 responses to each of up to 16 held-out prompts.")
 
 
 def test_without_a_true_score_the_gain_decides_if_the_rewards_are_the_same():
