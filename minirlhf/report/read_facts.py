@@ -174,7 +174,7 @@ def facts_of_objective(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     points, known = found.get("best_of_n"), found.get("best_known")
-    low, high = both_ends(found.get("policy_gain_ci95"))
+    low, high = ends_of_lead(found, "reference", found.get("policy_gain_ci95"))
     return {
         "j_reference": finite(found.get("reference")),
         "j_policy": finite(found.get("policy")),
@@ -193,13 +193,16 @@ def is_point(value: Any) -> bool:
 
 
 def best_of_fact(point: dict[str, Any], found: dict[str, Any]) -> BestOf:
-    """Fact of a point of best-of-n; a file without intervals lists in `not_beaten` what has a higher J."""
-    low, high = both_ends(point.get("policy_lead_ci95"))
-    unbeaten = found.get("not_beaten")
-    above = point["n"] in unbeaten if isinstance(unbeaten, list) else False
-    if not all_measured(low, high):
-        return BestOf(point["n"], finite(point["objective"]), beaten=not above, beats=above)
+    """Fact of a point of best-of-n."""
+    low, high = ends_of_lead(found, f"best of {point['n']}", point.get("policy_lead_ci95"))
     return BestOf(point["n"], finite(point["objective"]), beaten=low > 0, beats=high < 0)
+
+
+def ends_of_lead(found: dict[str, Any], rival: str, ends: Any) -> tuple[float, float]:
+    """Both ends of the policy's J minus a rival's; 0 and 0 if the verdict takes the difference for one of rounding."""
+    low, high = both_ends(ends)
+    rounding = found.get("verdict") == {"against": rival, "outcome": "not told apart"} and (low > 0 or high < 0)
+    return (0.0, 0.0) if rounding else (low, high)
 
 
 # ---- samples.jsonl --------------------------------------------------------------------------------------------

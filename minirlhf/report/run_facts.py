@@ -57,7 +57,7 @@ class RewardFact:
 class BestOf:
     """Best of n responses of the reference: its J = score - beta KL, and the 95 % interval of the policy's J minus it.
 
-    beaten, beats: True if the policy is surely above, or surely below; where there is no interval, by the mean alone.
+    beaten, beats: True if the policy is surely above, or surely below; neither where there is no interval.
     """
 
     n: int
@@ -229,7 +229,8 @@ class Facts:
 
     @property
     def j_sure(self) -> bool:
-        return not self.j_low <= 0 <= self.j_high
+        """True if the interval of the policy's J minus the reference's does not hold 0; without one it is not sure."""
+        return self.j_low > 0 or self.j_high < 0
 
     @property
     def share_sure(self) -> bool:

@@ -52,11 +52,17 @@ BEATEN = (
         "训练后 {f.j_policy:+.3f}。", J,
     ),
     Sentence(
-        "j unclear", "beaten", lambda f: f.j_known and not f.j_sure and f.planned != 0,
+        "j unclear", "beaten", lambda f: f.j_known and f.j_low <= 0 <= f.j_high and f.planned != 0,
         "J = score - beta KL went from {f.j_reference:+.3f} to {f.j_policy:+.3f}, which may be chance on "
         "{f.j_prompts:.0f} prompts ({f.j_low:+.3f} to {f.j_high:+.3f}).",
         "J = 得分 - beta KL 从 {f.j_reference:+.3f} 到 {f.j_policy:+.3f}，在 {f.j_prompts:.0f} 条提示上可能只是偶然"
         "（{f.j_low:+.3f} 至 {f.j_high:+.3f}）。", J,
+    ),
+    Sentence(
+        "j without interval", "beaten", lambda f: f.j_known and not all_measured(f.j_low, f.j_high) and f.planned != 0,
+        "J = score - beta KL went from {f.j_reference:+.3f} to {f.j_policy:+.3f}; of too few prompts to give an "
+        "interval, so that it may be chance.",
+        "J = 得分 - beta KL 从 {f.j_reference:+.3f} 到 {f.j_policy:+.3f}；提示太少，给不出区间，所以可能只是偶然。", J,
     ),
     Sentence(
         "not beaten", "beaten", lambda f: bool(f.not_beaten),

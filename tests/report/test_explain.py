@@ -17,7 +17,15 @@ TRUE = {"true_gain": 0.5, "true_low": 0.25, "true_high": 0.75}
 LOST = {"true_gain": -0.5, "true_low": -0.75, "true_high": -0.25}
 UNSURE = {"true_gain": 0.1, "true_low": -0.5, "true_high": 0.7}
 DONE = {"steps": 24, "planned": 24, "evaluated": True}
-J = {"j_reference": 0.1, "j_policy": 0.3, "j_prompts": 32.0, "evaluated": True, "gain": 0.2}
+J = {
+    "j_reference": 0.1,
+    "j_policy": 0.3,
+    "j_prompts": 32.0,
+    "evaluated": True,
+    "gain": 0.2,
+    "j_low": 0.1,
+    "j_high": 0.3,
+}
 FOUR, SIXTEEN = BestOf(4, 0.2, beaten=True), BestOf(16, 0.4, beats=True)
 EIGHT = BestOf(8, 0.3)
 TEA, MILK = RewardFact("tea", "keywords", 2.0, first=0.1, last=0.5), RewardFact("milk", "milk", -1.0, first=0, last=1)
@@ -40,6 +48,7 @@ SHARE = {
     "j_prompts": 64.0,
 }
 CHANCE = J | {"j_low": -0.1, "j_high": 0.5}
+ONE = J | {"j_low": NAN, "j_high": NAN}  # a single prompt has no interval
 
 # Name of a sentence -> facts under which it is said, and facts under which it is not; all others are unknown.
 CASES = {
@@ -137,16 +146,20 @@ CASES = {
     "kl": ([{"kl": 2.0}], [PRICE, PRICE | {"beta": 0.0}, {}]),
     "kl in training": ([{"kl_last": 2.0}], [{"kl_last": 2.0, "evaluated": True}, {}]),
     "j up": (
-        [J, J | {"j_low": 0.1, "j_high": 0.3}],
-        [J | {"j_policy": 0.1}, {}, CHANCE, J | {"best_known": "optimum"}, J | {"planned": 0}],
+        [J, J | {"j_high": 0.1}],
+        [J | {"j_policy": 0.1}, {}, CHANCE, ONE, J | {"best_known": "optimum"}, J | {"planned": 0}],
     ),
     "j not up": (
         [J | {"j_policy": 0.1}, J | {"j_policy": -0.1, "j_low": -0.3, "j_high": -0.1}],
-        [J, {}, CHANCE | {"j_policy": 0.1}, J | {"j_policy": 0.1, "planned": 0}],
+        [J, {}, CHANCE | {"j_policy": 0.1}, ONE | {"j_policy": 0.1}, J | {"j_policy": 0.1, "planned": 0}],
     ),
     "j unclear": (
         [CHANCE, CHANCE | {"j_low": 0.0}, CHANCE | {"j_high": 0.0}],
-        [J, {}, J | {"j_low": 0.1, "j_high": 0.3}, CHANCE | {"planned": 0}, CHANCE | {"best_known": "optimum"}],
+        [J, {}, ONE, CHANCE | {"planned": 0}, CHANCE | {"best_known": "optimum"}],
+    ),
+    "j without interval": (
+        [ONE, ONE | {"j_policy": -0.3}],
+        [J, {}, CHANCE, ONE | {"planned": 0}, ONE | {"best_known": "optimum"}],
     ),
     "not beaten": ([AHEAD], [{"best_of_n": (FOUR, EIGHT)}, {}]),
     "not told apart": ([{"best_of_n": (FOUR, EIGHT)}], [AHEAD, {}]),

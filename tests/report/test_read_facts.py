@@ -64,8 +64,10 @@ EVALUATION = {
     "objective": {
         "beta": 0.1, "prompts": 32, "reference": 0.1, "policy": 0.4, "policy_kl": 2.0,
         "best_of_n": [
-            {"n": 4, "kl": 0.6, "score": 0.4, "objective": 0.34}, {"n": 16, "kl": 1.8, "score": 0.7, "objective": 0.52},
+            {"n": 4, "kl": 0.6, "score": 0.4, "objective": 0.34, "policy_lead_ci95": [0.01, 0.11]},
+            {"n": 16, "kl": 1.8, "score": 0.7, "objective": 0.52, "policy_lead_ci95": [-0.2, -0.04]},
         ],
+        "policy_gain_ci95": [0.2, 0.4], "verdict": {"against": "best of 16", "outcome": "beaten"},
         "best_known": {"what": "best of 16", "objective": 0.52}, "share_at_most": 0.714, "not_beaten": [16],
     },
 }  # fmt: skip
@@ -210,6 +212,25 @@ def test_intervals_decide_what_was_beaten(write):
     assert (facts.j_low, facts.j_high, facts.j_sure) == (0.2, 0.4, True)
     assert facts.share_sure  # by the intervals of the gain and of best of 16; a file without them has no share to tell
     assert (facts.rest_gain, facts.rest_low, facts.rest_high, facts.rewarded_parts) == (0.2, 0.1, 0.3, "length")
+
+
+def test_without_an_interval_nothing_is_told_apart_as_the_screen_says(write):
+    """One prompt: the verdict is `not told apart`, whatever the means. Nor is a difference of rounding one."""
+    point = {"n": 16, "objective": 0.52, "policy_lead_ci95": None}
+    unknown = {"policy_gain_ci95": None, "verdict": {"against": "best of 16", "outcome": "not told apart"}}
+    objective = EVALUATION["objective"] | unknown | {"best_of_n": [point]}
+    for means in ({"policy": 0.4, "not_beaten": [16]}, {"policy": 0.6, "not_beaten": []}, {"policy": 0.05}):
+        run = write(metrics=ROWS, evaluation=EVALUATION | {"objective": objective | means})
+        facts = facts_of_run(run)
+        assert (facts.j_sure, facts.beaten, facts.not_beaten) == (False, "", "")
+        assert {"j without interval", "not told apart"} <= names(run)
+        assert not {"j up", "j not up", "j unclear", "beaten", "not beaten"} & names(run)
+    for ends in ([1e-9, 2e-9], [-2e-9, -1e-9]):
+        rounding = objective | {"best_of_n": [point | {"policy_lead_ci95": ends}]}
+        assert "not told apart" in names(write(metrics=ROWS, evaluation=EVALUATION | {"objective": rounding}))
+    rounding = {"policy_gain_ci95": [1e-9, 2e-9], "verdict": {"against": "reference", "outcome": "not told apart"}}
+    run = write(metrics=ROWS, evaluation=EVALUATION | {"objective": objective | rounding | {"best_of_n": []}})
+    assert "j unclear" in names(run)
 
 
 def test_an_objective_that_is_not_known_is_said_to_be_missing(write):
