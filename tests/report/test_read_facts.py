@@ -193,8 +193,8 @@ def test_an_evaluation_is_read_with_its_objective(write):
     assert (facts.j_reference, facts.j_policy, facts.j_prompts, facts.share) == (0.1, 0.4, 32, 0.714)
     assert facts.best_of_n == (BestOf(4, 0.34, beaten=True), BestOf(16, 0.52, beats=True))
     assert facts.best_known == "best of 16"
-    assert {"finished", "gain", "price", "j up", "not beaten", "beaten", "words more", "rose"} <= names(run)
-    assert not {"share", "j unmeasured", "residual", "true score up", "exact", "doubt"} & names(run)
+    assert {"finished", "gain", "price", "j up", "not beaten", "beaten", "words more", "rose", "share"} <= names(run)
+    assert not {"j unmeasured", "residual", "true score up", "exact", "doubt"} & names(run)
 
 
 def test_intervals_decide_what_was_beaten(write):
