@@ -177,7 +177,8 @@ def same_score(a: float | None, b: float | None) -> bool:
 def add_true_scores(result: Evaluation, config: Config, paid: Mapping[str, RewardConfig]) -> None:
     """Add the hidden true score of both sides' completions with its parts, and its gain with an interval.
 
-    Then the same gain without the parts that the run was rewarded for. paid: rewards that it was trained on.
+    Then the same gain without the parts that the run was rewarded for, if there are any. paid: rewards that it was
+    trained on.
     """
     parts = {
         side: {name: torch.tensor(values) for name, values in true_score_parts([r[side] for r in result.rows]).items()}
@@ -188,7 +189,8 @@ def add_true_scores(result: Evaluation, config: Config, paid: Mapping[str, Rewar
         result.summary[side]["true_score_mean"] = sum(values.values(), torch.zeros(())).mean().item()
         result.summary[side]["true_score_parts"] = {name: value.mean().item() for name, value in values.items()}
     result.summary.update(true_score_rewarded=rewarded, true_score_seen=seen_by(paid, config.corpus.preferences))
-    for key, left_out in (("true_score_gain", ()), ("true_score_gain_unrewarded", rewarded)):
+    gains: dict[str, Sequence[str]] = {"true_score_gain": ()}
+    for key, left_out in (gains | ({"true_score_gain_unrewarded": rewarded} if rewarded else {})).items():
         before, after = (
             sum((value for name, value in parts[side].items() if name not in left_out), torch.zeros(()))
             for side in ("reference", "policy")

@@ -54,6 +54,10 @@ def test_an_evaluation_says_it_of_both_sides_and_of_the_gain():
     # lost, 2/3, with one word less: 3 and 4 of 30.
     assert result.summary["true_score_rewarded"] == ["sentiment"]
     assert result.summary["true_score_gain_unrewarded"] == pytest.approx((-2 / 3 - 1 / 30) / 3, abs=1e-6)
+    unpaid = Evaluation(summary={"reference": {}, "policy": {}}, rows=rows)
+    add_true_scores(unpaid, Config(), {"short": RewardConfig(use="mine.py:short")})
+    assert unpaid.summary["true_score_rewarded"] == []  # so that there is no gain without it
+    assert not [key for key in unpaid.summary if key.startswith("true_score_gain_unrewarded")]
     for side, mean in (("reference", before), ("policy", after)):
         parts = result.summary[side]["true_score_parts"]
         assert list(parts) == ["sentiment", "aspects", "repetition", "length"]
