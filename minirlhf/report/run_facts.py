@@ -241,6 +241,12 @@ class Facts:
         return self.gain_low > 0 or self.gain_high < 0
 
     @property
+    def same_score(self) -> bool:
+        """True if the score that was learned from is the evaluation's, so that beta KL is a price in it."""
+        plain = self.truncation == "keep" and not self.score_normalize and not all_measured(self.score_clip)
+        return plain and all_measured(self.beta)
+
+    @property
     def cost(self) -> float:
         """Score that the KL costs: beta KL."""
         return self.beta * self.kl

@@ -8,13 +8,13 @@ from minirlhf.report.sentences import CLIP, COURSE, FAILED, KL, RESIDUAL, WARNIN
 
 COST = (
     Sentence(
-        "price", "cost", lambda f: f.gain_sure and 0 < f.cost <= f.gain,
+        "price", "cost", lambda f: f.same_score and f.gain_sure and 0 < f.cost <= f.gain,
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score: "
         "{f.price:.0%} of the gain.",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分：提升的 {f.price:.0%}。", KL,
     ),
     Sentence(
-        "price above gain", "cost", lambda f: f.gain_sure and f.cost > f.gain and f.cost > 0,
+        "price above gain", "cost", lambda f: f.same_score and f.gain_sure and f.cost > f.gain and f.cost > 0,
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score: "
         "more than was gained ({f.gain:+.3f}).",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分："
@@ -22,12 +22,13 @@ COST = (
         KL,
     ),
     Sentence(
-        "price alone", "cost", lambda f: all_measured(f.cost) and not (f.gain_sure and f.cost > 0),
+        "price alone", "cost",
+        lambda f: f.same_score and all_measured(f.cost) and not (f.gain_sure and f.cost > 0),
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score.",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分。", KL,
     ),
     Sentence(
-        "kl", "cost", lambda f: all_measured(f.kl) and not all_measured(f.beta),
+        "kl", "cost", lambda f: all_measured(f.kl) and not f.same_score,
         "The policy is {f.kl:.2f} nats a response from the reference.",
         "策略离参考模型每条回答 {f.kl:.2f} nat。", KL,
     ),

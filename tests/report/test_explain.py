@@ -37,6 +37,7 @@ BARE = {"course": Course(), "explained": NAN}
 LONG = {"before": Side(length_mean=10), "after": Side(length_mean=13.1)}
 SHORT = {"before": Side(length_mean=10), "after": Side(length_mean=6.9)}
 PRICE = {"kl": 2.0, "beta": 0.1, "gain": 0.2, "gain_low": 0.1}  # which costs 0.2
+OTHER_SCORE = ({"score_normalize": True}, {"score_clip": 1.0}, {"truncation": "penalty"})  # than the evaluation shows
 AHEAD = {"best_of_n": (FOUR, SIXTEEN)}
 REST = {"rest_gain": 0.3, "rest_low": 0.2, "rest_high": 0.4, "rewarded_parts": "length"}
 CHANCE = J | {"j_low": -0.1, "j_high": 0.5}
@@ -128,14 +129,23 @@ CASES = {
     "repetition": ([{"repetition": (0.1, 0.2)}], [{}]),
     "price": (
         [PRICE, PRICE | {"gain": 0.3}],
-        [PRICE | {"gain": 0.19}, PRICE | {"beta": 0.0}, {"kl": 2.0}, PRICE | {"gain_low": 0.0}, {"gain_low": 0.1}],
+        [
+            *(PRICE | {"gain": 0.19}, PRICE | {"beta": 0.0}, {"kl": 2.0}, PRICE | {"gain_low": 0.0}, {"gain_low": 0.1}),
+            *(PRICE | rule for rule in OTHER_SCORE),
+        ],
     ),
     "price above gain": (
         [PRICE | {"gain": 0.19}, PRICE | {"gain": -0.1, "gain_low": -0.2, "gain_high": -0.1}],
-        [PRICE, PRICE | {"beta": 0.0, "gain": -1.0}, PRICE | {"gain": 0.19, "gain_low": 0.0}],
+        [
+            *(PRICE, PRICE | {"beta": 0.0, "gain": -1.0}, PRICE | {"gain": 0.19, "gain_low": 0.0}),
+            *(PRICE | {"gain": 0.19} | rule for rule in OTHER_SCORE),
+        ],
     ),
-    "price alone": ([PRICE | {"gain_low": 0.0}, PRICE | {"beta": 0.0}], [PRICE, PRICE | {"gain": 0.19}, {"kl": 2.0}]),
-    "kl": ([{"kl": 2.0}], [PRICE, PRICE | {"beta": 0.0}, {}]),
+    "price alone": (
+        [PRICE | {"gain_low": 0.0}, PRICE | {"beta": 0.0}],
+        [PRICE, PRICE | {"gain": 0.19}, {"kl": 2.0}, *(PRICE | {"beta": 0.0} | rule for rule in OTHER_SCORE)],
+    ),
+    "kl": ([{"kl": 2.0}, *(PRICE | rule for rule in OTHER_SCORE)], [PRICE, PRICE | {"beta": 0.0}, {}]),
     "kl in training": ([{"kl_last": 2.0}], [{"kl_last": 2.0, "evaluated": True}, {}]),
     "j up": (
         [J, J | {"j_high": 0.1}],
@@ -242,7 +252,10 @@ CASES = {
     ),
     "too far": (
         [PRICE | {"gain_high": 0.19}],
-        [PRICE | {"gain_high": 0.2}, PRICE | {"beta": 0.0, "gain_high": -0.1}, PRICE],
+        [
+            *(PRICE | {"gain_high": 0.2}, PRICE | {"beta": 0.0, "gain_high": -0.1}, PRICE),
+            *(PRICE | {"gain_high": 0.19} | rule for rule in OTHER_SCORE),
+        ],
     ),
     "more prompts": (
         [GAIN | {"gain_low": 0.0, "gain_high": 0.3}, GAIN | {"gain_low": -0.3, "gain_high": 0.0}],
