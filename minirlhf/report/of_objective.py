@@ -32,10 +32,14 @@ def objective_rows(evaluation: dict[str, Any]) -> list[Row]:
 
 
 def objective_about(evaluation: dict[str, Any]) -> str:
-    """Text on what J is, and where it was measured."""
+    """Text on what J is, where it was measured, and what the score in it is after."""
     found = object_of(evaluation, "objective")
+    left_out, rules = six_digits(found.get("prompts_left_out")), found.get("score_rules")
+    lost = f"; prompts left out, since a response of theirs has no score: {left_out:g}" if left_out else ""
+    after = f"; its score is after {' and '.join(map(str, rules))}" if isinstance(rules, list) and rules else ""
     prompts, beta = number(found.get("prompts"), ".0f"), number(found.get("beta"), "g")
-    return f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts; higher is better"
+    what = f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts; higher is better"
+    return what + after + lost
 
 
 def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:

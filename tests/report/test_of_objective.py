@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirlhf.report.of_objective import objective_rows, objective_sentences, true_score_sentences
+from minirlhf.report.of_objective import objective_about, objective_rows, objective_sentences, true_score_sentences
 
 BEST = {"n": 16, "kl": 1.8, "score": 0.59, "objective": 0.42, "policy_lead": -0.07, "policy_lead_ci95": [-0.12, -0.02]}
 FOUND = {
@@ -68,6 +68,17 @@ def test_what_is_not_known_has_a_reason_and_of_a_known_optimum_f_says_it_all():
     }
     assert list(objective_sentences({"objective": exact})) == []
     assert objective_rows({"objective": exact})[-1] == ("optimum", None, None, 1.7)
+
+
+def test_j_says_which_prompts_it_lost_and_which_score_is_in_it():
+    plain = objective_about({"objective": FOUND | {"prompts_left_out": 0}})
+    assert plain == "J = score - 0.09 KL, what a run with these rewards maximises, on 64 prompts; higher is better"
+    rules = {"score_rules": ["ppo.score_clip = 1", "truncation.rule = mask"], "prompts_left_out": 3}
+    assert objective_about({"objective": FOUND | rules}) == (
+        f"{plain}; its score is after ppo.score_clip = 1 and truncation.rule = mask; prompts left out, since a "
+        "response of theirs has no score: 3"
+    )
+    assert objective_about({"objective": FOUND | {"score_rules": 3, "prompts_left_out": "x"}}) == plain
 
 
 def test_the_rows_by_hand():
