@@ -58,16 +58,18 @@ def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
     lead = with_ends(found, "policy_gain") if rival is None else with_ends(rival, "policy_lead")
     theirs = found.get("reference") if rival is None else rival.get("objective")
     own, other = number(found.get("policy"), "+.3f"), number(theirs, "+.3f")
-    way = "the model that it began with" if rival is None else "sampling"
+    largest = max((n for p in points if (n := six_digits(p.get("n"))) is not None), default=0)
+    unmeasured = "" if rival is None else f" Best of more than {largest:g} was not measured."
+    way, named = ("the model that it began with",) * 2 if rival is None else ("sampling", against)
     yield {
         "beaten": f"{who[0].upper()}{who[1:]} has the higher objective ({other} against {own}; policy minus that: "
         f"{lead}): on this objective the run is beaten by {way}.",
         "beats": f"The policy has a higher objective than {who} ({own} against {other}; difference {lead}): on this "
-        f"objective the run beats {way}.",
+        f"objective the run beats {named}.{unmeasured}",
     }.get(
         str(verdict.get("outcome")),
         f"The policy and {who} are not told apart ({own} against {other}; difference {lead}): on this objective the "
-        f"run has not beaten {way}. More prompts may tell: evaluation.residual_prompts.",
+        f"run has not beaten {named}. More prompts may tell: evaluation.residual_prompts.",
     )
     if not points:
         yield "Best-of-n of the reference was not measured, so it is not known whether sampling beats this run."

@@ -29,7 +29,7 @@ def test_a_run_that_is_beaten_by_sampling_says_so_first():
 def test_no_victory_is_claimed_that_is_not_there(outcome):
     first = said(verdict={"against": "best of 16", "outcome": outcome})[0]
     assert first.startswith("The policy and best of 16 of the reference's own responses are not told apart (+0.350")
-    assert "has not beaten sampling" in first
+    assert "the run has not beaten best of 16. More prompts" in first
     assert "beats" not in first
 
 
@@ -43,7 +43,11 @@ def test_a_run_that_beats_sampling_says_against_what():
     assert first.startswith(
         "The policy has a higher objective than best of 16 of the reference's own responses (+0.500"
     )
-    assert first.endswith("on this objective the run beats sampling.")
+    assert first.endswith("on this objective the run beats best of 16. Best of more than 16 was not measured.")
+    assert "sampling" not in first  # a larger n may beat it
+    four = {"n": 4, "objective": 0.45}  # of few prompts the means need not rise with n
+    better = said(best_of_n=[four, BEST], verdict={"against": "best of 4", "outcome": "beats"})[0]
+    assert better.endswith("the run beats best of 4. Best of more than 16 was not measured.")
     assert "that of policy" in second
 
 
@@ -53,6 +57,7 @@ def test_without_best_of_n_it_is_not_known_what_sampling_would_do():
     assert first.endswith("on this objective the run beats the model that it began with.")
     assert "+0.340 (95 % interval +0.300 to +0.380)" in first
     assert second.startswith("Best-of-n of the reference was not measured")
+    assert "more than" not in first
     lost = said(**plain | {"verdict": {"against": "reference", "outcome": "beaten"}})[0]
     assert lost.startswith("The reference has the higher objective (+0.010 against +0.350")
 
