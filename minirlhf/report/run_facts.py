@@ -146,6 +146,7 @@ class Facts:
     score_clip: float = NAN
     advantage: str = ""
     loss: str = ""
+    value_coef: float = NAN  # loss.value_coef
     separate_critic: bool = False
     best_of: float = NAN  # evaluation.best_of
     problem: str = ""

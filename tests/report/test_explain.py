@@ -8,7 +8,7 @@ import pytest
 from minirlhf.report.explain import LANGUAGES, SENTENCES, explain, true_sentences
 from minirlhf.report.run_facts import NAN, BestOf, Course, Facts, RewardFact, SampledPair, Side
 from minirlhf.report.sentences import IN_CHINESE, SECTIONS
-from minirlhf.rl.alarms import SETTLED
+from minirlhf.rl.alarms import SETTLED, WORSE
 from tests.manual import ROOT, blocks, read
 from tests.test_docs import anchors
 
@@ -210,14 +210,23 @@ CASES = {
     "still rising": ([{"course": ROSE}], [{"course": LEVEL}, {"course": FELL}, BARE]),
     "falling": ([{"course": FELL}], [{"course": LEVEL}, {"course": ROSE}, BARE]),
     "level": ([{"course": LEVEL}], [{"course": ROSE}, {"course": FELL}, BARE]),
-    "v": ([{"explained": 0.4}], [{"explained": 0.0}, {"explained": -0.1}, BARE]),
-    "v useless": ([{"explained": -0.1}], [{"explained": 0.0}, {"explained": 0.4}, BARE]),
+    "v": ([{"explained": 0.4}, {"explained": 0.06}], [{"explained": 0.05}, {"explained": -0.2}, BARE]),
+    "v as a constant": (
+        [{"explained": share} for share in (WORSE, -0.03, 0.01, 0.05)],
+        [{"explained": 0.0}, {"explained": 0.06}, {"explained": WORSE - 0.01}, BARE],
+    ),
+    "v useless": ([{"explained": WORSE - 0.01}], [{"explained": WORSE}, {"explained": 0.4}, BARE]),
+    "v untrained": (
+        [{"value_coef": 0.0, "steps": 1}, {"value_coef": 0.0, "steps": 2, "explained": 0.0, "advantage": "gae"}],
+        [{"value_coef": 0.2, "steps": 2, "explained": 0.0}, {"value_coef": 0.0}, {"steps": 2, "explained": 0.0}],
+    ),
     "no v": (
         [{"explained": 0.0, "steps": 2, "advantage": "rloo"}],
         [
             {"explained": 0.1, "steps": 2, "advantage": "gae"},
             {"explained": 0.0, "steps": 1, "advantage": "gae"},
             {"explained": 0.0, "steps": 2},
+            {"explained": 0.0, "steps": 2, "advantage": "gae", "value_coef": 0.0},
         ],
     ),
     "clip": ([{"clipped": 0.1, "clipped_most": 0.4, "clipped_at": 1}], [{"clipped": 0.0, "clipped_most": 0.0}, {}]),

@@ -42,6 +42,8 @@ controller = "adaptive"
 target = 3.0
 [advantage]
 function = "gae"
+[loss]
+value_coef = 0.3
 [ppo]
 iterations = 10
 [evaluation]
@@ -102,6 +104,7 @@ def test_settings_and_rewards_are_those_of_the_configuration(write):
     facts = facts_of_run(write(metrics=ROWS))
     assert (facts.preset, facts.seed, facts.steps, facts.planned) == ("mine", "7", 10, 10)
     assert (facts.estimator, facts.place, facts.target, facts.advantage, facts.best_of) == ("k1", "both", 3, "gae", 16)
+    assert facts.value_coef == 0.3
     assert (facts.beta_first, facts.beta) == (0.2, 0.1)  # the last iteration's, not the one that was set
     friendly, short = facts.rewards
     assert (friendly.name, friendly.weight, friendly.normalize) == ("friendly = sentiment", 1.0, False)
