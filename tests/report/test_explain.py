@@ -57,7 +57,7 @@ CASES = {
     "reward clip": ([{"rewards": (TEA, replace(MILK, clip=2.0))}], [{}, {"rewards": (TEA, MILK)}]),
     "reward model": (
         [{"rewards": (TEA, replace(MILK, use="trained"))}, {"rewards": (replace(MILK, use="minirlhf:trained"),)}],
-        [{}, {"rewards": (TEA, MILK)}],
+        [{}, {"rewards": (TEA, MILK)}, {"rewards": (replace(MILK, use="mine.py:trained"),)}],
     ),
     "kl in reward": (
         [{"place": "reward", "beta": 0.1}],
@@ -104,6 +104,8 @@ CASES = {
         [TRUE | {"rewards": (replace(TEA, use=use),)} for use in ("sentiment", "length", "minirlhf:repetition")],
         [
             TRUE | {"rewards": (TEA,)},
+            TRUE | {"rewards": (replace(TEA, use="sentiment", weight=0.0),)},
+            TRUE | {"rewards": (replace(TEA, use="mine.py:length"),)},
             {"rewards": (replace(TEA, use="sentiment"),)},
             TRUE | {"rewards": (replace(TEA, use="sentiment"),), "planned": 0},
             TRUE | REST | {"rewards": (replace(TEA, use="length"),)},

@@ -20,8 +20,7 @@ from minirlhf.report.read_facts import (
     first_and_last,
     trend_of,
 )
-from minirlhf.report.run_facts import PARTS_OF_TRUE_SCORE, BestOf, Facts, Side
-from minirlhf.stages import true_score
+from minirlhf.report.run_facts import BestOf, Facts, Side
 
 CONFIG = """
 [run]
@@ -281,12 +280,6 @@ def test_what_the_alarms_and_the_doubts_say_is_said(write):
     assert texts["alarm"].startswith("Iteration 5: 50% of the token triples")
     assert texts["doubt"].startswith("Warned before it began: kl k3 in reward: k3 in the reward is not the gradient")
     assert "heed the alarms" in texts
-
-
-def test_the_rewards_that_the_true_score_is_made_of():
-    """stages/true_score.py imports them by name."""
-    assert {name for name in ("sentiment", "length", "keywords", "regex", "repetition", "problem")
-            if hasattr(true_score, name)} == set(PARTS_OF_TRUE_SCORE)  # fmt: skip
 
 
 def test_where_there_is_no_run_there_is_nothing_to_explain(tmp_path):
