@@ -86,7 +86,8 @@ OBJECTIVE = fields(
         **{"share_at_most": MAYBE, "not_beaten": several(WHOLE)},
     },
     {
-        **{"policy_gain": NUMBER, "policy_gain_ci95": INTERVAL},
+        **{"policy_gain": NUMBER, "policy_gain_ci95": INTERVAL, "prompts_left_out": WHOLE},
+        "score_rules": several(TEXT),
         "verdict": fields("The policy and what else has the highest J.", {"against": TEXT, "outcome": TEXT}),
     },
 )

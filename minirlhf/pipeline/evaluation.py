@@ -28,11 +28,18 @@ from minirlhf.pipeline.rewards import check_lengths, fit_rewards
 from minirlhf.pipeline.saved import RunModels, heldout_prompts, open_run, trained_on
 from minirlhf.rewards.call import RewardModels, ScoreTable, call_rewards
 from minirlhf.rewards.shape import Scores, shape_scores
-from minirlhf.rl.doubts import changed_objective
+from minirlhf.rl.doubts import changed_objective, changed_score, score_rules
 from minirlhf.stages.base import problem_of
 from minirlhf.stages.data import Prompts, batch, tell_trained_on
 from minirlhf.stages.evaluate import Evaluation, Sampling, bootstrap_interval, evaluate, score_or_nan
-from minirlhf.stages.objective import Measured, best_of_n, compare_objectives, measure, objective_of_problem
+from minirlhf.stages.objective import (
+    Measured,
+    best_of_n,
+    compare_objectives,
+    measure,
+    objective_of_problem,
+    why_unknown,
+)
 from minirlhf.stages.true_score import TRUE_SCORE_CORPUS, rewarded_parts, seen_by, true_score_parts
 from minirlhf.store.checkpoint import newest_components
 from minirlhf.store.files import read_json
@@ -92,7 +99,7 @@ def add_objectives(
     """
     config, settings, beta = run.config, run.config.evaluation, summary["kl_coef"]
     exact, problem = summary.get("exact"), problem_of(config)
-    if exact is None or problem is None or not pays_the_problem(config):
+    if exact is None or problem is None or changed_score(config):
         exact = None
     most, reason = 0 if exact else settings.best_of, "evaluation.residual_prompts = 0: nothing was sampled for it"
     found = None
@@ -112,11 +119,13 @@ def add_objectives(
         if most and problem is None:
             summary["best_of_n"] = best_of_n(reference.scores, most)
         found = None if exact else compare_objectives(reference, policy, beta, most)
-        reason = "no prompt has a score for every response"
+        reason = why_unknown(reference, policy, config.truncation.rule)
     if config.ppo.score_normalize:
         reason = "ppo.score_normalize: what normalised the scores is not kept with the run"
     if exact and problem:
         found = objective_of_problem(exact, reference_objective(problem), config.kl.coef, problem.prompts)
+    if found and (rules := score_rules(config)):
+        found["score_rules"] = rules
     summary |= {"objective": found} | ({} if found else {"objective_unknown": reason})
 
 
@@ -139,13 +148,6 @@ def measured_side(
 
     with rewards.forgetting():  # both sides are judged from the same state
         return measure(side, models.policy, models.reference, prompts, judge, sampling)
-
-
-def pays_the_problem(config: Config) -> bool:
-    """True if the score of a problem of the exact lab, as it is, is all that a run on it is rewarded for."""
-    own = [(r.use, r.weight, r.normalize, r.clip) for r in config.rewards.values()]
-    plain = not config.ppo.score_normalize and config.ppo.score_clip is None and config.truncation.rule == "keep"
-    return own == [("problem", 1.0, False, None)] and plain
 
 
 def unrepeatable(
@@ -177,7 +179,8 @@ def same_score(a: float | None, b: float | None) -> bool:
 def add_true_scores(result: Evaluation, config: Config, paid: Mapping[str, RewardConfig]) -> None:
     """Add the hidden true score of both sides' completions with its parts, and its gain with an interval.
 
-    Then the same gain without the parts that the run was rewarded for. paid: rewards that it was trained on.
+    Then the same gain without the parts that the run was rewarded for, if there are any. paid: rewards that it was
+    trained on.
     """
     parts = {
         side: {name: torch.tensor(values) for name, values in true_score_parts([r[side] for r in result.rows]).items()}
@@ -188,7 +191,8 @@ def add_true_scores(result: Evaluation, config: Config, paid: Mapping[str, Rewar
         result.summary[side]["true_score_mean"] = sum(values.values(), torch.zeros(())).mean().item()
         result.summary[side]["true_score_parts"] = {name: value.mean().item() for name, value in values.items()}
     result.summary.update(true_score_rewarded=rewarded, true_score_seen=seen_by(paid, config.corpus.preferences))
-    for key, left_out in (("true_score_gain", ()), ("true_score_gain_unrewarded", rewarded)):
+    gains: dict[str, Sequence[str]] = {"true_score_gain": ()}
+    for key, left_out in (gains | ({"true_score_gain_unrewarded": rewarded} if rewarded else {})).items():
         before, after = (
             sum((value for name, value in parts[side].items() if name not in left_out), torch.zeros(()))
             for side in ("reference", "policy")

@@ -54,7 +54,7 @@ ADVICE = (
         "修补奖励，或调高 kl.coef：得分上升的地方，真实得分在下降。", TRUE,
     ),
     Sentence(
-        "too far", "next", lambda f: f.cost > f.gain_high and f.cost > 0,
+        "too far", "next", lambda f: f.same_score and f.cost > f.gain_high and f.cost > 0,
         "Lower ppo.lr or raise kl.coef: no optimum pays more KL than it gains score.",
         "降低 ppo.lr 或调高 kl.coef：没有哪个最优解花的 KL 比得到的得分还多。", KL,
     ),

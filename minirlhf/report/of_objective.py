@@ -32,10 +32,14 @@ def objective_rows(evaluation: dict[str, Any]) -> list[Row]:
 
 
 def objective_about(evaluation: dict[str, Any]) -> str:
-    """Text on what J is, and where it was measured."""
+    """Text on what J is, where it was measured, and what the score in it is after."""
     found = object_of(evaluation, "objective")
+    left_out, rules = six_digits(found.get("prompts_left_out")), found.get("score_rules")
+    lost = f"; prompts left out, since a response of theirs has no score: {left_out:g}" if left_out else ""
+    after = f"; its score is after {' and '.join(map(str, rules))}" if isinstance(rules, list) and rules else ""
     prompts, beta = number(found.get("prompts"), ".0f"), number(found.get("beta"), "g")
-    return f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts; higher is better"
+    what = f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts; higher is better"
+    return what + after + lost
 
 
 def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
@@ -54,16 +58,18 @@ def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
     lead = with_ends(found, "policy_gain") if rival is None else with_ends(rival, "policy_lead")
     theirs = found.get("reference") if rival is None else rival.get("objective")
     own, other = number(found.get("policy"), "+.3f"), number(theirs, "+.3f")
-    way = "the model that it began with" if rival is None else "sampling"
+    largest = max((n for p in points if (n := six_digits(p.get("n"))) is not None), default=0)
+    unmeasured = "" if rival is None else f" Best of more than {largest:g} was not measured."
+    way, named = ("the model that it began with",) * 2 if rival is None else ("sampling", against)
     yield {
         "beaten": f"{who[0].upper()}{who[1:]} has the higher objective ({other} against {own}; policy minus that: "
         f"{lead}): on this objective the run is beaten by {way}.",
         "beats": f"The policy has a higher objective than {who} ({own} against {other}; difference {lead}): on this "
-        f"objective the run beats {way}.",
+        f"objective the run beats {named}.{unmeasured}",
     }.get(
         str(verdict.get("outcome")),
         f"The policy and {who} are not told apart ({own} against {other}; difference {lead}): on this objective the "
-        f"run has not beaten {way}. More prompts may tell: evaluation.residual_prompts.",
+        f"run has not beaten {named}. More prompts may tell: evaluation.residual_prompts.",
     )
     if not points:
         yield "Best-of-n of the reference was not measured, so it is not known whether sampling beats this run."

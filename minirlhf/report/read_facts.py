@@ -100,6 +100,7 @@ def facts_of_config(config: dict[str, Any], metrics: Sequence[dict[str, Any]]) -
         "score_clip": finite(config_value(config, "ppo", "score_clip")),
         "advantage": text("advantage", "function"),
         "loss": text("loss", "policy"),
+        "value_coef": finite(config_value(config, "loss", "value_coef")),
         "separate_critic": config_value(config, "model", "separate_critic") is True,
         "best_of": finite(config_value(config, "evaluation", "best_of")),
         "residual_prompts": finite(config_value(config, "evaluation", "residual_prompts")),

@@ -8,8 +8,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from minirlhf import PROJECT
+from minirlhf.stages.true_score import SHARED_PARTS
+
 NAN = math.nan
-PARTS_OF_TRUE_SCORE = ("sentiment", "repetition", "length")  # of stages/true_score.py: rewards that it is made of
 STUDENT = 3.2  # 97.5 % quantile of Student's t with 3 degrees of freedom; with more it is smaller
 
 
@@ -146,6 +148,7 @@ class Facts:
     score_clip: float = NAN
     advantage: str = ""
     loss: str = ""
+    value_coef: float = NAN  # loss.value_coef
     separate_critic: bool = False
     best_of: float = NAN  # evaluation.best_of
     residual_prompts: float = NAN  # evaluation.residual_prompts
@@ -211,12 +214,14 @@ class Facts:
     @property
     def trained(self) -> str:
         """Labels of the rewards that are trained reward models."""
-        return ", ".join(reward.label for reward in self.rewards if reward.use.rpartition(":")[2] == "trained")
+        return ", ".join(reward.label for reward in self.rewards if reward.use.removeprefix(f"{PROJECT}:") == "trained")
 
     @property
     def shared(self) -> str:
-        """Labels of the rewards that the true score of the packaged corpus counts as well."""
-        return ", ".join(r.label for r in self.rewards if r.use.rpartition(":")[2] in PARTS_OF_TRUE_SCORE)
+        """Labels of the rewards of some weight that the true score of the packaged corpus counts as well."""
+        return ", ".join(
+            r.label for r in self.rewards if r.weight and r.use.removeprefix(f"{PROJECT}:") in SHARED_PARTS
+        )
 
     @property
     def rest_known(self) -> bool:
@@ -251,6 +256,12 @@ class Facts:
     def gain_sure(self) -> bool:
         """True if the interval of the gain does not hold 0; a gain without interval is not sure."""
         return self.gain_low > 0 or self.gain_high < 0
+
+    @property
+    def same_score(self) -> bool:
+        """True if the score that was learned from is the evaluation's, so that beta KL is a price in it."""
+        plain = self.truncation == "keep" and not self.score_normalize and not all_measured(self.score_clip)
+        return plain and all_measured(self.beta)
 
     @property
     def cost(self) -> float:

@@ -5,16 +5,19 @@ Not here: what was rewarded and what changed in the text (sentences.py), and wha
 
 from minirlhf.report.run_facts import all_measured
 from minirlhf.report.sentences import CLIP, COURSE, FAILED, KL, RESIDUAL, WARNINGS, WATCH, J, Sentence, V
+from minirlhf.rl.alarms import WORSE
+
+LITTLE = 0.05  # explained variance up to which V is hardly better than a constant: a twentieth
 
 COST = (
     Sentence(
-        "price", "cost", lambda f: f.gain_sure and 0 < f.cost <= f.gain,
+        "price", "cost", lambda f: f.same_score and f.gain_sure and 0 < f.cost <= f.gain,
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score: "
         "{f.price:.0%} of the gain.",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分：提升的 {f.price:.0%}。", KL,
     ),
     Sentence(
-        "price above gain", "cost", lambda f: f.gain_sure and f.cost > f.gain and f.cost > 0,
+        "price above gain", "cost", lambda f: f.same_score and f.gain_sure and f.cost > f.gain and f.cost > 0,
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score: "
         "more than was gained ({f.gain:+.3f}).",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分："
@@ -22,12 +25,13 @@ COST = (
         KL,
     ),
     Sentence(
-        "price alone", "cost", lambda f: all_measured(f.cost) and not (f.gain_sure and f.cost > 0),
+        "price alone", "cost",
+        lambda f: f.same_score and all_measured(f.cost) and not (f.gain_sure and f.cost > 0),
         "The policy is {f.kl:.2f} nats a response from the reference, which costs beta KL = {f.cost:.3f} of score.",
         "策略离参考模型每条回答 {f.kl:.2f} nat，这要花掉 beta KL = {f.cost:.3f} 的得分。", KL,
     ),
     Sentence(
-        "kl", "cost", lambda f: all_measured(f.kl) and not all_measured(f.beta),
+        "kl", "cost", lambda f: all_measured(f.kl) and not f.same_score,
         "The policy is {f.kl:.2f} nats a response from the reference.",
         "策略离参考模型每条回答 {f.kl:.2f} nat。", KL,
     ),
@@ -185,17 +189,29 @@ OVER_TIME = (
 
 HEALTH = (
     Sentence(
-        "v", "health", lambda f: f.explained > 0,
+        "v", "health", lambda f: f.explained > LITTLE,
         "V explains {f.explained:.0%} of the variance of the returns, in the last fifth of the iterations.",
         "最后五分之一的迭代里，V 解释了回报方差的 {f.explained:.0%}。", V,
     ),
     Sentence(
-        "v useless", "health", lambda f: f.explained < 0,
+        "v as a constant", "health", lambda f: WORSE <= f.explained <= LITTLE and f.explained != 0,
+        "V explains nothing yet: it predicts the returns as a constant does (explained variance {f.explained:+.2f} in "
+        "the last fifth).",
+        "V 还没有解释什么：它对回报的预测与常数一样（最后五分之一的迭代里，解释方差为 {f.explained:+.2f}）。", V,
+    ),
+    Sentence(
+        "v useless", "health", lambda f: f.explained < WORSE,
         "V predicts the returns worse than a constant: explained variance {f.explained:+.2f} in the last fifth.",
         "V 对回报的预测比常数还差：最后五分之一的迭代里，解释方差为 {f.explained:+.2f}。", V,
     ),
     Sentence(
-        "no v", "health", lambda f: f.explained == 0 and f.steps > 1 and bool(f.advantage),
+        "v untrained", "health", lambda f: f.value_coef == 0 and f.steps > 0,
+        "V was not trained: loss.value_coef = 0.",
+        "没有训练 V：loss.value_coef = 0。", V,
+    ),
+    Sentence(
+        "no v", "health",
+        lambda f: f.explained == 0 and f.value_coef != 0 and f.steps > 1 and bool(f.advantage),
         "No V was trained: the advantage function {f.advantage} reads none.",
         "没有训练 V：优势函数 {f.advantage} 不用它。", V,
     ),

@@ -33,6 +33,14 @@ def changed_objective(c: Config) -> list[str]:
     F is measured in that J whatever the run optimises. Empty if J is what it optimises. An adaptive kl.coef would be
     one, but config/faults.py refuses it.
     """
+    changed = changed_score(c)
+    changed += [f"loss.entropy_coef = {c.loss.entropy_coef:g}"] if c.loss.entropy_coef else []
+    gamma = c.advantage.options.get("gamma", 1.0)
+    return [*changed, f"advantage.gamma = {gamma}"] if gamma != 1 else changed
+
+
+def changed_score(c: Config) -> list[str]:
+    """Settings by which a run on a problem of the exact lab is paid another score than the problem's; empty if none."""
     changed = []
     if [reward.use.removeprefix(f"{PROJECT}:") for reward in c.rewards.values()] != ["problem"]:
         changed.append(f"rewards = {', '.join(c.rewards)}")
@@ -40,12 +48,14 @@ def changed_objective(c: Config) -> list[str]:
         changed += [f"rewards.{label}.weight = {reward.weight:g}"] if reward.weight != 1 else []
         changed += [f"rewards.{label}.normalize = true"] if reward.normalize else []
         changed += [f"rewards.{label}.clip = {reward.clip:g}"] if reward.clip else []
-    changed += ["ppo.score_normalize = true"] if c.ppo.score_normalize else []
-    changed += [f"ppo.score_clip = {c.ppo.score_clip:g}"] if c.ppo.score_clip else []
-    changed += [f"truncation.rule = {c.truncation.rule}"] if c.truncation.rule != "keep" else []
-    changed += [f"loss.entropy_coef = {c.loss.entropy_coef:g}"] if c.loss.entropy_coef else []
-    gamma = c.advantage.options.get("gamma", 1.0)
-    return [*changed, f"advantage.gamma = {gamma}"] if gamma != 1 else changed
+    return [*changed, *score_rules(c)]
+
+
+def score_rules(c: Config) -> list[str]:
+    """Settings that change the sum of the rewards before the policy learns from it."""
+    rules = ["ppo.score_normalize = true"] if c.ppo.score_normalize else []
+    rules += [f"ppo.score_clip = {c.ppo.score_clip:g}"] if c.ppo.score_clip is not None else []
+    return [*rules, f"truncation.rule = {c.truncation.rule}"] if c.truncation.rule != "keep" else rules
 
 
 def other_doubts(c: Config) -> Iterator[str]:

@@ -23,6 +23,7 @@ from minirlhf.stages.evaluate import Sampling, summed_kl
 from minirlhf.stages.intervals import t_interval
 from minirlhf.tensors import ROUNDING
 
+MOST_LOST = 0.1  # share of the prompts that J may lose; more are selected by their responses, and stand for no others
 # Scores as the rewards give them, and after the run's rules (None where these are not known): (B,), NaN without one.
 Judge = Callable[[Rollout], tuple[Tensor, Tensor | None]]
 
@@ -74,13 +75,14 @@ def measure(
 def compare_objectives(reference: Measured, policy: Measured, beta: float, most: int) -> dict[str, Any] | None:
     """Content of `objective` in evaluation.json: J of reference, policy and best-of-n; None if it cannot be known.
 
-    A prompt with a response that has no score is left out on all sides. n = 4, 16, 64, ... up to `most`, the number of
-    the reference's responses at most. Intervals are Student's t of the differences over the prompts.
+    A prompt with a response that has no score is left out on all sides: above MOST_LOST of them J is unknown.
+    n = 4, 16, 64, ... up to `most`, the number of the reference's responses at most. Intervals are Student's t of the
+    differences over the prompts.
     """
     if reference.shaped is None or policy.shaped is None:
         return None
-    kept = ~(reference.shaped.isnan().any(dim=1) | policy.shaped.isnan().any(dim=1))
-    if not kept.any():
+    kept, lost = kept_and_lost(reference, policy)
+    if not kept.any() or lost > MOST_LOST * (int(kept.sum()) + lost):
         return None
     scores, kl = reference.shaped[kept], policy.kl[kept].mean(dim=1)
     own = policy.shaped[kept].mean(dim=1) - beta * kl  # (P,): J of the policy on each prompt
@@ -96,7 +98,14 @@ def compare_objectives(reference: Measured, policy: Measured, beta: float, most:
     j, before, against = (x.mean().item() for x in (own, rivals["reference"], rivals[strongest]))
     what, best_known = ("policy", j) if j > against else (strongest, against)
     return {
-        **{"beta": beta, "prompts": len(own), "reference": before, "policy": j, "policy_kl": kl.mean().item()},
+        **{
+            "beta": beta,
+            "prompts": len(own),
+            "prompts_left_out": lost,
+            "reference": before,
+            "policy": j,
+            "policy_kl": kl.mean().item(),
+        },
         **lead("policy_gain", own - rivals["reference"]),
         "best_of_n": points,
         "best_known": {"what": what, "objective": best_known},
@@ -104,6 +113,27 @@ def compare_objectives(reference: Measured, policy: Measured, beta: float, most:
         "not_beaten": [point["n"] for point in points if point["objective"] >= j],
         "verdict": {"against": strongest, "outcome": outcome(own, rivals[strongest], beta)},
     }
+
+
+def kept_and_lost(reference: Measured, policy: Measured) -> tuple[Tensor, int]:
+    """Prompts (P,) whose responses all have a score after the run's rules, and the number of the others.
+
+    A prompt that no reward applies to is not counted: it was not lost by what was written.
+    """
+    if reference.shaped is None or policy.shaped is None:
+        return torch.zeros(len(reference.scores), dtype=torch.bool), 0
+    kept = ~torch.cat((reference.shaped, policy.shaped), dim=1).isnan().any(dim=1)
+    applies = ~torch.cat((reference.scores, policy.scores), dim=1).isnan().all(dim=1)
+    return kept, int((applies & ~kept).sum())
+
+
+def why_unknown(reference: Measured, policy: Measured, rule: str) -> str:
+    """Reason why J cannot be known from these responses. rule: for truncated responses."""
+    kept, lost = kept_and_lost(reference, policy)
+    cut = f" (truncation.rule = {rule} gives none to one that was cut)" if rule in ("mask", "bootstrap") else ""
+    if not kept.any():
+        return f"no prompt has a score for every response{cut}"
+    return f"{lost} of {int(kept.sum()) + lost} prompts have a response without a score{cut}; the rest is a selection"
 
 
 def objective_of_problem(exact: dict[str, float | None], reference: float, beta: float, prompts: int) -> dict[str, Any]:

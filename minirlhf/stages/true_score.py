@@ -21,6 +21,7 @@ from minirlhf.config.schema import RewardConfig
 TRUE_SCORE_CORPUS = "reviews"  # packaged corpus that the score is for
 WORDS = 30
 ASPECTS = 3
+SHARED_PARTS = ("sentiment", "repetition", "length")  # parts that are built-in rewards, by the same names
 
 
 def true_scores(completions: Sequence[str]) -> list[float]:
@@ -42,7 +43,7 @@ def true_score_parts(completions: Sequence[str]) -> dict[str, list[float]]:
 def rewarded_parts(rewards: Mapping[str, RewardConfig]) -> list[str]:
     """Parts of the true score that are built-in rewards of the run as well, so that their gain is the reward's own."""
     paid = {reward.use.removeprefix(f"{PROJECT}:") for reward in rewards.values() if reward.weight}
-    return [part for part in ("sentiment", "repetition", "length") if part in paid]
+    return [part for part in SHARED_PARTS if part in paid]
 
 
 def seen_by(rewards: Mapping[str, RewardConfig], preferences: str | None) -> str:

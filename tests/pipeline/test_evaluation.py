@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from minirlhf.config.layers import load_config
-from minirlhf.pipeline.evaluation import pays_the_problem, same_score
+from minirlhf.pipeline.evaluation import same_score
 from minirlhf.pipeline.saved import trained_on
+from minirlhf.rl.doubts import changed_score
 from tests.cli.calling import done
 
 NOVELTY = Path(__file__).parents[2] / "plugins" / "novelty.py"
@@ -118,8 +119,10 @@ def test_the_run_is_rewarded_for_what_it_was_trained_on_whatever_the_evaluation_
         ({"ppo.score_normalize": "true"}, False),
         ({"truncation.rule": "mask"}, False),
         ({"rewards.problem.weight": "2"}, False),
+        ({"rewards.problem.use": "minirlhf:problem"}, True),  # its full name
+        ({"loss.entropy_coef": "0.1"}, True),  # another objective, but the score of the problem
     ],
 )
 def test_the_optimum_of_a_problem_is_that_of_a_run_which_is_paid_its_score_alone(sets, own):
     config, _ = load_config("exact", sets=[f"{key}={value}" for key, value in sets.items()])
-    assert pays_the_problem(config) is own
+    assert (not changed_score(config)) is own

@@ -8,7 +8,7 @@ import pytest
 from minirlhf.report.explain import LANGUAGES, SENTENCES, explain, true_sentences
 from minirlhf.report.run_facts import NAN, BestOf, Course, Facts, RewardFact, SampledPair, Side
 from minirlhf.report.sentences import IN_CHINESE, SECTIONS
-from minirlhf.rl.alarms import SETTLED
+from minirlhf.rl.alarms import SETTLED, WORSE
 from tests.manual import ROOT, blocks, read
 from tests.test_docs import anchors
 
@@ -37,6 +37,7 @@ BARE = {"course": Course(), "explained": NAN}
 LONG = {"before": Side(length_mean=10), "after": Side(length_mean=13.1)}
 SHORT = {"before": Side(length_mean=10), "after": Side(length_mean=6.9)}
 PRICE = {"kl": 2.0, "beta": 0.1, "gain": 0.2, "gain_low": 0.1}  # which costs 0.2
+OTHER_SCORE = ({"score_normalize": True}, {"score_clip": 1.0}, {"truncation": "penalty"})  # than the evaluation shows
 AHEAD = {"best_of_n": (FOUR, SIXTEEN)}
 REST = {"rest_gain": 0.3, "rest_low": 0.2, "rest_high": 0.4, "rewarded_parts": "length"}
 SHARE = {
@@ -64,7 +65,7 @@ CASES = {
     "reward clip": ([{"rewards": (TEA, replace(MILK, clip=2.0))}], [{}, {"rewards": (TEA, MILK)}]),
     "reward model": (
         [{"rewards": (TEA, replace(MILK, use="trained"))}, {"rewards": (replace(MILK, use="minirlhf:trained"),)}],
-        [{}, {"rewards": (TEA, MILK)}],
+        [{}, {"rewards": (TEA, MILK)}, {"rewards": (replace(MILK, use="mine.py:trained"),)}],
     ),
     "kl in reward": (
         [{"place": "reward", "beta": 0.1}],
@@ -111,6 +112,8 @@ CASES = {
         [TRUE | {"rewards": (replace(TEA, use=use),)} for use in ("sentiment", "length", "minirlhf:repetition")],
         [
             TRUE | {"rewards": (TEA,)},
+            TRUE | {"rewards": (replace(TEA, use="sentiment", weight=0.0),)},
+            TRUE | {"rewards": (replace(TEA, use="mine.py:length"),)},
             {"rewards": (replace(TEA, use="sentiment"),)},
             TRUE | {"rewards": (replace(TEA, use="sentiment"),), "planned": 0},
             TRUE | REST | {"rewards": (replace(TEA, use="length"),)},
@@ -136,14 +139,23 @@ CASES = {
     "repetition": ([{"repetition": (0.1, 0.2)}], [{}]),
     "price": (
         [PRICE, PRICE | {"gain": 0.3}],
-        [PRICE | {"gain": 0.19}, PRICE | {"beta": 0.0}, {"kl": 2.0}, PRICE | {"gain_low": 0.0}, {"gain_low": 0.1}],
+        [
+            *(PRICE | {"gain": 0.19}, PRICE | {"beta": 0.0}, {"kl": 2.0}, PRICE | {"gain_low": 0.0}, {"gain_low": 0.1}),
+            *(PRICE | rule for rule in OTHER_SCORE),
+        ],
     ),
     "price above gain": (
         [PRICE | {"gain": 0.19}, PRICE | {"gain": -0.1, "gain_low": -0.2, "gain_high": -0.1}],
-        [PRICE, PRICE | {"beta": 0.0, "gain": -1.0}, PRICE | {"gain": 0.19, "gain_low": 0.0}],
+        [
+            *(PRICE, PRICE | {"beta": 0.0, "gain": -1.0}, PRICE | {"gain": 0.19, "gain_low": 0.0}),
+            *(PRICE | {"gain": 0.19} | rule for rule in OTHER_SCORE),
+        ],
     ),
-    "price alone": ([PRICE | {"gain_low": 0.0}, PRICE | {"beta": 0.0}], [PRICE, PRICE | {"gain": 0.19}, {"kl": 2.0}]),
-    "kl": ([{"kl": 2.0}], [PRICE, PRICE | {"beta": 0.0}, {}]),
+    "price alone": (
+        [PRICE | {"gain_low": 0.0}, PRICE | {"beta": 0.0}],
+        [PRICE, PRICE | {"gain": 0.19}, {"kl": 2.0}, *(PRICE | {"beta": 0.0} | rule for rule in OTHER_SCORE)],
+    ),
+    "kl": ([{"kl": 2.0}, *(PRICE | rule for rule in OTHER_SCORE)], [PRICE, PRICE | {"beta": 0.0}, {}]),
     "kl in training": ([{"kl_last": 2.0}], [{"kl_last": 2.0, "evaluated": True}, {}]),
     "j up": (
         [J, J | {"j_high": 0.1}],
@@ -219,14 +231,23 @@ CASES = {
     "still rising": ([{"course": ROSE}], [{"course": LEVEL}, {"course": FELL}, BARE]),
     "falling": ([{"course": FELL}], [{"course": LEVEL}, {"course": ROSE}, BARE]),
     "level": ([{"course": LEVEL}], [{"course": ROSE}, {"course": FELL}, BARE]),
-    "v": ([{"explained": 0.4}], [{"explained": 0.0}, {"explained": -0.1}, BARE]),
-    "v useless": ([{"explained": -0.1}], [{"explained": 0.0}, {"explained": 0.4}, BARE]),
+    "v": ([{"explained": 0.4}, {"explained": 0.06}], [{"explained": 0.05}, {"explained": -0.2}, BARE]),
+    "v as a constant": (
+        [{"explained": share} for share in (WORSE, -0.03, 0.01, 0.05)],
+        [{"explained": 0.0}, {"explained": 0.06}, {"explained": WORSE - 0.01}, BARE],
+    ),
+    "v useless": ([{"explained": WORSE - 0.01}], [{"explained": WORSE}, {"explained": 0.4}, BARE]),
+    "v untrained": (
+        [{"value_coef": 0.0, "steps": 1}, {"value_coef": 0.0, "steps": 2, "explained": 0.0, "advantage": "gae"}],
+        [{"value_coef": 0.2, "steps": 2, "explained": 0.0}, {"value_coef": 0.0}, {"steps": 2, "explained": 0.0}],
+    ),
     "no v": (
         [{"explained": 0.0, "steps": 2, "advantage": "rloo"}],
         [
             {"explained": 0.1, "steps": 2, "advantage": "gae"},
             {"explained": 0.0, "steps": 1, "advantage": "gae"},
             {"explained": 0.0, "steps": 2},
+            {"explained": 0.0, "steps": 2, "advantage": "gae", "value_coef": 0.0},
         ],
     ),
     "clip": ([{"clipped": 0.1, "clipped_most": 0.4, "clipped_at": 1}], [{"clipped": 0.0, "clipped_most": 0.0}, {}]),
@@ -261,7 +282,10 @@ CASES = {
     ),
     "too far": (
         [PRICE | {"gain_high": 0.19}],
-        [PRICE | {"gain_high": 0.2}, PRICE | {"beta": 0.0, "gain_high": -0.1}, PRICE],
+        [
+            *(PRICE | {"gain_high": 0.2}, PRICE | {"beta": 0.0, "gain_high": -0.1}, PRICE),
+            *(PRICE | {"gain_high": 0.19} | rule for rule in OTHER_SCORE),
+        ],
     ),
     "more prompts": (
         [GAIN | {"gain_low": 0.0, "gain_high": 0.3}, GAIN | {"gain_low": -0.3, "gain_high": 0.0}],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirlhf.report.of_objective import objective_rows, objective_sentences, true_score_sentences
+from minirlhf.report.of_objective import objective_about, objective_rows, objective_sentences, true_score_sentences
 
 BEST = {"n": 16, "kl": 1.8, "score": 0.59, "objective": 0.42, "policy_lead": -0.07, "policy_lead_ci95": [-0.12, -0.02]}
 FOUND = {
@@ -29,7 +29,7 @@ def test_a_run_that_is_beaten_by_sampling_says_so_first():
 def test_no_victory_is_claimed_that_is_not_there(outcome):
     first = said(verdict={"against": "best of 16", "outcome": outcome})[0]
     assert first.startswith("The policy and best of 16 of the reference's own responses are not told apart (+0.350")
-    assert "has not beaten sampling" in first
+    assert "the run has not beaten best of 16. More prompts" in first
     assert "beats" not in first
 
 
@@ -58,7 +58,11 @@ def test_a_run_that_beats_sampling_says_against_what():
     assert first.startswith(
         "The policy has a higher objective than best of 16 of the reference's own responses (+0.500"
     )
-    assert first.endswith("on this objective the run beats sampling.")
+    assert first.endswith("on this objective the run beats best of 16. Best of more than 16 was not measured.")
+    assert "sampling" not in first  # a larger n may beat it
+    four = {"n": 4, "objective": 0.45}  # of few prompts the means need not rise with n
+    better = said(best_of_n=[four, BEST], verdict={"against": "best of 4", "outcome": "beats"})[0]
+    assert better.endswith("the run beats best of 4. Best of more than 16 was not measured.")
     assert second == "Nothing that was measured has a higher J; the optimum is not known."
 
 
@@ -68,6 +72,7 @@ def test_without_best_of_n_it_is_not_known_what_sampling_would_do():
     assert first.endswith("on this objective the run beats the model that it began with.")
     assert "+0.340 (95 % interval +0.300 to +0.380)" in first
     assert second.startswith("Best-of-n of the reference was not measured")
+    assert "more than" not in first
     lost = said(**plain | {"verdict": {"against": "reference", "outcome": "beaten"}})[0]
     assert lost.startswith("The reference has the higher objective (+0.010 against +0.350")
 
@@ -83,6 +88,17 @@ def test_what_is_not_known_has_a_reason_and_of_a_known_optimum_f_says_it_all():
     }
     assert list(objective_sentences({"objective": exact})) == []
     assert objective_rows({"objective": exact})[-1] == ("optimum", None, None, 1.7)
+
+
+def test_j_says_which_prompts_it_lost_and_which_score_is_in_it():
+    plain = objective_about({"objective": FOUND | {"prompts_left_out": 0}})
+    assert plain == "J = score - 0.09 KL, what a run with these rewards maximises, on 64 prompts; higher is better"
+    rules = {"score_rules": ["ppo.score_clip = 1", "truncation.rule = mask"], "prompts_left_out": 3}
+    assert objective_about({"objective": FOUND | rules}) == (
+        f"{plain}; its score is after ppo.score_clip = 1 and truncation.rule = mask; prompts left out, since a "
+        "response of theirs has no score: 3"
+    )
+    assert objective_about({"objective": FOUND | {"score_rules": 3, "prompts_left_out": "x"}}) == plain
 
 
 def test_the_rows_by_hand():

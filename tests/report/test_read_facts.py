@@ -20,8 +20,7 @@ from minirlhf.report.read_facts import (
     first_and_last,
     trend_of,
 )
-from minirlhf.report.run_facts import PARTS_OF_TRUE_SCORE, BestOf, Facts, Side
-from minirlhf.stages import true_score
+from minirlhf.report.run_facts import BestOf, Facts, Side
 
 CONFIG = """
 [run]
@@ -42,6 +41,8 @@ controller = "adaptive"
 target = 3.0
 [advantage]
 function = "gae"
+[loss]
+value_coef = 0.3
 [ppo]
 iterations = 10
 [evaluation]
@@ -102,6 +103,7 @@ def test_settings_and_rewards_are_those_of_the_configuration(write):
     facts = facts_of_run(write(metrics=ROWS))
     assert (facts.preset, facts.seed, facts.steps, facts.planned) == ("mine", "7", 10, 10)
     assert (facts.estimator, facts.place, facts.target, facts.advantage, facts.best_of) == ("k1", "both", 3, "gae", 16)
+    assert facts.value_coef == 0.3
     assert (facts.beta_first, facts.beta) == (0.2, 0.1)  # the last iteration's, not the one that was set
     friendly, short = facts.rewards
     assert (friendly.name, friendly.weight, friendly.normalize) == ("friendly = sentiment", 1.0, False)
@@ -279,12 +281,6 @@ def test_what_the_alarms_and_the_doubts_say_is_said(write):
     assert texts["alarm"].startswith("Iteration 5: 50% of the token triples")
     assert texts["doubt"].startswith("Warned before it began: kl k3 in reward: k3 in the reward is not the gradient")
     assert "heed the alarms" in texts
-
-
-def test_the_rewards_that_the_true_score_is_made_of():
-    """stages/true_score.py imports them by name."""
-    assert {name for name in ("sentiment", "length", "keywords", "regex", "repetition", "problem")
-            if hasattr(true_score, name)} == set(PARTS_OF_TRUE_SCORE)  # fmt: skip
 
 
 def test_where_there_is_no_run_there_is_nothing_to_explain(tmp_path):

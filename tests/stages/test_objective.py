@@ -12,7 +12,7 @@ from minirlhf.exact.problems import problems
 from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.transformer import Transformer, TransformerConfig
-from minirlhf.stages import evaluate
+from minirlhf.stages import evaluate, objective
 from minirlhf.stages.evaluate import Sampling, sequence_kl
 from minirlhf.stages.objective import (
     Measured,
@@ -24,6 +24,7 @@ from minirlhf.stages.objective import (
     kl_of_counts,
     measure,
     outcome,
+    why_unknown,
 )
 from tests.helpers import Letters, seeded, small_policy
 
@@ -96,16 +97,39 @@ def test_n_goes_up_by_four_as_far_as_it_is_asked_for():
         assert [p["n"] for p in compare_objectives(many, measured(tensor([0, 0])), 0.1, most)["best_of_n"]] == sizes
 
 
-def test_a_prompt_with_a_response_that_has_no_score_leaves_all_sides():
+def test_a_prompt_with_a_response_that_has_no_score_leaves_all_sides(monkeypatch):
     nan = math.nan
     before = tensor([0, 1, 2, 5], [0, 2, 4, 6], [1, nan, 1, 1])
     after = measured(tensor([5, 3], [6, nan], [1, 1]), kl=tensor([2, 4], [1, 1], [1, 1]))
+    monkeypatch.setattr(objective, "MOST_LOST", 0.7)
     found = compare_objectives(measured(before), after, 0.5, 4)
     assert (found["prompts"], found["reference"], found["policy"]) == (1, 2.0, 2.5)
     assert found["policy_gain_ci95"] is None
     assert found["verdict"]["outcome"] == "not told apart"  # one prompt
     assert compare_objectives(measured(before[2:]), measured(after.scores[2:]), 0.5, 4) is None
     assert compare_objectives(measured(BEFORE, shaped=None), AFTER, 0.5, 4) is None
+
+
+def test_a_tenth_of_the_prompts_may_be_left_out_and_no_more():
+    """Of 20 prompts 2 may lose a response. A prompt that no reward applies to is none of them."""
+    scores, nan = torch.arange(80.0, dtype=torch.float64).view(20, 4), math.nan
+    cut = scores.clone()
+    cut[:2, 0] = nan
+    found = compare_objectives(measured(scores, shaped=cut), measured(scores), 0.1, 4)
+    assert (found["prompts"], found["prompts_left_out"]) == (18, 2)
+    other = scores.clone()
+    other[2] = nan  # every response of the policy to a third prompt was cut
+    before, after = measured(scores, shaped=cut), measured(scores, shaped=other)
+    assert compare_objectives(before, after, 0.1, 4) is None
+    assert why_unknown(before, after, "keep") == (
+        "3 of 20 prompts have a response without a score; the rest is a selection"
+    )
+    assert "truncation.rule = mask gives none to one that was cut" in why_unknown(before, after, "mask")
+    scores[10:] = nan
+    found = compare_objectives(measured(scores), measured(scores), 0.1, 4)
+    assert (found["prompts"], found["prompts_left_out"]) == (10, 0)
+    nothing = measured(scores[10:])
+    assert why_unknown(nothing, nothing, "keep") == "no prompt has a score for every response"
 
 
 @pytest.mark.parametrize(

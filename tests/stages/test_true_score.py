@@ -4,10 +4,12 @@ import math
 
 import pytest
 
+from minirlhf.builtin.rewards import register_reward_models
 from minirlhf.config.schema import Config, RewardConfig
 from minirlhf.pipeline.evaluation import add_true_scores
+from minirlhf.stages import true_score
 from minirlhf.stages.evaluate import Evaluation
-from minirlhf.stages.true_score import aspects, rewarded_parts, seen_by, true_scores
+from minirlhf.stages.true_score import SHARED_PARTS, aspects, rewarded_parts, seen_by, true_score_parts, true_scores
 
 
 def test_the_formula_by_hand():
@@ -17,6 +19,11 @@ def test_the_formula_by_hand():
     text = "The seams are brown and the zipper is long."
     assert aspects(text) == {"seams", "zipper"}
     assert true_scores([text])[0] == pytest.approx(4 / 3 + 9 / 30)
+
+
+def test_the_parts_that_are_rewards_are_those_that_it_is_made_of():
+    assert {name for name in register_reward_models() if hasattr(true_score, name)} == set(SHARED_PARTS)
+    assert set(SHARED_PARTS) < set(true_score_parts(["a"]))
 
 
 def test_each_of_its_parts_moves_it():
@@ -54,6 +61,10 @@ def test_an_evaluation_says_it_of_both_sides_and_of_the_gain():
     # lost, 2/3, with one word less: 3 and 4 of 30.
     assert result.summary["true_score_rewarded"] == ["sentiment"]
     assert result.summary["true_score_gain_unrewarded"] == pytest.approx((-2 / 3 - 1 / 30) / 3, abs=1e-6)
+    unpaid = Evaluation(summary={"reference": {}, "policy": {}}, rows=rows)
+    add_true_scores(unpaid, Config(), {"short": RewardConfig(use="mine.py:short")})
+    assert unpaid.summary["true_score_rewarded"] == []  # so that there is no gain without it
+    assert not [key for key in unpaid.summary if key.startswith("true_score_gain_unrewarded")]
     for side, mean in (("reference", before), ("policy", after)):
         parts = result.summary[side]["true_score_parts"]
         assert list(parts) == ["sentiment", "aspects", "repetition", "length"]
