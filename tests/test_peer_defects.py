@@ -113,8 +113,15 @@ def test_whitened_advantages_have_mean_zero_and_variance_one():
     """torchtune adds the mean back: 10, 12, 14 (std 2) would become 11, 12, 13."""
     x = torch.tensor([[10.0, 12.0, 14.0]])
     assert whiten(x, x > 0, "batch")[0].tolist() == [[-1.0, 0.0, 1.0]]
-    e, _ = iteration(state_of(small_policy()))
-    kept = e.advantages[e.mask]
+
+    def below_three_units(rollout, step):  # V begins at 0 there, not at the mean
+        given = by_length(rollout, step)
+        spread = given.total - given.total.mean()
+        return replace(given, total=spread + 2.5 * spread.std())
+
+    e, _ = iteration(state_of(small_policy()), below_three_units)
+    kept, plain = e.advantages[e.mask], (e.returns - e.old_values)[e.mask]
+    assert plain.mean() > plain.std()  # there was a mean to take away
     assert kept.mean().item() == pytest.approx(0, abs=1e-10)
     assert kept.var().item() == pytest.approx(1, abs=1e-10)
 

@@ -150,6 +150,7 @@ def test_the_floor_of_the_calibration_error_by_hand():
     own. Many labels: sqrt(2/pi) of the standard error of their share. A label of 0.8 is right by 0.8 or 0.2: stated 0.6
     it is 0.8 with chance 2/3, off by 0.2 or 0.4. Ties are always right by a half."""
     one = torch.ones(1).double()
+    # Of 400 draws, whose standard errors are 0.012 at most: the tolerances are three of them.
     assert ece_floor(0.8 * one, one) == pytest.approx(2 * 0.8 * 0.2, abs=0.04)
     both = torch.tensor([0.6, 0.6]).double()
     assert ece_floor(both, torch.ones(2).double()) == pytest.approx(0.288, abs=0.03)
