@@ -5,10 +5,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MINIRLHF_LOAD_PLUGINS"] = ""
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_numbers_that_no_run_has_are_no_traceback(tmp_path, files, toml):
     data(run_page(tmp_path))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), JSON), max_size=3), st.text(max_size=30))
 def test_whatever_stands_in_the_files_there_is_a_page(tmp_path, rows, toml):
     (tmp_path / "config.toml").write_text(toml, encoding="utf-8", errors="replace")

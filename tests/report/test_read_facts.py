@@ -304,7 +304,7 @@ PLACES = [("evaluation", key) for key in EVALUATION] + [("objective", key) for k
 PLACES += [("policy", key) for key in SIDE] + [(step, key) for step in range(4) for key in ROWS[0] if key != "step"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(PLACES), ANYTHING, min_size=1, max_size=6))
 def test_whatever_stands_in_the_files_is_no_traceback_and_no_nan(spoilt):
     """Some values of the evaluation and of the metrics are replaced by anything. NaN is the null of the file."""

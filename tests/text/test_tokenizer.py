@@ -68,7 +68,7 @@ CHARACTERS = st.one_of(*[st.integers(*span) for span in ((0, 0x2FF), (0x300, 0xD
 
 
 @given(st.lists(CHARACTERS.map(chr)).map("".join))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_comes_back(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids) == text
@@ -76,7 +76,7 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["<eos>", "<bos>", "<pad>", " ", "a", "<", "eos", "好", "\n"])))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_text_that_spells_a_special_token_is_only_text(parts: list[str]) -> None:
     text = "".join(parts)
     ids = TOKENIZER.encode(text)
@@ -90,7 +90,7 @@ def test_special_tokens_are_dropped_by_decode() -> None:
 
 
 @given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_ids_can_be_decoded(ids: list[int]) -> None:
     TOKENIZER.decode(ids).encode()  # valid Unicode
 
