@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from minirlhf.report.explain import Said
 
 LABEL = 10  # columns of a section's title
-NARROWEST = 20  # columns that a sentence gets at least
+NARROWEST = 20  # columns that a sentence gets at least beside it; if there are fewer the title has a line of its own
+LEAST = 8  # columns that a sentence gets, however narrow the terminal is
 WIDE = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef"  # Chinese letters and marks
 # A letter of a script without spaces, or a word; with the spaces and the closing marks behind it. `a -> b` is one word.
 PIECE = re.compile(rf"(?:[{WIDE}]|[^\s{WIDE}]+(?: -> [^\s{WIDE}]+)?|\s)[，。；：、）》」]* *")
@@ -39,7 +40,7 @@ def command(run: Path, language: str, as_json: bool) -> None:
         for sentence in said:
             print(json_line(vars(sentence)))
         return
-    width = max(LABEL + NARROWEST, min(110, columns() or 110))
+    width = min(110, columns() or 110)
     numbers = {page: number for number, page in enumerate(dict.fromkeys(sentence.page for sentence in said), start=1)}
     for line in explained_lines(said, numbers, width):
         print(line)
@@ -53,15 +54,17 @@ def explained_lines(said: "list[Said]", numbers: Mapping[str, int], width: int) 
     """Yield the lines: a section with its title at its first sentence, each sentence with the number of its page."""
     from rich.cells import cell_len
 
-    section = ""
+    section, before = "", LABEL if width >= LABEL + NARROWEST else 0
     for sentence in said:
         title = sentence.section if sentence.section != section else ""
         section = sentence.section
         for index, part in enumerate(f"{sentence.text} [{numbers[sentence.page]}]".split("\n")):
             inner = "  " * (index > 0)
-            for number, line in enumerate(broken_lines(printable(part), width - LABEL - len(inner))):
+            for number, line in enumerate(broken_lines(printable(part), max(LEAST, width - before - len(inner)))):
                 label = title if index == number == 0 else ""
-                yield f"{label}{' ' * (LABEL - cell_len(label))}{inner}{line}"
+                if label and not before:
+                    yield label
+                yield f"{(label + ' ' * (before - cell_len(label))) * bool(before)}{inner}{line}"
 
 
 def broken_lines(text: str, width: int) -> Iterator[str]:

@@ -45,7 +45,10 @@ def command(run: Path, step: int | None, response: int, by: str, as_json: bool) 
     console.print(f"iteration {row['step']}, response {response}, {score}", markup=False)
     console.print(printable(row["prompt"]), style="dim", markup=False)
     console.print(coloured(row, by))
-    console.print(token_table(row, console.width))
+    table, absent = token_table(row, console.width)
+    console.print(table)
+    if absent:
+        console.print(f"no room in {console.width} columns: {', '.join(absent)}", style="dim", markup=False)
 
 
 def logged_response(run: Path, step: int | None, response: int) -> dict[str, Any]:
@@ -107,8 +110,8 @@ def shade(share: float) -> str:
     return f"rgb({int(red * strength)},{int(green * strength)},{int(blue * strength)})"
 
 
-def token_table(row: dict[str, Any], width: int) -> Any:
-    """Table with a row a token and as many quantities as fit in `width` columns, one at least."""
+def token_table(row: dict[str, Any], width: int) -> tuple[Any, list[str]]:
+    """Table with a row a token and as many quantities as fit in `width` columns, at least one; heads of the rest."""
     from rich.table import Table
     from rich.text import Text
 
@@ -129,14 +132,17 @@ def token_table(row: dict[str, Any], width: int) -> Any:
         numbers[key] = column
         found.add_column(Text("\n".join(heads(key)), style="bold"), justify="right", no_wrap=True)
     found.add_column("clip\n ", no_wrap=True)
-    likely = len(numbers) == len(SHOWN) and room - GAP >= LIKELY
+    absent = [heads(key)[0] for key in SHOWN[len(numbers) :]]
+    likely = not absent and room - GAP >= LIKELY
     if likely:
         found.add_column("three likeliest: policy (reference)\nall_probs")
+    else:
+        absent.append("the three likeliest tokens")
     for i, name in enumerate(names):
         held = "held" if isinstance(row["clipped"], list) and row["clipped"][i] else ""
         choices = Text(alternatives(row["likeliest"][i]), no_wrap=True, overflow="ellipsis")
         found.add_row(Text(name), *(column[i] for column in numbers.values()), held, *([choices] if likely else []))
-    return found
+    return found, absent
 
 
 def heads(key: str) -> tuple[str, str]:

@@ -186,7 +186,8 @@ class Panel:
         passed, run = clock(monotonic() - self._started), self._run
         if not run:
             return [justified(Text("minirlhf", style="bold"), passed, width)]
-        about = f"  {run['preset']}, seed {run['seed']}, {run['device']}, {run['threads']} threads"
+        threads = f"{run['threads']} thread{'s' * (run['threads'] != 1)}"
+        about = f"  {run['preset']}, seed {run['seed']}, {run['device']}, {threads}"
         title = Text.assemble((f"minirlhf {run['minirlhf']}", "bold"), printable(about))
         return [justified(title, passed, width), Text(printable(run["run_dir"]), style="dim"), Text()]
 

@@ -7,7 +7,7 @@ import sys
 from time import monotonic
 from typing import Any
 
-from minirlhf.cli.fit import fitting, wrapped
+from minirlhf.cli.fit import fitting, table, wrapped
 from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line, tell
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
@@ -153,6 +153,15 @@ def with_interval(summary: dict[str, Any], name: str) -> str:
     return number(summary[name], "+.3f") + interval
 
 
+def print_numbers(rows: list[tuple[str, ...]], width: int | None) -> None:
+    """Print a table with its heads first: a title of 28 columns and numbers of 10; folded on a narrower terminal."""
+    if width is None or width >= 28 + 11 * (len(rows[0]) - 1):
+        for title, *numbers in rows:
+            print(f"{title:<28}" + "".join(f" {text:>10}" for text in numbers))
+    else:
+        print("\n".join(table(rows, width)))
+
+
 def print_objective(summary: dict[str, Any]) -> None:
     """Print the true score's gain, J of reference, best-of-n and policy, and what the run did not beat."""
     from minirlhf.report.of_objective import (
@@ -168,9 +177,8 @@ def print_objective(summary: dict[str, Any]) -> None:
         print(wrapped(line, width, hang=2))
     if "exact" not in summary and (rows := objective_rows(summary)):
         print(f"\n{wrapped(objective_about(summary), width)}")
-        print(f"{'':<28} {'score':>10} {'KL, nats':>10} {'J':>10}")
-        for what, score, kl, j in rows:
-            print(f"{what:<28} {number(score, '+.3f'):>10} {number(kl, '.2f'):>10} {number(j, '+.3f'):>10}")
+        measured = ((what, number(s, "+.3f"), number(kl, ".2f"), number(j, "+.3f")) for what, s, kl, j in rows)
+        print_numbers([("", "score", "KL, nats", "J"), *measured], width)
     for sentence in objective_sentences(summary):
         print(wrapped(sentence, width))
 
@@ -187,9 +195,9 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
             score = row[f"{side}_score"]
             mark = f"{side:>9} {number(score, '+.2f'):>5}  "
             print(wrapped(printable(row[side].strip()) or "(nothing)", width, mark))
-    print(f"\n{summary['prompts']} held-out prompts{'':>8} {'reference':>10} {'policy':>10}")
-    for title, before, after, form in sides(summary):
-        print(f"{title:<28} {number(before, form):>10} {number(after, form):>10}")
+    print()
+    measured = ((title, number(before, form), number(after, form)) for title, before, after, form in sides(summary))
+    print_numbers([(f"{summary['prompts']} held-out prompts", "reference", "policy"), *measured], columns())
     gained = (
         f"score gain {with_interval(summary, 'score_gain')}, "
         f"better on {number(summary['win_rate'], '.0%')} of the prompts ({summary['ties']} ties count half), "

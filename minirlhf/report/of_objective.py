@@ -19,8 +19,9 @@ def objective_rows(evaluation: dict[str, Any]) -> list[Row]:
     found = evaluation.get("objective")
     if not isinstance(found, dict):
         return []
-    j, kl, beta = (six_digits(found.get(key)) for key in ("policy", "policy_kl", "beta"))
-    score = None if j is None or kl is None or beta is None else j + beta * kl
+    numbers: list[Any] = [found.get(key) for key in ("policy", "policy_kl", "beta")]
+    j, kl, beta = numbers
+    score = None if None in map(six_digits, numbers) else j + beta * kl
     rows: list[Row] = [("reference", found.get("reference"), 0.0, found.get("reference"))]
     rows += [
         (f"best of {number(point.get('n'), '.0f')}", point.get("score"), point.get("kl"), point.get("objective"))

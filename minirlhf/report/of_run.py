@@ -315,7 +315,8 @@ def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def options(name: str, values: dict[str, Any]) -> str:
     """Text of a component: name (key = value, ...)."""
-    listed = ", ".join(f"{key} = {value}" for key, value in values.items())
+    written = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
+    listed = ", ".join(f"{key} = {value}" for key, value in written.items())
     return f"{name} ({listed})" if listed else name
 
 

@@ -304,7 +304,7 @@ def score_course(metrics: Sequence[dict[str, Any]], config: dict[str, Any]) -> C
     fitted = max(FEWEST, len(rows) // 3)
     slope, error = trend_of(objective_values(rows, config)[-fitted:])
     return Course(
-        first=first, last=last, tail=tail, half=half, most=most, fitted=fitted, trend=slope, trend_noise=error,
+        first=first, last=last, half=half, most=most, fitted=fitted, trend=slope, trend_noise=error,
         noise=math.sqrt((spread[0] ** 2 + spread[1] ** 2 / tail) / size) if size > 0 else NAN,
     )  # fmt: skip
 

@@ -95,7 +95,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Course:
-    """Score over the iterations. first: of the first one; last: mean of the last `tail` ones; scores, or NaN.
+    """Score over the iterations. first: of the first one; last: mean of the last fifth; scores, or NaN.
 
     noise: standard error of last - first. half, most: first iterations at which half and nine tenths of the way were
     gone. trend, trend_noise: slope an iteration of J = score - beta KL over the last `fitted` iterations, and its
@@ -104,7 +104,6 @@ class Course:
 
     first: float = NAN
     last: float = NAN
-    tail: int = 0
     noise: float = NAN
     half: int = 0
     most: int = 0

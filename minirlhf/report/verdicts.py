@@ -7,6 +7,7 @@ from minirlhf.report.run_facts import all_measured
 from minirlhf.report.sentences import CLIP, COURSE, FAILED, KL, RESIDUAL, WARNINGS, WATCH, J, Sentence, V
 from minirlhf.rl.alarms import WORSE
 
+LEAST_OF = 4  # smallest n of best-of-n that an evaluation measures
 LITTLE = 0.05  # explained variance up to which V is hardly better than a constant: a twentieth
 
 COST = (
@@ -121,13 +122,13 @@ BEATEN = (
     Sentence(
         "j unmeasured", "beaten",
         lambda f: f.evaluated and not f.has_exact and all_measured(f.gain) and not all_measured(f.j_policy)
-        and f.best_of != 0 and not f.j_unknown,
+        and not f.best_of < LEAST_OF and not f.j_unknown,
         "J was not compared with best of n; `minirlhf evaluate {f.run}{f.more_j_prompts}` prints it (it is not saved).",
         "没有拿 J 与 best of n 比较；`minirlhf evaluate {f.run}{f.more_j_prompts}` 会打印它（不保存）。", J,
     ),
     Sentence(
         "best of n unmeasured", "beaten",
-        lambda f: f.evaluated and not f.has_exact and all_measured(f.gain) and not f.best_of_n and f.best_of == 0,
+        lambda f: f.evaluated and not f.has_exact and all_measured(f.gain) and not f.best_of_n and f.best_of < LEAST_OF,
         "Best of n was not measured; `minirlhf evaluate {f.run} --set evaluation.best_of=16{f.more_j_prompts}` prints "
         "it (it is not saved).",
         "没有测 best of n；`minirlhf evaluate {f.run} --set evaluation.best_of=16{f.more_j_prompts}` "
@@ -152,21 +153,21 @@ OVER_TIME = (
     Sentence(
         "rose", "course", lambda f: f.course.sure > 0,
         "In training the score rose from {f.course.first:+.3f} to {f.course.last:+.3f} (mean of the last "
-        "{f.course.tail}): half of that by iteration {f.course.half}, nine tenths by {f.course.most}.",
-        "训练中得分从 {f.course.first:+.3f} 升到 {f.course.last:+.3f}（最后 {f.course.tail} 次的均值）：到第 "
+        "fifth): half of that by iteration {f.course.half}, nine tenths by {f.course.most}.",
+        "训练中得分从 {f.course.first:+.3f} 升到 {f.course.last:+.3f}（最后五分之一的均值）：到第 "
         "{f.course.half} 次迭代升了一半，到第 {f.course.most} 次升了九成。", COURSE,
     ),
     Sentence(
         "fell", "course", lambda f: f.course.sure < 0,
         "In training the score fell from {f.course.first:+.3f} to {f.course.last:+.3f} (mean of the last "
-        "{f.course.tail}).",
-        "训练中得分从 {f.course.first:+.3f} 降到 {f.course.last:+.3f}（最后 {f.course.tail} 次的均值）。", COURSE,
+        "fifth of the iterations).",
+        "训练中得分从 {f.course.first:+.3f} 降到 {f.course.last:+.3f}（最后五分之一的均值）。", COURSE,
     ),
     Sentence(
         "flat", "course", lambda f: f.course.sure == 0,
         "In training the score went from {f.course.first:+.3f} to {f.course.last:+.3f} (mean of the last "
-        "{f.course.tail}), no further than chance explains.",
-        "训练中得分从 {f.course.first:+.3f} 到 {f.course.last:+.3f}（最后 {f.course.tail} 次的均值），没有超出偶然。",
+        "fifth of the iterations), no further than chance explains.",
+        "训练中得分从 {f.course.first:+.3f} 到 {f.course.last:+.3f}（最后五分之一的均值），没有超出偶然。",
         COURSE,
     ),
     Sentence(

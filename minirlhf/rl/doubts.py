@@ -65,7 +65,7 @@ def other_doubts(c: Config) -> Iterator[str]:
             f"optimality F of {c.exact.problem} is that of its own score - {c.kl.coef:g} KL, and this run optimises "
             f"something else ({', '.join(changed)}): its best F may be below 1"
         )
-    if c.corpus.preferences and not any(r.use.endswith("trained") for r in c.rewards.values()):
+    if c.corpus.preferences and not any(r.use.removeprefix(f"{PROJECT}:") == "trained" for r in c.rewards.values()):
         yield "corpus.preferences: no reward is trained from these comparisons; choose it by --reward trained"
     updates = c.ppo.epochs * -(-c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt // c.ppo.minibatch_size)
     function, loss = c.advantage.function.removeprefix(f"{PROJECT}:"), c.loss.policy

@@ -5,6 +5,7 @@ Not here: which runs there are (grid.py, compare.py), which measure decides (jud
 (report/of_compare.py).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from minirlhf.store.files import checked_number, read_json
 from minirlhf.studies.grid import Variant
 
 Measures = dict[str, float | None]
+# Least and largest value that the mean of a measure can have. An interval by Student's t knows nothing of them.
+BOUNDS = {"kl_nats_per_sequence": (0.0, math.inf), "seconds_ppo": (0.0, math.inf), "optimality": (-math.inf, 1.0)}
 
 
 @dataclass
@@ -76,7 +79,7 @@ def summary(variant: Variant, outcome: Outcome, first: Outcome) -> dict[str, Any
     """
     rows = list(outcome.measures.values())
     names = list(dict.fromkeys(name for row in rows for name in row))
-    measures = {name: dict(over_seeds([row.get(name) for row in rows])) for name in names}
+    measures = {name: dict(over_seeds([row.get(name) for row in rows], *BOUNDS.get(name, ()))) for name in names}
     for name in names if outcome is not first else ():
         seeds = [seed for seed in outcome.measures if seed in first.measures]
         before, after = (column([o.measures[seed].get(name) for seed in seeds]) for o in (first, outcome))
@@ -105,15 +108,19 @@ def paired_statistics(found: Tensor) -> Iterator[tuple[str, Any]]:
         yield "seeds_to_tell", count_that_tells(found.mean().item(), found.std().item())
 
 
-def over_seeds(values: Sequence[float | None]) -> Iterator[tuple[str, Any]]:
+def over_seeds(
+    values: Sequence[float | None], least: float = -math.inf, most: float = math.inf
+) -> Iterator[tuple[str, Any]]:
     """Statistics over the seeds that have a value: mean; from 2 on ci95 (Student's t); from 4 on iqm; and the values.
 
+    least, most: what lies beyond is left out of the interval, but never the mean, which an estimate may carry there.
     iqm: interquartile mean, without the lowest and highest quarter, so that one bad seed moves it little (2108.13264).
     """
     known = column([value for value in values if value is not None])
-    yield "mean", known.mean().item() if len(known) else None
-    if len(known) > 1:
-        yield "ci95", t_interval(known)
+    mean = known.mean().item() if len(known) else None
+    yield "mean", mean
+    if mean is not None and (ends := t_interval(known)):
+        yield "ci95", [max(ends[0], min(least, mean)), min(ends[1], max(most, mean))]
     if len(known) >= 4:
         cut = len(known) // 4
         yield "iqm", known.sort().values[cut : len(known) - cut].mean().item()

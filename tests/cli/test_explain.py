@@ -34,6 +34,14 @@ def test_it_is_as_wide_as_the_terminal(finished, monkeypatch, language, width):
     assert width - 12 < widest <= width
 
 
+@pytest.mark.parametrize("width", [20, 29])
+def test_on_a_narrow_terminal_a_title_has_a_line_of_its_own(finished, monkeypatch, width):
+    monkeypatch.setattr("minirlhf.cli.explain.columns", lambda: width)
+    title, first, *lines = done("explain", finished[0]).out.split("\n")
+    assert (title, first[:5]) == ("rewarded", "tiny,")
+    assert max(map(cell_len, lines)) <= width
+
+
 def test_in_chinese(finished):
     out = done("explain", finished[0], "--lang", "zh").out
     assert out.startswith("奖励      tiny，种子 0：4 次迭代全部完成。 [1]\n")

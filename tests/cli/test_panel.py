@@ -56,7 +56,7 @@ def seen(finished):
 
 def test_it_shows_the_run_the_stages_and_every_measure(seen):
     text, last = plain(shown(seen)), seen[-2]
-    assert re.fullmatch(r"minirlhf \S+  tiny, seed 0, cpu, 1 threads +0:0\d", text[0])
+    assert re.fullmatch(r"minirlhf \S+  tiny, seed 0, cpu, 1 thread +0:0\d", text[0])
     assert text[1] == seen[0]["run_dir"] or text[1].endswith("…")
     (base,) = [line for line in text if line.startswith("base")]
     assert re.match(r"base +(made|reused): [\d,]+ parameters", base)

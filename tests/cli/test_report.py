@@ -8,6 +8,7 @@ import click
 import pytest
 
 from minirlhf.cli.fit import cells
+from minirlhf.cli.inspect import SHOWN, heads, logged_response, token_table
 from tests.cli.calling import done, refused
 
 
@@ -38,6 +39,18 @@ def test_inspect_shows_the_last_iteration_a_line_a_token(finished):
     for name in ("logprob", "ref_logprob", "exact", "value", "reward", "advantage"):
         assert f"{last[name][0]:.3f}" in first
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 80, 110])
+def test_inspect_names_what_a_narrow_terminal_has_no_room_for(finished, monkeypatch, width):
+    table, absent = token_table(logged_response(finished[0], None, 1), width)
+    shown = [str(column.header).split("\n")[0] for column in table.columns]
+    assert [*shown[1:-1], *absent] == [*(heads(key)[0] for key in SHOWN), "the three likeliest tokens"]
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = " ".join(done("inspect", finished[0]).out.split())
+    assert text.endswith(f" no room in {width} columns: {', '.join(absent)}")
+    monkeypatch.delenv("COLUMNS")
+    assert "no room" not in done("inspect", finished[0]).out
 
 
 def test_any_response_of_any_iteration_as_json_with_what_follows_from_it(finished):

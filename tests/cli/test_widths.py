@@ -9,7 +9,7 @@ from minirlhf.cli.compare import Progress, table_lines
 from minirlhf.cli.fit import cells
 from minirlhf.cli.overoptimise import Curves
 from minirlhf.cli.panel import Panel
-from minirlhf.cli.printer import Printer, print_evaluation
+from minirlhf.cli.printer import Printer, print_evaluation, print_numbers
 from tests.cli.calling import done
 from tests.cli.test_panel import plain, screen
 from tests.studies.test_overoptimise import a_curve, o
@@ -51,6 +51,15 @@ def test_completions_of_sample(finished, terminal, width):
     long = ("--temperature", "2", "-n", "3", "--reward", "length", "--max-new-tokens", "60")
     fits(done("sample", finished[0], "the cat is good and " + "my tea was great " * 6, *long).out, width)
     fits(done("sample", finished[0], "the", *long, "--from", "base", "--from", "policy").out, width)
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_the_tables_of_an_evaluation_fold_on_a_narrow_terminal(terminal, width, capsys):
+    print_numbers([("", "score", "KL, nats", "J"), ("policy", "+0.500", "2.000", "+0.320")], width)
+    print_numbers([("a long title of a measure", "reference", "policy"), ("tokens", "123456789.1", "2.0")], width)
+    shown = fits(capsys.readouterr().out, width)
+    assert "policy +0.500 2.000 +0.320" in shown
+    assert re.search(r"tokens 123456789\.1( tokens)? ", shown)
 
 
 @WIDTHS

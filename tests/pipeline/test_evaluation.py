@@ -81,7 +81,16 @@ def test_an_evaluation_of_files_that_have_changed_since_the_run_says_so(tiny, tm
 
 
 def test_j_and_both_residuals_are_measured_and_a_reason_stands_where_they_are_not(tiny, finished, tmp_path):
-    several = ("--set", "evaluation.residual_prompts=3", "--set", "evaluation.best_of=16", "--set", "kl.coef=0.2")
+    several = (
+        "--set",
+        "evaluation.residual_prompts=3",
+        "--set",
+        "evaluation.best_of=16",
+        "--set",
+        "kl.coef=0.2",
+        "--set",
+        "ppo.score_clip=999",
+    )
     result = done("run", *tiny, "--reward", "length", *several, "--out", tmp_path / "run")
     end = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     found = end["objective"]
@@ -96,6 +105,8 @@ def test_j_and_both_residuals_are_measured_and_a_reason_stands_where_they_are_no
     assert end["policy"]["residual_std_on_reference"] > 0
     assert "on this objective the run" in result.out.replace("\n", " ")
     assert "best of 16" in result.out
+    assert found["score_rules"] == ["ppo.score_clip = 999"]
+    assert "its score is after ppo.score_clip = 999" in " ".join(result.out.split())
     assert "Was it beaten?" in (tmp_path / "run" / "report.html").read_text()
     again = json.loads(done("evaluate", tmp_path / "run", "--json", "--set", "evaluation.residual_prompts=0").out)
     assert (again["objective"], again["objective_unknown"][:30]) == (None, "evaluation.residual_prompts = ")

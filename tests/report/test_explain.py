@@ -30,7 +30,7 @@ FOUR, SIXTEEN = BestOf(4, 0.2, beaten=True), BestOf(16, 0.4, beats=True)
 EIGHT = BestOf(8, 0.3)
 TEA, MILK = RewardFact("tea", "keywords", 2.0, first=0.1, last=0.5), RewardFact("milk", "milk", -1.0, first=0, last=1)
 PAIR = SampledPair("We saw", "a bad film", "a good film", 0.0, 0.5)
-ROSE = Course(first=0.1, last=0.5, tail=2, noise=0.19, half=3, most=8, fitted=5, trend=0.33, trend_noise=0.1)
+ROSE = Course(first=0.1, last=0.5, noise=0.19, half=3, most=8, fitted=5, trend=0.33, trend_noise=0.1)
 LEVEL = replace(ROSE, last=0.48, trend=-0.32)  # two standard errors, and 3.2
 FELL = replace(ROSE, last=-0.3, trend=-0.33)
 BARE = {"course": Course(), "explained": NAN}
@@ -206,15 +206,17 @@ CASES = {
             {"evaluated": True},
             GAIN | {"j_unknown": "no prompt has a score"},
             GAIN | {"best_of": 0.0},
+            GAIN | {"best_of": 3.0},
             GAIN | {"has_exact": True},
             GAIN | {"evaluated": False},
         ],
     ),
     "best of n unmeasured": (
-        [GAIN | {"best_of": 0.0}, J | {"best_of": 0.0}],
+        [GAIN | {"best_of": 0.0}, J | {"best_of": 0.0}, J | {"best_of": 3.0}],  # the smallest n is 4
         [
             {"evaluated": True, "best_of": 0.0},
             GAIN,
+            J | {"best_of": 4.0},
             GAIN | {"best_of": 0.0, "evaluated": False},
             GAIN | {"best_of": 0.0, "has_exact": True},
             J | {"best_of": 0.0, "best_of_n": (FOUR,)},
@@ -344,7 +346,7 @@ def with_a_gap(facts):
             yield facts | {name: NAN}
         elif isinstance(value, Side | Course):
             for inner, number in vars(value).items():
-                if isinstance(number, float | int) and inner not in ("tail", "half", "most", "fitted"):
+                if isinstance(number, float | int) and inner not in ("half", "most", "fitted"):
                     yield facts | {name: replace(value, **{inner: NAN})}
 
 

@@ -109,6 +109,9 @@ def test_the_rows_by_hand():
         ("policy", pytest.approx(0.53), 2.0, 0.35),
     ]
     assert objective_rows({}) == []
+    large = FOUND | {"policy": 12345678.5, "policy_kl": 2.0, "beta": 0.25}
+    assert objective_rows({"objective": large})[-1] == ("policy", 12345679.0, 2.0, 12345678.5)  # every digit of it
+    assert objective_rows({"objective": large | {"beta": None}})[-1] == ("policy", None, 2.0, 12345678.5)
 
 
 def test_the_true_score_says_what_was_rewarded_of_it():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minirlhf.errors import UsageError
 from minirlhf.report import token_data
-from minirlhf.report.of_run import alarms, cards, checks, curves, frontier, run_page, write_report
+from minirlhf.report.of_run import alarms, cards, checks, components_used, curves, frontier, run_page, write_report
 from minirlhf.report.token_data import kept_steps, packed
 from tests.report.test_page import Read
 from tests.report.test_tokens import read
@@ -19,6 +19,11 @@ from tests.report.test_tokens import row as token_row
 
 def data(page):
     return json.loads("".join(Read(page).code["data"]))
+
+
+def test_components_are_written_as_in_the_configuration():
+    config = {"rewards": {"mine": {"use": "length", "normalize": False, "weight": 2.0}}, "kl": {"estimator": "k1"}}
+    assert dict(components_used(config)) == {"kl": "k1", "reward mine": "length (normalize = false, weight = 2.0)"}
 
 
 def test_a_finished_run_is_on_its_page(finished):

@@ -31,3 +31,14 @@ def test_f_says_of_which_objective_it_is_where_the_run_has_another(sets, changed
 @pytest.mark.parametrize("preset", ["exact", "variance", "lookahead", "leash"])
 def test_the_presets_on_problems_optimise_what_f_measures(preset):
     assert changed_objective(load_config(preset)[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("use", "told"), [("mine.py:pretrained", True), ("minirlhf:trained", False), ("trained", False)]
+)
+def test_comparisons_that_no_reward_is_trained_from(use, told, tmp_path, monkeypatch):
+    """A plugin whose name ends like that of the trained reward is another one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def pretrained(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    config = load_config("tiny", sets=["corpus.preferences=pairs.jsonl", f"rewards.mine.use={use}"])[0]
+    assert any(text.startswith("corpus.preferences: no reward is trained") for text in doubts(config)) is told

@@ -57,6 +57,19 @@ def test_variants_are_compared_seed_by_seed():
     assert "minus_first" not in summary(Variant("tiny", (), "a", "a"), first, first)["measures"]["objective"]
 
 
+def test_an_interval_ends_where_the_mean_can_not_be():
+    """Of 0.9 and 1.0 the mean is 0.95, std 0.1 / sqrt(2), standard error 0.05, t 12.706: half of it 0.6353."""
+    values = {"optimality": (0.9, 1.0), "kl_nats_per_sequence": (0.0, 0.1), "objective": (0.9, 1.0)}
+    measured = Outcome({seed: {name: both[seed] for name, both in values.items()} for seed in (0, 1)})
+    found = summary(Variant("tiny", (), "a", "a"), measured, measured)["measures"]
+    assert found["objective"]["ci95"] == pytest.approx([0.3147, 1.5853], abs=1e-4)
+    assert found["optimality"]["ci95"] == pytest.approx([0.3147, 1.0], abs=1e-4)  # F is at most 1
+    assert found["kl_nats_per_sequence"]["ci95"] == pytest.approx([0.0, 0.6853], abs=1e-4)  # a KL at least 0
+    below = Outcome({seed: {"kl_nats_per_sequence": -0.25} for seed in (0, 1)})  # estimates of a small one
+    row = summary(Variant("tiny", (), "a", "a"), below, below)["measures"]["kl_nats_per_sequence"]
+    assert row["ci95"] == [-0.25, -0.25]
+
+
 def test_a_seed_without_a_value_is_no_pair_and_rounding_is_no_difference():
     first = Outcome({0: {"objective": None, "score_gain": 1.0}, 1: {"objective": 1.0}})
     other = Outcome({0: {"objective": 2.0, "score_gain": 1.0 + 1e-9}, 1: {"objective": 4.0}})
