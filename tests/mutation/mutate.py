@@ -34,7 +34,7 @@ from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from mutmut.workers.isolation import ForkRunner, run_in_fork
 
 MOST_UNEXPLAINED = 0.03
-SECONDS = 2.0  # of tests for a mutant: first those of the module's own file
+SECONDS = (2.0, 30.0)  # of tests for a mutant, and for one that lives: first those of the module's own file
 ALIVE = ("survived", "no tests")
 
 
@@ -72,23 +72,24 @@ class Runner(PytestRunner):
     """mutmut's runner of tests, with a session for all mutants instead of one for each."""
 
     session: Session | None = None
+    seconds = SECONDS[0]
 
     def run_tests(self, *, mutant_name: str | None, tests: list[str]) -> int:
         self.session = self.session or Session()
         if mutant_name is None:  # the tests before there is any mutant, in this process
             return run_in_fork(self.session.run, sorted(tests or self.session.items))
-        return self.session.run(nearest(mutant_name, tests))
+        return self.session.run(nearest(mutant_name, tests, self.seconds))
 
 
-def nearest(name: str, tests: list[str]) -> list[str]:
-    """Choose up to SECONDS of the tests that reach a mutant: its own module's first, the fastest first."""
+def nearest(name: str, tests: list[str], most: float) -> list[str]:
+    """Choose up to so many seconds of the tests that reach a mutant: its own module's first, the fastest first."""
     module = name.rpartition(".")[0].removeprefix("minirlhf.")
     folder, _, file = module.replace(".", "/").rpartition("/")
     own = f"tests/{folder}/test_{file}.py".replace("//", "/")
     seconds, chosen = 0.0, []
     for test in sorted(tests, key=lambda test: (not test.startswith(own), state().duration_by_test[test])):
         seconds += state().duration_by_test[test]
-        if seconds > SECONDS and chosen:
+        if seconds > most and chosen:
             break
         chosen.append(test)
     return chosen
@@ -110,10 +111,10 @@ def key(name: str, path: Path) -> str:
     return survivors.named(f"{path} {of_class + '.' if of_class else ''}{function}", old, new)
 
 
-def judged(names: tuple[str, ...]) -> int:
-    """Print the mutants that live and are not explained, and how many there are of what: the exit code."""
+def judged(names: tuple[str, ...]) -> tuple[Counter[str], dict[str, str], list[str]]:
+    """Count what was judged; the mutants that live without a reason by name; what is explained and lives no more."""
     explained = survivors.Survivors(survivors.FILE.read_text(encoding="utf-8"))
-    unexplained, counts = [], Counter[str]()
+    unexplained, counts = dict[str, str](), Counter[str]()
     for file, name, code in mutmut.__main__.collect_source_file_mutation_data(mutant_names=())[0]:
         if names and not any(fnmatch.fnmatch(name, pattern) for pattern in names):
             continue
@@ -122,10 +123,14 @@ def judged(names: tuple[str, ...]) -> int:
             this = key(name, Path(file.path))
             status = "explained" if explained.explains(this) else "unexplained"
             if status == "unexplained":
-                unexplained.append(f"{this}\n")
+                unexplained[name] = f"{this}\n"
         counts[status] += 1
-    gone = [this for this, n in explained.known.items() if n > 0 and not names]
-    print("", *unexplained, sep="\n")
+    return counts, unexplained, [this for this, n in explained.known.items() if n > 0 and not names]
+
+
+def report(counts: Counter[str], unexplained: dict[str, str], gone: list[str]) -> int:
+    """Print the mutants that live and are not explained, and how many there are of what: the exit code."""
+    print("", *unexplained.values(), sep="\n")
     if gone:
         print(f"{len(gone)} of survivors.txt do not live any more:", *gone, sep="\n")
     total = counts.total()
@@ -139,8 +144,13 @@ def main() -> int:
     names = tuple(sys.argv[1:])
     mutation_operators[:] = [pair for pair in mutation_operators if pair[1] is not operator_string]
     mutmut.__main__.get_mutant_runner = lambda max_workers=1: ForkRunner(1, Runner())
-    mutmut.__main__._run(names, max_children=1)
-    return judged(names)
+    again = names
+    for Runner.seconds in SECONDS:
+        mutmut.__main__._run(again, max_children=1)
+        again = tuple(judged(names)[1])
+        if not again:
+            break
+    return report(*judged(names))
 
 
 if __name__ == "__main__":
