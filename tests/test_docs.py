@@ -298,6 +298,8 @@ def test_the_results_of_the_tutorial_are_those_of_the_readme():
     both = read("README.md"), page("tutorial")
     shown, whole = (next(b for b in blocks(text, "text") if b.startswith("minirlhf 0")).splitlines() for text in both)
     assert {line for line in shown if not line.startswith("/")} <= set(whole)
+    for once in ("pretrain ", "base  ", "ppo ", "score gain ", "J = "):  # one run, and nothing left of another
+        assert [sum(line.startswith(once) for line in lines) for lines in (shown, whole)] == [1, 1]
     ours, theirs = (re.findall(r"^\| (\d \| [-+].*) \|$", text, flags=re.MULTILINE) for text in both)
     assert len(ours) == len(theirs) == 5
     for row, part in zip(ours, theirs, strict=True):
