@@ -34,7 +34,7 @@ from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from mutmut.workers.isolation import ForkRunner, run_in_fork
 
 MOST_UNEXPLAINED = 0.03
-SECONDS = (2.0, 30.0)  # of tests for a mutant, and for one that lives: first those of the module's own file
+SECONDS = (2.0, 12.0)  # of tests for a mutant, and for one that lives: first those of the module's own file
 ALIVE = ("survived", "no tests")
 
 
