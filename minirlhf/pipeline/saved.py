@@ -54,9 +54,12 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
 
 
 def trained_on(directory: Path) -> dict[str, RewardConfig]:
-    """Rewards that a run is trained on, by RUN/config.toml; an evaluation may call others."""
+    """Rewards that a run is trained on with their weights, by RUN/config.toml; an evaluation may call others."""
     sections = read_file(directory / "config.toml").get("rewards", {})
-    return {label: RewardConfig.model_validate(section) for label, section in sections.items()}
+    return {
+        label: RewardConfig(use=section.get("use", label), weight=section.get("weight", 1.0))
+        for label, section in sections.items()
+    }
 
 
 def side_of(models: RunModels, config: Config, side: str) -> Policy:
