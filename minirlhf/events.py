@@ -178,6 +178,7 @@ EVENTS: dict[str, Schema] = {
         {
             **{"run_dir": TEXT, "report": TEXT, "prompts": WHOLE, "reference": SIDE, "policy": SIDE},
             **{
+                "score_pairs": WHOLE,
                 "score_gain": MAYBE,
                 "score_gain_ci95": INTERVAL,
                 "win_rate": MAYBE,

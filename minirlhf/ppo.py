@@ -179,10 +179,10 @@ def shape(
 def measure_values(state: PPOState, shaped: ShapedScores, active: PolicyOutput, rule: str) -> PolicyOutput:
     """Let the scores decide unit and origin of V; returns `active` with the values from there.
 
-    The unit is the standard deviation of the first ENOUGH scores, or of those so far: the reference's scores, since the
-    first rollout is its own. It grows if all scores so far vary by more than GROWN units, as those of a reward that was
-    0 at first do. V begins at 0, or at the mean of the first scores where that is FAR from 0. With c times the rewards
-    and c times beta, V is then learned from the same numbers. Scores that do not vary have no unit: V stays as it is.
+    The unit is the standard deviation of the scores of the first rollouts, until there are ENOUGH: the reference's, or
+    nearly. It grows if all scores so far vary by more than GROWN units, as those of a reward that was 0 at first do. V
+    begins at 0, or at the mean of the first scores where that is FAR from 0. With c times the rewards and c times beta,
+    V is then learned from the same numbers. Scores that do not vary have a mean, but no unit: V keeps the one it has.
     A cut response has no score of its own under the rule `bootstrap`.
     """
     seen, policy = state.value_moments, state.policy
@@ -190,11 +190,10 @@ def measure_values(state: PPOState, shaped: ShapedScores, active: PolicyOutput, 
     scored = shaped.rollout.mask.any(dim=1)
     scored = scored & shaped.rollout.terminated if rule == "bootstrap" else scored
     state.value_moments = seen = seen + moments(shaped.scores, scored)
-    if not seen.varies:
-        return active
-    if not settled or seen.std() > GROWN * float(policy.value_scale):
-        policy.rescale_values(seen.std())
-    if not first or abs(seen.mean) <= FAR * seen.std():
+    spread = seen.std() if seen.varies else 0.0
+    if (spread and not settled) or spread > GROWN * float(policy.value_scale):
+        policy.rescale_values(spread)
+    if not first or abs(seen.mean) <= FAR * spread:
         return active
     policy.shift_values(seen.mean)
     there = shaped.rollout.response_mask

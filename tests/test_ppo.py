@@ -1201,6 +1201,16 @@ def test_v_begins_at_the_mean_of_scores_that_are_far_from_0():
     assert (near.old_values == 0).all()
 
 
+def test_v_begins_at_scores_that_do_not_vary_yet():
+    """Rollouts that score 1000 alike have a mean and no std: V is 1000 from the first on, and its unit comes later."""
+    rewards = scores_by_step((0, 1000), (0, 1000), (1, 1000))
+    state, experiences, metrics = run(config=setup(iterations=3), reward=rewards, advantage=gae)
+    for e in experiences:
+        assert (e.old_values[e.mask] - 1000).abs().max() < 2
+    assert max(m["loss/value_avg"] for m in metrics) < 2
+    assert 0 < float(state.policy.value_scale) < 1
+
+
 def test_an_iteration_without_advantages_says_nothing_about_the_penalty():
     state = fresh_state()
     state.penalty = Penalty(4.0, target=1e9)

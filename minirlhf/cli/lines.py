@@ -57,7 +57,7 @@ def stage_line(e: dict[str, Any]) -> str:
     if e["stage"] == "ppo":
         about = f"ppo         {e['iterations']} iterations of {e['responses']} responses"
         return below.join([about, *e["notes"]])
-    return f"evaluation  {e['prompts']} held-out prompts, reference and policy"
+    return f"evaluation  {e['prompts']} held-out prompt{'s' * (e['prompts'] != 1)}, reference and policy"
 
 
 def sft_line(e: dict[str, Any]) -> str:

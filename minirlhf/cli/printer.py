@@ -197,10 +197,13 @@ def print_evaluation(summary: dict[str, Any], samples: list[dict[str, Any]]) -> 
             print(wrapped(printable(row[side].strip()) or "(nothing)", width, mark))
     print()
     measured = ((title, number(before, form), number(after, form)) for title, before, after, form in sides(summary))
-    print_numbers([(f"{summary['prompts']} held-out prompts", "reference", "policy"), *measured], columns())
+    pairs = "held-out prompts" if "exact" not in summary else "pairs of responses"
+    print_numbers([(f"{summary['prompts']} {pairs}", "reference", "policy"), *measured], columns())
+    some = f" on the {summary['score_pairs']} where both sides have a score"
+    of_these = "prompts" if "exact" not in summary else "pairs"
     gained = (
-        f"score gain {with_interval(summary, 'score_gain')}, "
-        f"better on {number(summary['win_rate'], '.0%')} of the prompts ({summary['ties']} ties count half), "
+        f"score gain {with_interval(summary, 'score_gain')}{some * (0 < summary['score_pairs'] < summary['prompts'])}, "
+        f"better on {number(summary['win_rate'], '.0%')} of the {of_these} ({summary['ties']} ties count half), "
         f"KL {summary['kl_nats_per_sequence']:.2f} nats per response"
     )
     print(wrapped(gained, columns(), hang=2))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from minirlhf.config.layers import OWN_KEYS, with_options
 from minirlhf.config.schema import Config, RewardConfig
 from minirlhf.config.toml import read_file
 from minirlhf.errors import InputError, UsageError
@@ -54,10 +55,10 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
 
 
 def trained_on(directory: Path) -> dict[str, RewardConfig]:
-    """Rewards that a run is trained on with their weights, by RUN/config.toml; an evaluation may call others."""
+    """Rewards that a run is trained on, by RUN/config.toml; an evaluation may call others."""
     sections = read_file(directory / "config.toml").get("rewards", {})
     return {
-        label: RewardConfig(use=section.get("use", label), weight=section.get("weight", 1.0))
+        label: RewardConfig.model_validate(with_options({"use": label, **section}, OWN_KEYS["rewards"]))
         for label, section in sections.items()
     }
 

@@ -9,6 +9,7 @@ from minirlhf.rl.alarms import SETTLED
 
 SPREAD = 0.85  # share of the bigrams' variety that a run keeps, as the promise of the default run has it
 LENGTHS = (0.7, 1.3)  # bounds of the length, likewise
+LITTLE_KL = 0.1  # nats a response: a policy that has hardly moved pays no price
 MUCH = 0.2  # share of tokens that the clip holds back: the updates are larger than it allows
 
 ADVICE = (
@@ -33,9 +34,13 @@ ADVICE = (
         "到最后 J 在下降，步子小一些：降低 ppo.lr 或 ppo.epochs。", COURSE,
     ),
     Sentence(
-        "larger batches", "next", lambda f: bool(f.not_beaten or f.not_told_apart) and f.course.end == 0,
-        "More responses an iteration (ppo.prompts_per_iteration): best of n is not beaten, and J no longer rises.",
-        "每次迭代多取些回答（ppo.prompts_per_iteration）：没有胜过 best of n，而 J 不再上升。", J,
+        "larger batches", "next",
+        lambda f: bool(f.not_beaten or f.not_told_apart) and f.course.sure > 0 and f.course.end == 0,
+        "More responses an iteration or more iterations (ppo.prompts_per_iteration, ppo.iterations): best of n is not "
+        "beaten, and at the end no rise of J was seen.",
+        "每次迭代多取些回答，或多做几次迭代（ppo.prompts_per_iteration、ppo.iterations）："
+        "没有胜过 best of n，而最后看不出 J 在上升。",
+        J,
     ),
     Sentence(
         "own critic", "next",
@@ -54,12 +59,13 @@ ADVICE = (
         "修补奖励，或调高 kl.coef：得分上升的地方，真实得分在下降。", TRUE,
     ),
     Sentence(
-        "too far", "next", lambda f: f.same_score and f.cost > f.gain_high and f.cost > 0,
+        "too far", "next", lambda f: f.same_score and f.cost > f.gain_high and f.cost > 0 and f.kl > LITTLE_KL,
         "Lower ppo.lr or raise kl.coef: no optimum pays more KL than it gains score.",
         "降低 ppo.lr 或调高 kl.coef：没有哪个最优解花的 KL 比得到的得分还多。", KL,
     ),
     Sentence(
-        "more prompts", "next", lambda f: f.gain_low <= 0 <= f.gain_high and f.planned != 0 and all_measured(f.prompts),
+        "more prompts", "next",
+        lambda f: f.gain_low <= 0 <= f.gain_high > f.gain_low and f.planned != 0 and all_measured(f.prompts),
         "Four times the prompts halve the interval: `minirlhf evaluate {f.run} --set "
         "evaluation.prompts={f.more_prompts}`.",
         "四倍的提示让区间减半：`minirlhf evaluate {f.run} --set evaluation.prompts={f.more_prompts}`。", EVALUATION,

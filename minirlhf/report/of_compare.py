@@ -110,7 +110,8 @@ def against_first(
     lines = []
     for label, row in zip(labels[1:], rows[1:], strict=True):
         found = row["measures"].get(key, {}).get("minus_first", NO_PAIR)
-        better = f"{found['higher']} of {found['pairs']} seeds"
+        equal = found["pairs"] - found["higher"] - found["lower"]
+        better = f"{found['higher']} of {found['pairs']} seeds" + (f", {equal} equal" if equal else "")
         lines.append([label, interval(found, form), better, verdict(found, name)])
     return [f"minus {labels[0]}", f"difference in {name}", "higher in", "verdict"], lines
 

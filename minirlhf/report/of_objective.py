@@ -39,8 +39,8 @@ def objective_about(evaluation: dict[str, Any]) -> str:
     lost = f"; prompts left out, since a response of theirs has no score: {left_out:g}" if left_out else ""
     after = f"; its score is after {' and '.join(map(str, rules))}" if isinstance(rules, list) and rules else ""
     prompts, beta = number(found.get("prompts"), ".0f"), number(found.get("beta"), "g")
-    what = f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts; higher is better"
-    return what + after + lost
+    what = f"J = score - {beta} KL, what a run with these rewards maximises, on {prompts} prompts"
+    return f"{what}, several responses to each; higher is better{after}{lost}"
 
 
 def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
@@ -58,10 +58,12 @@ def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
     who = "the reference" if rival is None else f"{against} of the reference's own responses"
     lead = with_ends(found, "policy_gain") if rival is None else with_ends(rival, "policy_lead")
     theirs = found.get("reference") if rival is None else rival.get("objective")
-    own, other = number(found.get("policy"), "+.3f"), number(theirs, "+.3f")
+    form = form_of([found.get("policy"), theirs])
+    own, other = number(found.get("policy"), form), number(theirs, form)
     largest = max((n for p in points if (n := six_digits(p.get("n"))) is not None), default=0)
     unmeasured = "" if rival is None else f" Best of more than {largest:g} was not measured."
     way, named = ("the model that it began with",) * 2 if rival is None else ("sampling", against)
+    more = what_may_tell(evaluation, rival, verdict)
     yield {
         "beaten": f"{who[0].upper()}{who[1:]} has the higher objective ({other} against {own}; policy minus that: "
         f"{lead}): on this objective the run is beaten by {way}.",
@@ -70,7 +72,7 @@ def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
     }.get(
         str(verdict.get("outcome")),
         f"The policy and {who} are not told apart ({own} against {other}; difference {lead}): on this objective the "
-        f"run has not beaten {named}. More prompts may tell: evaluation.residual_prompts.",
+        f"run has not beaten {named}. {more}",
     )
     if not points:
         yield "Best-of-n of the reference was not measured, so it is not known whether sampling beats this run."
@@ -86,6 +88,20 @@ def objective_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def what_may_tell(evaluation: dict[str, Any], rival: dict[str, Any] | None, verdict: dict[str, Any]) -> str:
+    """Sentence on what would tell a policy from its rival (None: the reference), or why nothing would."""
+    found = object_of(evaluation, "objective")
+    lead, name = (found, "policy_gain") if rival is None else (rival, "policy_lead")
+    if lead.get(f"{name}_ci95") == [0.0, 0.0]:
+        return "They are equal on every prompt."
+    if told_apart(lead, name) and verdict.get("outcome") == "not told apart":
+        return "The difference is no more than the rounding of such scores."
+    sizes = [six_digits(x) for x in (found.get("prompts"), found.get("prompts_left_out", 0), evaluation.get("prompts"))]
+    known = [x for x in sizes if x is not None]
+    all_of_them = len(known) == 3 and known[0] + known[1] >= known[2]
+    return f"More prompts may tell: {'evaluation.prompts and ' * all_of_them}evaluation.residual_prompts."
+
+
 def true_score_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
     """Yield what the true score is and how far a reward saw it, its gain, and that without the rewarded parts."""
     if "true_score_gain" not in evaluation:
@@ -99,10 +115,17 @@ def true_score_sentences(evaluation: dict[str, Any]) -> Iterator[str]:
 
 def with_ends(found: dict[str, Any], name: str) -> str:
     """Number of this name with its 95 % interval, - if it was not measured."""
-    text, ends = number(found.get(name), "+.3f"), found.get(f"{name}_ci95")
-    if isinstance(ends, list) and len(ends) == 2:
-        text += f" (95 % interval {number(ends[0], '+.3f')} to {number(ends[1], '+.3f')})"
-    return text
+    ends = found.get(f"{name}_ci95")
+    ends = ends if isinstance(ends, list) and len(ends) == 2 else []
+    form = form_of([found.get(name), *ends])
+    text = number(found.get(name), form)
+    return f"{text} (95 % interval {number(ends[0], form)} to {number(ends[1], form)})" if ends else text
+
+
+def form_of(values: list[Any]) -> str:
+    """Format of some numbers side by side: three decimals, scientific where these show nothing of the largest."""
+    largest = max((abs(x) for x in map(six_digits, values) if x is not None), default=0.0)
+    return "+.3f" if largest == 0 or 0.0005 <= largest < 1e7 else "+.2e"
 
 
 def told_apart(found: dict[str, Any], name: str) -> bool:

@@ -51,8 +51,7 @@ def facts_of_run(directory: Path) -> Facts:
         responses=finite(last.get("episode")),
         alarms=tuple(alarms(metrics, config)),
         doubts=doubts_of(directory),
-        **facts_of_config(config, metrics),
-        **facts_of_evaluation(json_or_empty(directory / "evaluation.json")),
+        **(facts_of_config(config, metrics) | facts_of_evaluation(json_or_empty(directory / "evaluation.json"))),
         **facts_of_samples(directory),
         **facts_of_metrics(metrics, config),
     )
@@ -134,15 +133,18 @@ def facts_of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     true_low, true_high = both_ends(evaluation.get("true_score_gain_ci95"))
     rest_low, rest_high = both_ends(evaluation.get("true_score_gain_unrewarded_ci95"))
     parts, unknown = evaluation.get("true_score_rewarded"), evaluation.get("objective_unknown")
+    beta = finite(evaluation.get("kl_coef"))  # that of J: an adaptive one moves once more after the last iteration
     return {
         "evaluated": bool(evaluation),
         "prompts": finite(evaluation.get("prompts")),
+        "scored_pairs": finite(evaluation.get("score_pairs")),
         "before": side_fact(evaluation.get("reference")),
         "after": side_fact(evaluation.get("policy")),
         "gain": finite(evaluation.get("score_gain")),
         "gain_low": low,
         "gain_high": high,
         "kl": finite(evaluation.get("kl_nats_per_sequence")),
+        **({} if math.isnan(beta) else {"beta": beta}),
         "true_gain": finite(evaluation.get("true_score_gain")),
         "true_low": true_low,
         "true_high": true_high,
@@ -295,7 +297,10 @@ def score_course(metrics: Sequence[dict[str, Any]], config: dict[str, Any]) -> C
     scores = [float(row["objective/scores"]) for row in rows]
     tail = max(1, len(rows) // 5)
     first, last = scores[0], sum(scores[-tail:]) / tail
-    size = finite(rows[-1].get("episode")) / max(1, rows[-1]["step"])  # responses an iteration
+    group = finite(
+        config_value(config, "ppo", "responses_per_prompt")
+    )  # responses to one prompt are no independent ones
+    size = finite(rows[-1].get("episode")) / max(1, rows[-1]["step"]) / (group if group >= 1 else 1)
     spread = [finite(row.get("objective/scores_std")) for row in (rows[0], rows[-1])]
     if math.isclose(last, first, rel_tol=ROUNDING):
         last = first  # the mean of equal numbers may differ from them in its last bit

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from minirlhf import PROJECT
-from minirlhf.stages.true_score import SHARED_PARTS
 
 NAN = math.nan
 STUDENT = 3.2  # 97.5 % quantile of Student's t with 3 degrees of freedom; with more it is smaller
@@ -153,6 +152,7 @@ class Facts:
     residual_prompts: float = NAN  # evaluation.residual_prompts
     problem: str = ""
     evaluated: bool = False
+    scored_pairs: float = NAN  # pairs of responses to one prompt that both have a score
     prompts: float = NAN
     before: Side = Side()
     after: Side = Side()
@@ -216,13 +216,6 @@ class Facts:
         return ", ".join(reward.label for reward in self.rewards if reward.use.removeprefix(f"{PROJECT}:") == "trained")
 
     @property
-    def shared(self) -> str:
-        """Labels of the rewards of some weight that the true score of the packaged corpus counts as well."""
-        return ", ".join(
-            r.label for r in self.rewards if r.weight and r.use.removeprefix(f"{PROJECT}:") in SHARED_PARTS
-        )
-
-    @property
     def rest_known(self) -> bool:
         return bool(self.rewarded_parts) and all_measured(self.rest_gain, self.rest_low, self.rest_high)
 
@@ -249,7 +242,19 @@ class Facts:
 
     @property
     def gain_known(self) -> bool:
-        return all_measured(self.prompts, self.gain, self.before.score_mean, self.after.score_mean)
+        """True if the gain is that of both means: all prompts have a score on both sides."""
+        known = all_measured(self.prompts, self.gain, self.before.score_mean, self.after.score_mean)
+        return known and not self.scored_pairs < self.prompts
+
+    @property
+    def compared(self) -> str:
+        return (
+            f"In {self.prompts:.0f} pairs of responses" if self.has_exact else f"On {self.prompts:.0f} held-out prompts"
+        )
+
+    @property
+    def compared_zh(self) -> str:
+        return f"在 {self.prompts:.0f} 对回答中" if self.has_exact else f"在 {self.prompts:.0f} 条未参与训练的提示上"
 
     @property
     def gain_sure(self) -> bool:

@@ -35,8 +35,9 @@ SECTIONS = {  # key -> (English, Chinese), in the order in which they are printe
     "next": ("try next", "下一步"),
 }
 EVALUATION, WATCH = "run-directory.md#evaluationjson", "metrics.md#which-of-them-to-watch"
+V = WATCH
 PRESETS, GOING_ON, REWARDS = "running.md#presets", "running.md#stopping-and-going-on", "running.md#rewards-that-combine"
-KL, CLIP, V = "notes.md#n12-entropy-and-kl", "notes.md#n11-ppo-with-a-clip", "notes.md#n5-value-functions"
+KL, CLIP = "notes.md#n12-entropy-and-kl", "notes.md#n11-ppo-with-a-clip"
 RULES, WORDS = "explain.md#rules-that-change-the-score", "explain.md#how-words-are-counted"
 COURSE = "explain.md#how-the-course-is-judged"
 J, TRUE = "explain.md#what-beats-what", "overoptimisation.md#what-it-shows"
@@ -161,24 +162,24 @@ TEXT = (
     ),
     Sentence(
         "gain", "text", lambda f: f.gain_known and 0 < f.gain_low <= f.gain_high,
-        "On {f.prompts:.0f} held-out prompts the score rose from {f.before.score_mean:+.3f} to "
+        "{f.compared} the score rose from {f.before.score_mean:+.3f} to "
         "{f.after.score_mean:+.3f}: {f.gain:+.3f} (95 % interval {f.gain_low:+.3f} to {f.gain_high:+.3f}).",
-        "在 {f.prompts:.0f} 条未参与训练的提示上，得分从 {f.before.score_mean:+.3f} 升到 {f.after.score_mean:+.3f}："
+        "{f.compared_zh}，得分从 {f.before.score_mean:+.3f} 升到 {f.after.score_mean:+.3f}："
         "{f.gain:+.3f}（95 % 区间 {f.gain_low:+.3f} 至 {f.gain_high:+.3f}）。", EVALUATION,
     ),
     Sentence(
         "loss", "text", lambda f: f.gain_known and f.gain_low <= f.gain_high < 0,
-        "On {f.prompts:.0f} held-out prompts the score fell from {f.before.score_mean:+.3f} to "
+        "{f.compared} the score fell from {f.before.score_mean:+.3f} to "
         "{f.after.score_mean:+.3f}: {f.gain:+.3f} (95 % interval {f.gain_low:+.3f} to {f.gain_high:+.3f}).",
-        "在 {f.prompts:.0f} 条未参与训练的提示上，得分从 {f.before.score_mean:+.3f} 降到 {f.after.score_mean:+.3f}："
+        "{f.compared_zh}，得分从 {f.before.score_mean:+.3f} 降到 {f.after.score_mean:+.3f}："
         "{f.gain:+.3f}（95 % 区间 {f.gain_low:+.3f} 至 {f.gain_high:+.3f}）。", EVALUATION,
     ),
     Sentence(
         "no sure gain", "text", lambda f: f.gain_known and f.gain_low <= 0 <= f.gain_high and f.planned != 0,
-        "On {f.prompts:.0f} held-out prompts the score went from {f.before.score_mean:+.3f} to "
+        "{f.compared} the score went from {f.before.score_mean:+.3f} to "
         "{f.after.score_mean:+.3f}, which may be chance: the 95 % interval of the gain is {f.gain_low:+.3f} to "
         "{f.gain_high:+.3f}.",
-        "在 {f.prompts:.0f} 条未参与训练的提示上，得分从 {f.before.score_mean:+.3f} 到 {f.after.score_mean:+.3f}，"
+        "{f.compared_zh}，得分从 {f.before.score_mean:+.3f} 到 {f.after.score_mean:+.3f}，"
         "可能只是偶然：提升的 95 % 区间是 {f.gain_low:+.3f} 至 {f.gain_high:+.3f}。", EVALUATION,
     ),
     Sentence(
@@ -186,6 +187,14 @@ TEXT = (
         "The score went from {f.before.score_mean:+.3f} to {f.after.score_mean:+.3f}; of too few prompts to give an "
         "interval.",
         "得分从 {f.before.score_mean:+.3f} 到 {f.after.score_mean:+.3f}；提示太少，给不出区间。", EVALUATION,
+    ),
+    Sentence(
+        "gain of some", "text",
+        lambda f: 0 < f.scored_pairs < f.prompts and all_measured(f.gain, f.gain_low, f.gain_high),
+        "Both sides have a score on {f.scored_pairs:.0f} of {f.prompts:.0f} prompts; there the score moved by "
+        "{f.gain:+.3f} (95 % interval {f.gain_low:+.3f} to {f.gain_high:+.3f}).",
+        "{f.prompts:.0f} 条提示中有 {f.scored_pairs:.0f} 条两边都有得分；在这些提示上得分变了 {f.gain:+.3f}（95 % 区间 "
+        "{f.gain_low:+.3f} 至 {f.gain_high:+.3f}）。", EVALUATION,
     ),
     Sentence(
         "gain unmeasured", "text", lambda f: f.evaluated and not all_measured(f.gain),
@@ -208,12 +217,6 @@ TEXT = (
         "The true score of this corpus moved by {f.true_gain:+.3f}, which may be chance ({f.true_low:+.3f} to "
         "{f.true_high:+.3f}).",
         "这个语料的真实得分变了 {f.true_gain:+.3f}，可能只是偶然（{f.true_low:+.3f} 至 {f.true_high:+.3f}）。", TRUE,
-    ),
-    Sentence(
-        "true score shared", "text",
-        lambda f: all_measured(f.true_gain) and bool(f.shared) and not f.rest_known and f.planned != 0,
-        "The true score counts what {f.shared} counts, too: that part of it is the reward again, no second opinion.",
-        "真实得分也计入 {f.shared} 所计的东西：那一部分只是奖励本身，不是另一种看法。", TRUE,
     ),
     Sentence(
         "true score rest", "text", lambda f: f.rest_known and f.planned != 0,
@@ -249,7 +252,7 @@ TEXT = (
         "before {f.typical.score_before:+.2f}: {f.typical.before}\n"
         "after {f.typical.score_after:+.2f}: {f.typical.after}",
         "提升居中的一对：{f.typical.prompt} …\n训练前 {f.typical.score_before:+.2f}：{f.typical.before}\n"
-        "训练后 {f.typical.score_after:+.2f}：{f.typical.after}", "tutorial.md#read-the-result",
+        "训练后 {f.typical.score_after:+.2f}：{f.typical.after}", WORDS,
     ),
     Sentence(
         "form", "text",

@@ -4,8 +4,8 @@ Not here: what was rewarded and what changed in the text (sentences.py), and wha
 """
 
 from minirlhf.report.run_facts import all_measured
-from minirlhf.report.sentences import CLIP, COURSE, FAILED, KL, RESIDUAL, WARNINGS, WATCH, J, Sentence, V
-from minirlhf.rl.alarms import WORSE
+from minirlhf.report.sentences import CLIP, COURSE, FAILED, KL, RESIDUAL, WARNINGS, J, Sentence, V
+from minirlhf.rl.alarms import SETTLED, WORSE
 
 LEAST_OF = 4  # smallest n of best-of-n that an evaluation measures
 LITTLE = 0.05  # explained variance up to which V is hardly better than a constant: a twentieth
@@ -77,8 +77,11 @@ BEATEN = (
     ),
     Sentence(
         "not told apart", "beaten", lambda f: bool(f.not_told_apart),
-        "Not told apart from {f.not_told_apart}: more prompts may tell (evaluation.residual_prompts).",
-        "分不出高下：{f.not_told_apart}；更多的提示或许能分出来（evaluation.residual_prompts）。", J,
+        "Not told apart from {f.not_told_apart}: more prompts may tell (evaluation.prompts, "
+        "evaluation.residual_prompts).",
+        "分不出高下：{f.not_told_apart}；更多的提示或许能分出来（evaluation.prompts、"
+        "evaluation.residual_prompts）。",
+        J,
     ),
     Sentence(
         "beaten", "beaten", lambda f: bool(f.beaten),
@@ -143,9 +146,9 @@ BEATEN = (
     ),
     Sentence(
         "residual on reference", "beaten", lambda f: all_measured(f.after.residual_std_on_reference),
-        "On the reference's responses it varies by {f.after.residual_std_on_reference:.3f}; there 0 proves the "
-        "optimum.",
-        "在参考模型的回答上，它的标准差是 {f.after.residual_std_on_reference:.3f}；在那里为 0 才证明是最优。", RESIDUAL,
+        "On the reference's responses it varies by {f.after.residual_std_on_reference:.3f}; far from 0, something is "
+        "left to gain.",
+        "在参考模型的回答上，它的标准差是 {f.after.residual_std_on_reference:.3f}；离 0 远就还有可得的。", RESIDUAL,
     ),
 )  # fmt: skip
 
@@ -195,13 +198,14 @@ HEALTH = (
         "最后五分之一的迭代里，V 解释了回报方差的 {f.explained:.0%}。", V,
     ),
     Sentence(
-        "v as a constant", "health", lambda f: WORSE <= f.explained <= LITTLE and f.explained != 0,
+        "v as a constant", "health",
+        lambda f: f.steps > SETTLED and WORSE <= f.explained <= LITTLE and f.explained != 0,
         "V explains nothing yet: it predicts the returns as a constant does (explained variance {f.explained:+.2f} in "
         "the last fifth).",
         "V 还没有解释什么：它对回报的预测与常数一样（最后五分之一的迭代里，解释方差为 {f.explained:+.2f}）。", V,
     ),
     Sentence(
-        "v useless", "health", lambda f: f.explained < WORSE,
+        "v useless", "health", lambda f: f.steps > SETTLED and f.explained < WORSE,
         "V predicts the returns worse than a constant: explained variance {f.explained:+.2f} in the last fifth.",
         "V 对回报的预测比常数还差：最后五分之一的迭代里，解释方差为 {f.explained:+.2f}。", V,
     ),
@@ -230,7 +234,7 @@ HEALTH = (
     Sentence(
         "entropy", "health", lambda f: all_measured(*f.entropy),
         "Entropy: {f.entropy[0]:.2f} nats a token in the first iteration, {f.entropy[1]:.2f} in the last fifth.",
-        "熵：第一次迭代每个 token {f.entropy[0]:.2f} nat，最后五分之一的迭代 {f.entropy[1]:.2f}。", WATCH,
+        "熵：第一次迭代每个 token {f.entropy[0]:.2f} nat，最后五分之一的迭代 {f.entropy[1]:.2f}。", KL,
     ),
     Sentence(
         "unscored", "health", lambda f: f.unscored > 0,

@@ -145,7 +145,7 @@ class Alarms:
                 "a graded reward, or more responses a prompt",
             )
         explained = [m["value/explained_variance"] for m in islice(reversed(self.recent), SETTLED)]
-        useless = len(explained) == SETTLED and max(explained) < 0 and median(explained) < WORSE
+        useless = len(explained) == SETTLED and all(x < 0 for x in explained) and median(explained) < WORSE
         if self.learns_values and useless:
             yield (
                 "values",
@@ -215,8 +215,9 @@ def nothing_learned(m: Metrics) -> tuple[str, bool]:
     # A smaller spread beside the scores is rounding. NaN: a single score. Rewards of single tokens may still teach.
     if spread <= ROUNDING * abs(score) and not m.get("count/token_rewards"):
         return (
-            f"all responses of an iteration have the same score (now {score:+.2f}), so that nothing is "
-            "learned from it: use a graded reward, look at weights, clips and truncation.rule, or take more responses",
+            f"all responses of an iteration have the same score (now {score:+.2f}), or differ by no more than its "
+            "rounding, so that nothing is learned from it: use a graded reward, take a large constant out of it, look "
+            "at weights, clips and truncation.rule, or take more responses",
             True,
         )
     if m["count/flat_batches"]:

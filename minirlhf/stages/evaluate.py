@@ -83,6 +83,7 @@ def evaluate(
             "distinct_share": distinct_share(texts[name]),
         }
     summary |= {
+        "score_pairs": len(gain),
         "score_gain": mean_or_none(gain),
         "score_gain_ci95": bootstrap_interval(gain, resamples, generator(sampling.seed, "bootstrap", 0)),
         "win_rate": mean_or_none((gain > 0).double() + 0.5 * (gain == 0).double()),

@@ -41,8 +41,16 @@ def true_score_parts(completions: Sequence[str]) -> dict[str, list[float]]:
 
 
 def rewarded_parts(rewards: Mapping[str, RewardConfig]) -> list[str]:
-    """Parts of the true score that are built-in rewards of the run as well, so that their gain is the reward's own."""
-    paid = {reward.use.removeprefix(f"{PROJECT}:") for reward in rewards.values() if reward.weight}
+    """Parts of the true score that are built-in rewards of the run as well, so that their gain is the reward's own.
+
+    A reward of negative weight, or for another length, is not the same.
+    """
+    paid = {
+        part
+        for reward in rewards.values()
+        if (part := reward.use.removeprefix(f"{PROJECT}:")) and reward.weight > 0
+        if part != "length" or reward.options.get("target") == WORDS
+    }
     return [part for part in SHARED_PARTS if part in paid]
 
 

@@ -115,7 +115,7 @@ def write_comparison(
 def notes_on(outcomes: Mapping[Variant, Outcome], grounds: Mapping[str, Any]) -> list[str]:
     """Sentences below the tables: which measure decides, which intervals these are, and what the seeds share."""
     seeds = max(len(outcome.measures) + len(outcome.failed) for outcome in outcomes.values())
-    interval = "Intervals: 95 %, Student's t over the seeds, each by itself."
+    interval = "Intervals: 95 %, Student's t over the seeds, each by itself; of KL and seconds down to 0, of F up to 1."
     if seeds < 2:
         interval = "One seed has no interval, and tells nothing about another: give more --seeds."
     why = [grounds["judged"]["why"]] if len(outcomes) > 1 else []

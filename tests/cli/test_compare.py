@@ -120,19 +120,16 @@ def test_the_table_has_a_line_a_variant(stubbed, tmp_path):
     stubbed()
     result = done(*VARY, "--out", tmp_path)
     assert result.out.splitlines() == [
-        "variant       seeds               score gain                    KL                           J"
-        "          ppo, s",
-        "kl.coef=0.25      2  +0.750 [-5.603, +7.103]  1.50 [-11.21, 14.21]   +10.375 [+7.198, +13.552]"
-        "  1.5 [1.5, 1.5]",
-        "kl.coef=0.5       2  +1.000 [-5.353, +7.353]  2.00 [-10.71, 14.71]  +10.000 [+10.000, +10.000]"
-        "  1.5 [1.5, 1.5]",
+        "variant       seeds               score gain                  KL                           J          ppo, s",
+        "kl.coef=0.25      2  +0.750 [-5.603, +7.103]  1.50 [0.00, 14.21]   +10.375 [+7.198, +13.552]  1.5 [1.5, 1.5]",
+        "kl.coef=0.5       2  +1.000 [-5.353, +7.353]  2.00 [0.00, 14.71]  +10.000 [+10.000, +10.000]  1.5 [1.5, 1.5]",
         "",
         "minus kl.coef=0.25  difference in score gain     higher in  verdict",
         "kl.coef=0.5          +0.250 [+0.250, +0.250]  2 of 2 seeds  beats the first in score gain",
         "",
         "Variants are compared in the score gain, which does not count the KL, by the differences of the same seed: "
         "J = score - beta KL is not the same for all of them, because kl.coef differs.",
-        "Intervals: 95 %, Student's t over the seeds, each by itself.",
+        "Intervals: 95 %, Student's t over the seeds, each by itself; of KL and seconds down to 0, of F up to 1.",
         "All seeds share base and held-out prompts, so that the intervals do not cover another choice of these "
         "(--vary-base of compare makes another base for each seed).",
         "",

@@ -121,8 +121,8 @@ def test_the_run_is_rewarded_for_what_it_was_trained_on_whatever_the_evaluation_
     assert {label: (reward.use, reward.weight) for label, reward in paid.items()} == {"sentiment": ("sentiment", 1.0)}
     text = '[rewards.tea]\nuse = "keywords"\nweight = 0.5\nwords = ["tea"]\n[rewards.length]\ntarget = 3\n'
     (tmp_path / "config.toml").write_text(text)  # options, which belong to the function, and a label that is a name
-    found = {label: (reward.use, reward.weight) for label, reward in trained_on(tmp_path).items()}
-    assert found == {"tea": ("keywords", 0.5), "length": ("length", 1.0)}
+    found = {label: (reward.use, reward.weight, reward.options) for label, reward in trained_on(tmp_path).items()}
+    assert found == {"tea": ("keywords", 0.5, {"words": ["tea"]}), "length": ("length", 1.0, {"target": 3})}
 
 
 @pytest.mark.parametrize(

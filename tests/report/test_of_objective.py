@@ -27,7 +27,8 @@ def test_a_run_that_is_beaten_by_sampling_says_so_first():
 
 @pytest.mark.parametrize("outcome", ["not told apart", None, 7, "won"])
 def test_no_victory_is_claimed_that_is_not_there(outcome):
-    first = said(verdict={"against": "best of 16", "outcome": outcome})[0]
+    best = BEST | {"policy_lead_ci95": [-0.12, 0.02]}
+    first = said(best_of_n=[best], verdict={"against": "best of 16", "outcome": outcome})[0]
     assert first.startswith("The policy and best of 16 of the reference's own responses are not told apart (+0.350")
     assert "the run has not beaten best of 16. More prompts" in first
     assert "beats" not in first
@@ -66,6 +67,31 @@ def test_a_run_that_beats_sampling_says_against_what():
     assert second == "Nothing that was measured has a higher J; the optimum is not known."
 
 
+def test_a_difference_of_rounding_is_called_one():
+    """Its interval leaves out 0, but the scores are so large that this is no more than their rounding."""
+    tied = {"n": 16, "objective": 1000.0, "policy_lead": -0.001, "policy_lead_ci95": [-0.001, -0.001]}
+    found = said(best_of_n=[tied], verdict={"against": "best of 16", "outcome": "not told apart"})[0]
+    assert found.endswith("not beaten best of 16. The difference is no more than the rounding of such scores.")
+
+
+def test_what_would_tell_is_named_and_what_nothing_would_is_not():
+    """An evaluation of 64 prompts measures J on 64: more of them need more held-out prompts first."""
+    open_ = {"best_of_n": [BEST | {"policy_lead_ci95": [-0.12, 0.02]}], "verdict": {"against": "best of 16"}}
+    for prompts, named in ((64, "evaluation.prompts and evaluation."), (65, "evaluation."), (None, "evaluation.")):
+        found = {"objective": FOUND | open_, "prompts": prompts}
+        assert next(objective_sentences(found)).endswith(f"More prompts may tell: {named}residual_prompts.")
+    equal = open_ | {"best_of_n": [BEST | {"policy_lead": 0.0, "policy_lead_ci95": [0.0, 0.0]}]}
+    assert said(**equal)[0].endswith("They are equal on every prompt.")
+
+
+def test_small_and_large_numbers_show_what_decides():
+    tiny = BEST | {"objective": 3e-7, "policy_lead": -2e-7, "policy_lead_ci95": [-3e-7, -1e-7]}
+    first = said(policy=1e-7, best_of_n=[tiny])[0]
+    assert "(+3.00e-07 against +1.00e-07; policy minus that: -2.00e-07 (95 % interval -3.00e-07 to -1.00e-07))" in first
+    large = BEST | {"objective": 2e12, "policy_lead": -1e12, "policy_lead_ci95": [-1.5e12, -5e11]}
+    assert "(+2.00e+12 against +1.00e+12; policy minus that: -1.00e+12" in said(policy=1e12, best_of_n=[large])[0]
+
+
 def test_without_best_of_n_it_is_not_known_what_sampling_would_do():
     plain = {"best_of_n": [], "not_beaten": [], "verdict": {"against": "reference", "outcome": "beats"}}
     first, second = said(**plain)
@@ -92,7 +118,8 @@ def test_what_is_not_known_has_a_reason_and_of_a_known_optimum_f_says_it_all():
 
 def test_j_says_which_prompts_it_lost_and_which_score_is_in_it():
     plain = objective_about({"objective": FOUND | {"prompts_left_out": 0}})
-    assert plain == "J = score - 0.09 KL, what a run with these rewards maximises, on 64 prompts; higher is better"
+    what = "J = score - 0.09 KL, what a run with these rewards maximises, on 64 prompts"
+    assert plain == f"{what}, several responses to each; higher is better"
     rules = {"score_rules": ["ppo.score_clip = 1", "truncation.rule = mask"], "prompts_left_out": 3}
     assert objective_about({"objective": FOUND | rules}) == (
         f"{plain}; its score is after ppo.score_clip = 1 and truncation.rule = mask; prompts left out, since a "

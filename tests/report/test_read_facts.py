@@ -105,6 +105,7 @@ def test_settings_and_rewards_are_those_of_the_configuration(write):
     assert (facts.estimator, facts.place, facts.target, facts.advantage, facts.best_of) == ("k1", "both", 3, "gae", 16)
     assert facts.value_coef == 0.3
     assert (facts.beta_first, facts.beta) == (0.2, 0.1)  # the last iteration's, not the one that was set
+    assert facts_of_run(write(metrics=ROWS, evaluation={"kl_coef": 0.3})).beta == 0.3  # that of J, moved once more
     friendly, short = facts.rewards
     assert (friendly.name, friendly.weight, friendly.normalize) == ("friendly = sentiment", 1.0, False)
     assert (short.name, short.weight, short.normalize, short.clip) == ("short = mine.py:short", -0.5, True, 2.0)
@@ -127,6 +128,12 @@ def test_the_course_is_that_of_the_metrics(write):
     assert facts.explained == pytest.approx(0.425)
     assert (facts.clipped, facts.clipped_most, facts.clipped_at) == (pytest.approx(0.12), 0.3, 4)
     assert (facts.unscored, facts.lost_iterations, facts.kl_last) == (10, 1, pytest.approx(1.7))
+
+
+def test_responses_to_one_prompt_are_no_independent_ones(write):
+    """Four responses an iteration to one prompt: how hard the prompt was does not average out, as if it were one."""
+    facts = facts_of_run(write(config=CONFIG.replace("[ppo]\n", "[ppo]\nresponses_per_prompt = 4\n"), metrics=ROWS))
+    assert facts.course.noise == pytest.approx(math.sqrt(0.2**2 + 0.2**2 / 2))
 
 
 def test_equal_scores_are_no_rise(write):

@@ -235,6 +235,7 @@ def test_what_nobody_scored_is_null_and_leaves_every_mean_and_its_pair(monkeypat
     assert result.summary["win_rate"] == pytest.approx((0.5 + 1) / 2)
     assert [row["reference_score"] for row in result.rows] == [None, 2.0, 4.0, 5.0]
     assert [row["policy_score"] for row in result.rows] == [3.0, 2.0, None, 6.0]
+    assert result.summary["score_pairs"] == 2  # the second and the fourth
     assert result.summary["reference"]["length_mean"] == pytest.approx(13 / 4)  # a text is a text
 
 

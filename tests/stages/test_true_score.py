@@ -74,7 +74,9 @@ def test_an_evaluation_says_it_of_both_sides_and_of_the_gain():
 
 def test_what_a_reward_saw_of_it_is_said_as_it_is():
     def rewards(**weights):
-        return {use.replace("_", ":"): RewardConfig(use=use.replace("_", ":"), weight=w) for use, w in weights.items()}
+        uses = {use.replace("_", ":"): weight for use, weight in weights.items()}
+        options = {use: {"target": 30} if use.endswith("length") else {} for use in uses}
+        return {use: RewardConfig(use=use, weight=w, options=options[use]) for use, w in uses.items()}
 
     assert rewarded_parts(rewards(sentiment=1, minirlhf_length=0.5, repetition=0, other_sentiment=1)) == [
         *("sentiment", "length")
@@ -87,4 +89,8 @@ def test_what_a_reward_saw_of_it_is_said_as_it_is():
     assert seen_by(rewards(mine=1, sentiment=1), None) == (
         "sentiment is rewarded in this run, too; how much of it the reward mine counts is not known"
     )
+    unknown = "how much of it the reward length counts is not known"
+    for other in (RewardConfig(use="length"), RewardConfig(use="length", weight=-1, options={"target": 30})):
+        assert rewarded_parts({"length": other}) == []  # 40 words, and no 30
+        assert seen_by({"length": other}, None) == unknown
     assert seen_by(rewards(mine=0), None) == "no reward of this run computes any of it"

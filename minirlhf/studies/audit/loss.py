@@ -94,7 +94,7 @@ def loss_verdict(name: str, rows: list[dict[str, Any]]) -> str:
     angle = math.degrees(math.acos(last["gradient_cosine"]))
     held = f"holds back {percent(last['held_back'])} of the tokens and, these given back, " if last["held_back"] else ""
     later = (
-        f"{last['distance']:g} nats from the policy that sampled it {held}is off by {percent(last['gradient_bias'])}, "
+        f"{last['distance']:g} nats from the policy that sampled, it {held}is off by {percent(last['gradient_bias'])}, "
         f"at an angle of {angle:.0f} degrees"
     )
     if first["gradient_bias"] < SAME:
