@@ -32,10 +32,9 @@ def _discounted(x: Tensor, mask: Tensor, discount: float, after: Tensor | None =
     return out
 
 
-def _next_values(values: Tensor, mask: Tensor, after: Tensor | None = None) -> Tensor:
-    """V of the next unmasked position of the row, `after` (0) behind the last one: (B,R)."""
-    following = torch.zeros_like(values[:, 0]) if after is None else after.to(values.dtype)
-    out = torch.zeros_like(values)
+def _next_values(values: Tensor, mask: Tensor, after: Tensor) -> Tensor:
+    """V of the next unmasked position of the row, `after` (B,) behind the last one: (B,R)."""
+    following, out = after, torch.zeros_like(values)
     for t in range(values.shape[1] - 1, -1, -1):
         out[:, t] = following
         following = torch.where(mask[:, t], values[:, t], following)

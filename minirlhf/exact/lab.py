@@ -28,7 +28,7 @@ from minirlhf.text.tokenizer import MIN_VOCAB, Tokenizer, train_tokenizer
 
 COLUMNS = ("exact_problem", "exact_prompt")  # of a prompt: the problem's name, which of its prompts
 FIT_KL = 1e-5  # nats per sequence between the fitted transformer and the table
-FIT_STEPS = 200  # of up to ten evaluations each
+FIT_STEPS = 200  # of up to ten iterations each
 FIT_ROWS = 256  # responses to fit to, where not all prefixes can be had
 ESTIMATE_ROWS = 4096  # responses that J is estimated from, where it cannot be enumerated
 ROWS = 512  # prefixes scored at a time
@@ -107,7 +107,7 @@ class TableReference(Reference):
         """Merged state at each response token: (B,R); one past the last where padded."""
         problem, padding = self._graph.problem, len(self._graph)
         token = {identifier: v for v, identifier in enumerate(self._ids)}
-        out = torch.full(rollout.mask.shape, padding, dtype=torch.long)
+        out = torch.full(rollout.mask.shape, padding)
         for row, (ids, prompt) in enumerate(zip(rollout.completion_id_lists, rollout.columns[COLUMNS[1]], strict=True)):
             prefix: Prefix = ()
             for t, identifier in enumerate(ids):
@@ -154,7 +154,7 @@ def _prefixes(
     width = max(len(prefix) for prefix in prefixes) + 1
     response = torch.full((len(prefixes), width), ids[0])
     for row, prefix in enumerate(prefixes):
-        response[row, : len(prefix)] = torch.tensor([ids[v] for v in prefix], dtype=torch.long)
+        response[row, : len(prefix)] = torch.tensor([ids[v] for v in prefix])
     lengths = torch.tensor([[len(prefix) + 1] for prefix in prefixes])
     mask = (torch.arange(width) < lengths).to(device)
     return Rollout(

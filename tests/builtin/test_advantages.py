@@ -186,6 +186,31 @@ def test_n_steps_by_hand():
 
 def test_td_is_one_step():
     assert call(td, row(1, 0, 2), FULL, row(0.5, 1, -1), gamma=0.5).tolist() == [[1.0, -1.5, 3.0]]
+    assert call(td, row(1, 0, 2), FULL, row(0.5, 1, -1), torch.tensor([4.0]), gamma=0.5).tolist() == [[1.0, -1.5, 5.0]]
+
+
+def test_rewards_to_go_of_cut_responses_by_hand():
+    """1 + 2/2 + 8/4 and 2 + 8/2, and 4 behind the third token; the baseline is what the other row has there."""
+    rewards, mask = torch.tensor([[1.0, 2.0, NAN], [0.0, 1.0, 3.0]]), torch.tensor([[True, True, False], [True] * 3])
+    after = torch.tensor([8.0, 4.0])  # second row: 3 + 4/2 = 5, 1 + 5/2 = 3.5, 0 + 3.5/2 = 1.75
+    to_go = [[4, 6, 0], [1.75, 3.5, 5]]
+    assert call(reward_to_go, rewards, mask, after=after, gamma=0.5).tolist() == to_go
+    assert call(reinforce_pp, rewards, mask, after=after, gamma=0.5).tolist() == to_go
+    found = call(reward_to_go_baseline, rewards, mask, after=after, gamma=0.5)
+    assert found.tolist() == [[2.25, 2.5, 0], [-2.25, -2.5, 5]]
+
+
+def test_without_options_nothing_is_discounted_and_lambda_is_095_and_n_3():
+    """Rewards of 1, V = 0: 5 on every token, or 5 to 1; 1 / 0.05 of 1 - 0.95^5 in sum; never more than three."""
+    ones, mask = torch.ones(1, 5), torch.ones(1, 5, dtype=torch.bool)
+    left = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
+    assert call(trajectory_return, ones, mask).tolist() == [[5.0] * 5]
+    for function in (reward_to_go, reward_to_go_baseline, mc, reinforce_pp):
+        assert torch.equal(call(function, ones, mask), left)
+    assert torch.allclose(call(gae, ones, mask), (1 - 0.95**left) / 0.05)
+    assert torch.equal(call(nstep, ones, mask), left.clamp(max=3))
+    for function in (td, nstep, gae):  # and the V of the next token counts whole
+        assert call(function, torch.zeros(1, 1), mask[:, :1], after=torch.tensor([2.0])).tolist() == [[2.0]]
 
 
 def test_groups_by_hand():
@@ -261,6 +286,25 @@ def test_the_order_of_the_rows_changes_nothing(function, seed):
     plain = call(function, rewards, mask, values, group=group)
     turned = call(function, rewards[order], mask[order], values[order], group=group[order])
     assert torch.allclose(turned, plain[order], atol=1e-12)
+
+
+def test_equal_returns_beside_large_values_of_cut_responses_are_equal():
+    """To go 10,000,001 and 10,000,001.5: apart by 5e-8 of their size, which comes from V behind the end."""
+    rewards, after = torch.tensor([[1.0], [0.0]]), torch.tensor([1e7, 1e7 + 1.5])
+    assert call(reward_to_go_baseline, rewards, torch.ones(2, 1, dtype=torch.bool), after=after).tolist() == [[0], [0]]
+
+
+def test_what_is_rounding_in_one_group_is_none_in_another():
+    """1,000,000,000.5 beside 1,000,000,000 are equal but for rounding; 1.5 beside 1 are not, whatever is near."""
+    rewards, group = torch.tensor([[1e9 + 0.5], [1e9], [1.5], [1.0]]), torch.tensor([0, 0, 1, 1])
+    found = call(dr_grpo, rewards, torch.ones(4, 1, dtype=torch.bool), group=group)
+    assert found.tolist() == [[0], [0], [0.25], [-0.25]]
+
+
+@pytest.mark.parametrize("function", [*ONE, *GROUPS])
+def test_advantages_are_of_the_type_of_the_rewards(function):
+    rewards, mask = torch.tensor([[1.0, 2.0], [3.0, 5.0]]).float(), torch.ones(2, 2, dtype=torch.bool)
+    assert call(function, rewards, mask, after=torch.tensor([0.5, 0.25]).float()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("placed", [True, False])

@@ -124,6 +124,41 @@ def test_without_a_kl_the_optimum_is_the_best_score():
     assert exact.optimum(flat, 0.0)[0][0].exp().tolist() == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "best", "value"),
+    [
+        ((), "ab", 2),  # ab and an end, and bab and an end
+        ((0,), "ab", 2),
+        ((1,), "a", 2),
+        ((0, 0), "b", 2),
+        ((0, 1), "ab.", 2),  # abab, abb and an end, an end
+        ((1, 0), "b", 2),
+        ((1, 1), "a", 1),  # bbab is cut: no end
+        ((0, 0, 1), ".", 2),
+    ],
+)
+def test_without_a_kl_tokens_of_equal_worth_are_taken_alike_in_every_state(prefix, best, value):
+    """variable: 1 for each b behind an a, 1 more for an end (.) behind one of them; cut at four tokens."""
+    graph = exact.build_graph(problems()["variable"])
+    log_best, values = exact.optimum(graph, 0.0)
+    state = graph.prefixes.index(prefix)
+    assert log_best[state].exp().tolist() == pytest.approx([(token in best) / len(best) for token in "ab."])
+    assert float(values[state]) == value
+
+
+def test_the_graph_of_a_tree_by_hand():
+    """nonadditive: 1 + 3 + 9 states; a third token ends the response, which is where its whole score comes."""
+    problem = problems()["nonadditive"]
+    graph = exact.build_graph(problem)
+    assert graph.child.tolist() == [[3 * s + 1, 3 * s + 2, 3 * s + 3] for s in range(4)] + [[-1] * 3] * 9
+    assert graph.gain[:4].tolist() == [[0.0] * 3] * 4
+    assert graph.gain[graph.prefixes.index((2, 0))].tolist() == pytest.approx([1 - 0.5, 1, 2 + 0.7])
+    for beta in (0.0, 0.5):
+        log_best, values = exact.optimum(graph, beta)
+        assert (log_best.shape, values.shape) == ((13, 3), (13,))
+    assert exact.expected(graph, graph.log_ref, graph.gain).shape == (13,)
+
+
 def test_the_gradient_is_that_of_finite_differences():
     graph = exact.build_graph(problems()["variable"])
     theta = some_policy(graph)[0].clone().requires_grad_()

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from minirlhf.exact import graph as exact
-from minirlhf.exact.problems import bigram, patterns, problems, sibling, uniform
+from minirlhf.exact.problems import Problem, bigram, independent_optimum, patterns, problems, sibling, uniform
 
 
 def test_a_bigram_reference_sees_the_last_token_and_nothing_else():
@@ -88,3 +88,29 @@ def test_the_states_of_variable_are_the_last_token_and_whether_a_pair_was_writte
 def test_the_reward_of_variable_by_hand(prefix, expected):
     """1 for each b behind an a; 1 more for an end (2) behind at least one of them."""
     assert problems()["variable"].reward(0, prefix) == expected
+
+
+def test_the_states_of_capped_are_the_last_token_and_whether_an_a_was_written():
+    """By depth: (); a, b; a, b with an a before it, b without: no more of them however long the response."""
+    graph = exact.build_graph(problems()["capped"], merged=True)
+    assert [layer.stop - layer.start for layer in graph.layers] == [1, 2, 3, 3, 3, 3]
+
+
+def test_the_text_of_a_prompt_is_a_capital_letter_where_there_are_several():
+    assert [problems()["prompts"].prompt_text(prompt) for prompt in range(3)] == ["A", "B", "C"]
+    assert problems()["bandit"].prompt_text(0) == ""
+
+
+def test_the_closed_form_asks_for_the_first_prompt_and_the_beginning():
+    """Chances 1/4 and 3/4, the second token worth beta log 5: z = 1/4 + 15/4 = 4, and 1/16 and 15/16 are best.
+    Three tokens: J* = 3 x 2 log 4, reward 3 x 15/16 x 2 log 5, KL = 3 (log 5 x 15/16 - log 4)."""
+    problem = Problem(
+        "one",
+        "",
+        vocabulary=2,
+        horizon=3,
+        reference=lambda prompt, prefix: [[0.0, math.log(3)]][prompt] if len(prefix) == 0 else [],
+        reward=lambda prompt, prefix: [2 * math.log(5)][prompt] * prefix.count(1),
+    )
+    expected = (6 * math.log(4), 3 * 15 / 16 * 2 * math.log(5), 3 * (15 / 16 * math.log(5) - math.log(4)))
+    assert independent_optimum(problem, 2.0) == pytest.approx(expected)

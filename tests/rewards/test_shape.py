@@ -135,6 +135,41 @@ def test_a_row_that_nobody_scored_has_no_mask_and_no_score_whatever_the_rule(rul
     assert torch.equal(out.rollout.mask[[0, 2, 3]], rollout().mask[[0, 2, 3]])
 
 
+def test_numbers_that_are_0_and_scores_that_are_not_learned_from():
+    """A penalty of 0 takes nothing, a cut response may be worth 0; a baseline's scores leave the moments alone."""
+    for rule, expected in [("penalty", [1.0, 2.0, 3.0, 4.0]), ("replace", [1.0, 0.0, 3.0, 0.0])]:
+        truncation = TruncationConfig(rule=rule, value=0.0)
+        assert shape([1.0, 2.0, 3.0, 4.0], truncation=truncation).scores.tolist() == expected
+    running, ppo = Moments(7.0, 21.0, 3), PPOConfig(score_normalize=True)
+    out = shape_scores(scored([5.0, 8.0, 10.0, 0.0]), rollout(), NEXT, running, ppo, KEEP, learn=False)
+    assert out.running == running
+    std = math.sqrt(7 / 3)  # of 1, 2 and 4, whose mean is 7/3
+    assert out.scores.tolist() == pytest.approx([(x - 7 / 3) / std for x in (5, 8, 10, 0)])
+
+
+def test_scores_that_do_not_vary_are_divided_by_one():
+    out = with_tokens([[0.5] + [0.0] * 5] * 4, [7.0] * 4, ppo={"score_normalize": True})
+    assert out.token_rewards[:, 0].tolist() == [0.5] * 4
+
+
+def test_the_target_behind_the_eos_is_what_no_token_got():
+    """Rows 0 and 2 have an EOS. 3 - (1 + 0.5) = 1.5, where 8 stands behind the end, and 5 - 2 = 3; a row that leaves
+    the mask has no slot behind it."""
+    given = replace(rollout(), mask=torch.tensor([[True, True, False, False, False, False]] * 4))
+    tokens = torch.zeros(4, 6)
+    tokens[0, :3], tokens[2, 0] = torch.tensor([1.0, 0.5, 8.0]), 2.0
+    scores = replace(scored([3.0, 4.0, 5.0, 6.0]), token_rewards=tokens)
+    after, last = PPOConfig(score_slot="after"), PPOConfig(score_slot="last")
+    out = shape_scores(scores, given, NEXT, NONE_YET, after, KEEP)
+    assert out.slot_returns.nan_to_num(-1).tolist() == [1.5, -1, 3, -1]
+    without = out.keeping(torch.tensor([False, True, True, True]))
+    assert without.slot_returns.nan_to_num(-1).tolist() == [-1, -1, 3, -1]
+    assert without.rollout.mask.any(dim=1).tolist() == [False, True, True, True]
+    plain = shape_scores(scores, given, NEXT, NONE_YET, last, KEEP)
+    assert plain.slot_returns is None
+    assert plain.keeping(torch.tensor([False, True, True, True])).slot_returns is None
+
+
 # ---- rewards a token ---------------------------------------------------------------------------------------
 
 MASK = torch.tensor([[True, True, True, False], [True, False, True, False], [False] * 4, [True, False, False, False]])
