@@ -25,6 +25,7 @@ from rich.text import Text
 from minirlhf import signals
 from minirlhf.cli.lines import or_dash, printable, sft_line, stage_line
 from minirlhf.cli.printer import Printer
+from minirlhf.report.axes import RELATIVE, SHARE
 
 FRAMES = 1  # frames a second; drawing one takes a few milliseconds
 BARS = "▁▂▃▄▅▆▇█"
@@ -237,10 +238,12 @@ class Panel:
         beside = f"{form.format(min(known))} to {form.format(max(known))}" if known else ""
         if what == "KL, nats" and self._kl_target is not None:
             beside = f"target {form.format(self._kl_target)}"
+        largest = max(map(abs, known), default=0.0)
+        least = SHARE if form.endswith("%}") else RELATIVE * largest  # as the axes of the report
         name, value = Text(what), form.format(values[-1]) if math.isfinite(values[-1]) else "-"
         name.truncate(LABEL - 1, overflow="ellipsis")
         name.pad_right(LABEL - name.cell_len)
-        found = Text.assemble(name, (f"{value:>{VALUE}}", "bold"), "  ", (sparkline(course), "cyan"))
+        found = Text.assemble(name, (f"{value:>{VALUE}}", "bold"), "  ", (sparkline(course, least), "cyan"))
         found.truncate(width - RANGE * ranged, pad=True)
         if ranged:
             found.append(f" {beside}", style="dim")
@@ -293,10 +296,15 @@ def evenly(values: Sequence[float], count: int) -> list[float]:
     return [values[(i + 1) * len(values) // count - 1] for i in range(count)]
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """One bar character a value, scaled from minimum to maximum; a space for a value that is not finite."""
+def sparkline(values: Sequence[float], least: float = 0.0) -> str:
+    """One bar character a value, scaled from minimum to maximum; a space for a value that is not finite.
+
+    least: smallest difference that takes the whole height; a smaller one is drawn around the middle of it.
+    """
     known = [value for value in values if math.isfinite(value)]
-    low, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    span = max(high - low, least)
+    low -= (span - (high - low)) / 2 if math.isfinite(span) else 0.0
     heights = [(v - low) / span if 0 < span < math.inf else 0.5 if math.isfinite(v) else math.nan for v in values]
     return "".join(BARS[int(h * (len(BARS) - 0.01))] if math.isfinite(h) else " " for h in heights)
 

@@ -140,6 +140,9 @@ def test_a_course_is_drawn_from_its_smallest_to_its_largest_value():
     assert sparkline([nan]) == " "
     assert sparkline([1e308, -1e308, 0]) == "▄▄▄"  # their distance is no number
     assert sparkline([]) == ""
+    # One response of 128 that did not end is 0.008 of a span of 0.1: 0.46 and 0.54 of the height, no cliff.
+    assert sparkline([1, 127 / 128, 1], least=0.1) == "▅▄▅"
+    assert sparkline([0, 7], least=1) == "▁█"
     assert evenly([1, 2, 3, 4, 5, 6], 3) == [2, 4, 6]
     assert evenly([1, 2], 3) == [1, 2]
     assert evenly([1, 2], 0) == []
