@@ -61,7 +61,7 @@ OBJECTIVE = {
 }  # fmt: skip
 SUMMARY = {
     "prompts": 4, "reference": SIDE, "policy": {**SIDE, "residual_std_on_reference": 0.5},
-    "score_gain": 0.5, "score_gain_ci95": [0.25, 0.75], "win_rate": 0.5, "ties": 1,
+    "score_pairs": 2, "score_gain": 0.5, "score_gain_ci95": [0.25, 0.75], "win_rate": 0.5, "ties": 1,
     "kl_nats_per_sequence": 1.0, "kl_coef": 0.1,
     "best_of_n": [{"n": 1, "kl": 0.0, "score": 0.5, "score_se": 0.1}],
     "objective": OBJECTIVE,
