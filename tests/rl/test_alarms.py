@@ -151,6 +151,14 @@ def test_a_row_that_somebody_edited_is_passed_over():
     assert "only 20% of the responses still end" in text
 
 
+def test_what_is_looked_at_again_is_said_at_its_step():
+    """All responses are cut off: eight of them may be by chance, but not in the last iteration."""
+    rows = [{"step": step, **WELL, "response/eos_rate": 0.0} for step in (1, 2)]
+    ((step, text),) = Alarms(learns_values=True, last=2).replay(rows)
+    assert (step, text.partition(",")[0]) == (2, "no response ends by itself")
+    assert list(Alarms(learns_values=True).replay(rows)) == []
+
+
 def test_the_reason_why_nothing_is_learned_comes_with_advice_that_fits_it():
     assert nothing_learned(WELL) == ("", False)
     assert nothing_learned(WELL | {"count/flat_groups": 0.75, "objective/scores_std": 0.0}) == ("", False)
