@@ -9,7 +9,7 @@ Not here: advice about a configuration before it runs (doubts.py).
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -80,13 +80,11 @@ class Alarms:
         self.said |= {name for name, _ in found}
         return [text for _, text in found]
 
-    def replay(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
-        """Look at rows of metrics.jsonl; yield (step, alarm). A row that somebody edited is passed over."""
+    def replay(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+        """Look at rows as `read_rows` gives them; yield (step, alarm). A row that somebody edited is passed over."""
         for row in rows:
             with suppress(KeyError, TypeError, ArithmeticError):
-                # NaN is null in the file: what was not measured.
-                metrics = {name: math.nan if value is None else value for name, value in row.items()}
-                for text in self.look(row["step"], metrics):
+                for text in self.look(row["step"], row):
                     yield row["step"], text
 
     def _latest(self, name: str, count: int) -> float:

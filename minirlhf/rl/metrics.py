@@ -58,7 +58,7 @@ def rollout_metrics(
     metrics["value/explained_variance"] = explained_variance(came, e.old_values, mask)
     log_ratio = torch.where(mask, e.old_logprobs - e.ref_logprobs, 0.0).sum(dim=1)
     metrics["objective/score_length_correlation"] = correlation(
-        e.scores[rows], e.rollout.response_mask.sum(dim=1)[rows].to(e.scores)
+        e.scores[rows], e.rollout.response_mask.sum(dim=1)[rows]
     )
     metrics["response/repetition"] = repeated_triples(e.rollout.completion_id_lists)
     if not scores.count:
@@ -161,7 +161,7 @@ def drift(new: PolicyOutput, micro: Experience, clip: Tensor) -> dict[str, Tenso
 
 def discount(advantage: Built) -> float:
     """Discount of an advantage function: its option `gamma`, 1 without one (or if that is no number)."""
-    gamma = advantage.option("gamma", 1.0)
+    gamma = advantage.option("gamma", None)
     return float(gamma) if isinstance(gamma, int | float) else 1.0
 
 

@@ -10,7 +10,6 @@ from minirlhf.config.schema import Config
 from minirlhf.config.toml import dump_toml, json_schema, preset_names, to_dict
 from minirlhf.config.values import toml_value
 from minirlhf.errors import ConfigError, UsageError
-from minirlhf.rl.doubts import doubts
 from tests.plugins.files import reward_plugin
 
 
@@ -186,51 +185,7 @@ def test_the_file_of_the_default_preset_is_the_defaults():
     assert tomllib.loads(dump_toml(Config()))["ppo"]["lr"] == Config().ppo.lr
 
 
-# ---- combinations that optimise something else -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("place", ["reward", "loss", "both"])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs", "exact"])
-def test_a_doubtful_combination_is_said_in_one_sentence(estimator, place):
-    """Sound: k1 in the reward (its gradient is the KL's), and k1, k3 or exact in both."""
-    sound = {("k1", "reward"), ("k1", "both"), ("k3", "both"), ("exact", "both")}
-    said = doubts(loaded(sets=[f"kl.estimator={estimator}", f"kl.place={place}"]))
-    assert len(said) == ((estimator, place) not in sound)
-    assert doubts(loaded(sets=[f"kl.estimator={estimator}", f"kl.place={place}", "kl.coef=0.0"])) == []
-
-
-@pytest.mark.parametrize(
-    ("sets", "reason"),
-    [
-        (["loss.policy=pg"], "no importance ratio"),
-        (["advantage.function=grpo", "ppo.responses_per_prompt=4"], "weighs prompts by how little"),
-        (["advantage.function=rloo", "ppo.responses_per_prompt=4", "advantage.whiten=batch"], "size of the step"),
-        (["advantage.gamma=0.9"], "later KL counts less"),
-        (["loss.aggregation=sequence_mean"], "token of a short response weighs more"),
-        (
-            ["exact.problem=delayed", "rewards.length.use=length"],
-            "this run optimises something else (rewards = length)",
-        ),
-        (["ppo.critic_warmup=40"], "only the value head is trained"),  # of 40 iterations
-        (["rewards.sentiment.weight=0.0"], "no score counts"),
-        (["ppo.lr=1e-12"], "ppo.lr = 1e-12 is so small that no step changes a weight"),
-        (["ppo.grad_clip=1e-12"], "ppo.grad_clip = 1e-12 is so far below Adam's epsilon, 1e-05,"),
-    ],
-)
-def test_what_optimises_something_else_than_asked_is_said_with_the_reason(sets, reason):
-    said = doubts(loaded(sets=sets))
-    assert len(said) == 1
-    assert reason in said[0]
-
-
-def test_what_is_sound_is_not_doubted():
-    once = ["ppo.epochs=1", "ppo.minibatch_size=128", "loss.policy=pg"]
-    group = ["ppo.responses_per_prompt=4", "ppo.prompts_per_iteration=32", "advantage.function=rloo"]
-    one_of_two = ["rewards.sentiment.weight=0.0", "rewards.length.use=length"]
-    warmed, clipped = ["ppo.critic_warmup=39"], ["ppo.grad_clip=1e-6", "ppo.lr=1e-6"]
-    kl = ["advantage.gamma=0.9", "kl.place=loss", "kl.estimator=k2", "kl.coef=0.0"]
-    for sets in ([], once, group, kl, one_of_two, warmed, clipped, ["ppo.iterations=0"]):
-        assert doubts(loaded(sets=sets)) == []
+# ---- combinations that are refused --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", ["rloo", "grpo", "dr_grpo"])

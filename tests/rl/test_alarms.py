@@ -5,7 +5,7 @@ from math import nan
 
 import pytest
 
-from minirlhf.rl.alarms import SETTLED, Alarms, surely_below
+from minirlhf.rl.alarms import SETTLED, Alarms, nothing_learned, surely_below
 
 WELL = {
     "objective/score_length_correlation": 0.3,
@@ -129,6 +129,56 @@ def test_a_reward_that_never_applies_beside_others_is_named_after_128_responses_
     assert "by a, c (" in message
 
 
+def test_a_reward_that_has_scored_is_not_unused_if_it_does_not_apply_later():
+    assert heard([{"reward/a": 1.0}, {"reward/a": nan}, {"reward/a": nan}]) == set()
+    assert heard([{"reward/a": nan}, {"reward/a": nan}, {"reward/a": nan}]) == {"unused"}
+
+
+def test_an_alarm_is_not_raised_again_after_another_one():
+    sharp = WELL | {"policy/entropy_avg": 0.05}
+    alarms = Alarms(learns_values=True)
+    rows = [WELL, sharp, sharp | {"response/repetition": 0.4}, sharp | {"response/eos_rate": 0.2}]
+    assert [len(alarms.look(step, row)) for step, row in enumerate(rows, start=1)] == [0, 1, 1, 1]
+    assert alarms.said == {"entropy", "repetition", "eos"}
+
+
+def test_a_row_that_somebody_edited_is_passed_over():
+    """A metric that is missing, a text and a number that no float holds; the rows beside them count."""
+    odd = [{"episode": 8.0}, WELL | {"policy/entropy_avg": "low"}, WELL | {"response/length": 10**400}]
+    rows = [WELL, *odd, WELL | {"response/eos_rate": 0.2}]
+    ((step, text),) = Alarms(learns_values=True).replay({"step": i, **row} for i, row in enumerate(rows, start=1))
+    assert step == 5
+    assert "only 20% of the responses still end" in text
+
+
+def test_what_is_looked_at_again_is_said_at_its_step():
+    """All responses are cut off: eight of them may be by chance, but not in the last iteration."""
+    rows = [{"step": step, **WELL, "response/eos_rate": 0.0} for step in (1, 2)]
+    ((step, text),) = Alarms(learns_values=True, last=2).replay(rows)
+    assert (step, text.partition(",")[0]) == (2, "no response ends by itself")
+    assert list(Alarms(learns_values=True).replay(rows)) == []
+
+
+def test_the_reason_why_nothing_is_learned_comes_with_advice_that_fits_it():
+    assert nothing_learned(WELL) == ("", False)
+    assert nothing_learned(WELL | {"count/flat_groups": 0.75, "objective/scores_std": 0.0}) == ("", False)
+    assert nothing_learned(WELL | {"count/flat_groups": 0.5, "policy/logprob_grad_avg": 0.0})[0]
+    none, all_cut = {"count/unscored": 8.0}, {"response/eos_rate": 0.0}
+    for row, advice in [
+        (none, "see what the rewards need, such as a column of the prompts"),
+        (all_cut, "raise sampler.max_new_tokens, or choose another rule"),
+        ({}, "look at samples.jsonl and at truncation.rule"),
+        ({"count/unscored": 3.0} | all_cut, "look at samples.jsonl and at truncation.rule"),
+    ]:
+        assert nothing_learned(IDLE | row)[0].endswith(f"so that nothing is learned: {advice}")
+
+
+@pytest.mark.parametrize(("length", "chance"), [(1.0, False), (2.0, True)])
+def test_one_response_that_scored_0_may_be_chance_unless_it_is_only_an_end(length, chance):
+    one = {"count/flat_batches": 1.0, "objective/scores_std": nan, "objective/scores": 0.0, "response/length": length}
+    assert nothing_learned(WELL | one)[1] is chance
+
+
 def test_a_policy_that_leaves_nothing_to_chance_is_said_at_once():
     (message,) = Alarms(learns_values=True).look(1, WELL | {"policy/entropy_avg": 2e-4})
     assert "0.0002 nats a token from the start" in message
@@ -166,6 +216,7 @@ def test_two_shares_differ_by_three_standard_errors_of_their_difference():
     assert not surely_below(0.0, 0.4, 8)
     assert surely_below(0.5, 0.76, 64)  # mean .63, standard error .08535, three of them .2561
     assert not surely_below(0.5, 0.756, 64)
+    assert not surely_below(0.0, 0.0, 64)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +226,7 @@ def test_two_shares_differ_by_three_standard_errors_of_their_difference():
         (0.4, 0.15, {"eos"}),  # mean .275, standard error .0789, three of them .237
         (0.4, 0.18, set()),  # .0803, three of them .241
         (0.9, 0.5, set()),  # more than half of them still end
+        (0.8, 0.4, set()),  # half
         (0.05, 0.0, set()),  # mean .025, standard error .0276
     ],
 )
@@ -197,6 +249,7 @@ def test_few_responses_an_iteration_are_put_together_until_they_are_64():
     [
         (0.03, 0.21, {"repetition"}),  # mean .12, standard error .0574, three of them .172
         (0.03, 0.19, set()),  # less than a fifth
+        (0.03, 0.20, set()),  # mean .115, standard error .0564, three of them .169
         (0.15, 0.31, set()),  # twice as much, but mean .23, standard error .0744
         (0.15, 0.40, {"repetition"}),
         (0.40, 0.70, set()),  # less than twice as much, though mean .55, standard error .0879
@@ -209,13 +262,29 @@ def test_repetition_has_to_be_a_fifth_twice_as_much_as_before_and_more_than_chan
 def test_the_entropy_may_fall_to_a_fifth():
     assert heard([{}, {"policy/entropy_avg": 0.13}]) == set()
     assert heard([{}, {"policy/entropy_avg": 0.11}]) == {"entropy"}
+    assert heard([{"policy/entropy_avg": 0.5}, {"policy/entropy_avg": 0.1}]) == set()
 
 
-@pytest.mark.parametrize(("together", "length", "alarms"), [(0.69, 60.0, set()), (0.75, 41.0, set())])
+def test_an_entropy_of_a_thousandth_may_fall_and_one_below_it_is_none():
+    assert heard([{"policy/entropy_avg": 1e-3}]) == set()
+    assert heard([{"policy/entropy_avg": 1e-3}, {"policy/entropy_avg": 1e-4}]) == {"entropy"}
+    assert heard([{"policy/entropy_avg": 0.9e-3}]) == {"entropy"}
+
+
+@pytest.mark.parametrize(
+    ("together", "length", "alarms"),
+    [
+        (0.7, 60.0, set()),
+        (-0.7, 60.0, set()),
+        (0.75, 41.0, set()),
+        (0.75, 42.0, {"length"}),  # 1.4 times 30
+        (0.75, 22.0, set()),
+        (0.75, 21.0, {"length"}),  # 0.7 times 30
+    ],
+)
 def test_length_is_no_alarm_unless_it_explains_half_of_the_score_and_has_moved(together, length, alarms):
     row = {"objective/score_length_correlation": together, "response/length": length}
     assert heard([{}, row]) == alarms
-    assert heard([{}, {"objective/score_length_correlation": 0.75, "response/length": 43.0}]) == {"length"}
 
 
 def test_flat_groups_are_counted_over_64_groups():
@@ -237,6 +306,9 @@ def test_flat_groups_are_counted_over_64_groups():
         ([-0.05] * 40, set()),  # as good as a constant
         ([-9.0] * 4 + [-0.01] * 6, set()),  # an outlier is no measure
         ([-9.0] * 2 + [-0.01] * 3 + [-0.2] * 5, {"values"}),  # median -.15
+        ([0.1] + [-0.2] * SETTLED, {"values"}),  # the latest ten
+        ([-0.2] * 9 + [0.0], set()),
+        ([-0.1] * SETTLED, set()),  # by no more than a tenth
         ([nan] * 40, set()),  # nothing to explain
     ],
 )
@@ -246,9 +318,17 @@ def test_v_is_of_no_use_if_it_was_worse_than_a_constant_in_each_of_ten_iteration
     assert heard(rows, learns_values=False) == set()
 
 
+def test_a_v_of_no_use_is_said_with_its_latest_number():
+    alarms = Alarms(learns_values=True)
+    rows = [WELL | {"value/explained_variance": x} for x in [-0.2] * 9 + [-0.3]]
+    (text,) = [text for step, row in enumerate(rows, start=1) for text in alarms.look(step, row)]
+    assert "below 0 in 10 iterations, now -0.30" in text
+
+
 def test_a_gradient_drowns_from_a_hundred_thousand_times_that_of_the_policy_loss_on():
-    assert heard([{"policy/grad_norm": 0.79e5}]) == set()  # beside 0.8
+    assert heard([{"policy/grad_norm": 0.80e5}]) == set()  # beside 0.8
     assert heard([{"policy/grad_norm": 0.81e5}]) == {"drowned"}
+    assert heard([{"policy/grad_norm": 0.2, "policy/logprob_grad_avg": 1e-6}]) == {"drowned"}
 
 
 # Rows of runs that are well, seed 0: `reviews` (128 responses an iteration), `exact` (256, of a given length) and

@@ -1,11 +1,13 @@
 """What flows: shapes are held in one place, rows stay together, minibatches cover everything once."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minirlhf.rl.experience import Experience
+from minirlhf.tensors import Whitened
 from tests.helpers import random_rollout, seeded
 
 
@@ -34,6 +36,25 @@ def test_wrong_shapes_and_dtypes_are_refused_where_the_object_is_built():
         replace(e.rollout, mask=e.rollout.mask.float())
     with pytest.raises(ValueError, match="prompts must hold 7 values"):
         replace(e.rollout, prompts=("a",))
+
+
+def test_it_is_built_from_what_the_loop_has_computed():
+    """Tensors 0 to 8000: each has a place of its own."""
+    rollout = random_rollout(2)
+    kl, rewards, advantages, returns, new, ref, values = (torch.full(rollout.mask.shape, 1000.0 * i) for i in range(7))
+    scores, slot = torch.tensor([1.0, 2.0]), torch.tensor([3.0, float("nan")])
+    shaped = SimpleNamespace(rollout=rollout, scores=scores, slot_returns=slot)
+    active = SimpleNamespace(logprobs=new, values=values)
+    reference = SimpleNamespace(logprobs=ref, log_dist=lambda rows: ref[rows])
+    e = Experience.build(shaped, active, reference, kl, rewards, Whitened(advantages, 1.0), returns)
+    assert (e.rollout, e.scores, e.slot_returns, e.ref_log_dist) == (rollout, scores, slot, reference.log_dist)
+    assert (e.kl, e.rewards, e.advantages, e.returns) == (kl, rewards, advantages, returns)
+    assert (e.old_logprobs, e.ref_logprobs, e.old_values) == (new, ref, values)
+
+
+def test_the_order_of_minibatches_is_the_generators():
+    first, again = ([b.scores.tolist() for b in experience(50).minibatches(50, seeded(3))] for _ in range(2))
+    assert first == again
 
 
 def test_minibatches_are_a_fresh_permutation_of_all_rows_that_stay_together():

@@ -17,6 +17,7 @@ from minirlhf.rl.metrics import (
     flat_groups,
     repeated_triples,
     residual_std,
+    rewards_that_came,
     rollout_metrics,
     update_metrics,
 )
@@ -182,6 +183,15 @@ def test_what_came_is_discounted_as_the_advantage_function_says(function, option
     assert found["value/explained_variance"] == pytest.approx(1.0, abs=1e-12)
 
 
+def test_a_score_behind_a_response_of_one_token_is_one_step_later():
+    """Its -1 leaves the token and comes back behind it, at half the worth; the first row has no such slot."""
+    short = torch.tensor([[True, True, True], [True, False, False]])
+    rollout = replace(experience().rollout, response_mask=short, mask=short)
+    rewards, slot = torch.tensor([[0.0, 0.0, 1.0], [-1.0, NAN, NAN]]), torch.tensor([NAN, -1.0])
+    e = experience(rollout=rollout, rewards=rewards, slot_returns=slot)
+    assert rewards_that_came(e, shaped_as(e), 0.5).tolist() == [[0.25, 0.5, 1.0], [-0.5, 0.0, 0.0]]
+
+
 def test_an_option_gamma_that_is_no_number_is_no_discount():
     def named(rewards, mask, *, gamma: str = "auto"):
         return rewards
@@ -237,6 +247,14 @@ def test_updates_are_averaged_and_the_first_log_ratio_is_the_first_ones():
     )
 
 
+def test_ratios_close_to_1_vary_as_they_do():
+    """1 and 1 + 1e-8: unbiased variance 2 x (5e-9)^2. In float32 both are 1. One alone does not vary."""
+    torch.set_default_dtype(torch.float32)  # as in a run
+    close = [{"log_ratio": 0.0, "val/ratio": ratio} for ratio in (1.0, 1.0 + 1e-8)]
+    assert update_metrics(close, 0.07, 1e-3)["val/ratio_var"] == pytest.approx(5e-17, rel=1e-6, abs=0)
+    assert update_metrics(close[:1], 0.07, 1e-3)["val/ratio_var"] == 0
+
+
 def test_an_iteration_without_updates_still_has_its_counts():
     metrics = update_metrics([], 0.07, 1e-3)
     assert math.isnan(metrics.pop("val/ratio_var"))
@@ -256,7 +274,7 @@ def test_the_residual_is_the_spread_within_prompts_pooled():
 
 def test_the_residual_of_a_rollout_is_zero_at_the_optimum():
     """r = beta log(pi/ref) + constant of the prompt is what the optimum looks like."""
-    whole = experience()
+    whole = experience(ref_logprobs=torch.tensor([[-0.5, -1.5, -1.0], [-2.0, -4.0, NAN]]))
     same = replace(whole.rollout, group=torch.zeros(2, dtype=torch.long))
     log_ratio = torch.where(whole.mask, whole.old_logprobs - whole.ref_logprobs, 0.0).sum(dim=1)
     best = replace(whole, rollout=same, scores=0.3 * log_ratio + 2)
@@ -271,11 +289,14 @@ def test_repetition_correlation_and_flat_groups_by_hand():
     # 1 2 3 1 2 3 has triples 123 231 312 123: one of four again; 4 5 has none.
     assert repeated_triples([[1, 2, 3, 1, 2, 3], [4, 5]]) == pytest.approx(0.25)
     assert repeated_triples([[1, 2]]) == 0
+    assert repeated_triples([[0, 1, 2, 9, 1, 2], [1, 0, 2, 1, 5, 2]]) == 0  # 1 2 twice, and 1 ? 2 twice: no triples
     assert correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])) == pytest.approx(1)
     assert correlation(torch.tensor([1.0, 2.0]), torch.tensor([5.0, 5.0])) == 0
     group, rows = torch.tensor([0, 0, 1, 1, 2, 3, 3]), torch.tensor([True] * 6 + [False])
     scores = torch.tensor([1.0, 1.0, 1.0, 2.0, 9.0, 4.0, 5.0])  # of 0, 1 (2 and 3 have one row): 0 is flat
     assert flat_groups(scores, group, rows) == pytest.approx(0.5)
+    assert flat_groups(-scores, group, rows) == pytest.approx(0.5)
+    assert flat_groups(0 * scores, group, rows) == 1
 
 
 def test_what_differs_by_rounding_alone_does_not_vary():

@@ -105,6 +105,21 @@ def test_a_kl_in_the_loss_sees_new_old_and_reference_each_for_what_it_is():
     assert own[0].tolist() == pytest.approx(k3)
 
 
+def test_a_kl_in_the_loss_is_checked_together_with_all_other_numbers():
+    """Reading it at once would wait for the device."""
+
+    def broken(logprobs, mask):
+        return logprobs / 0.0
+
+    policy = SimpleNamespace(logprobs=torch.full((1, 2), -1.0), log_dist=None)
+    x, mask, later = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), DeferredChecks()
+    micro = SimpleNamespace(old_logprobs=x, ref_logprobs=x, mask=mask, ref_log_dist=None)
+    assert terms.loss_kl(built("kl", broken), policy, micro, later).isinf().all()
+    (check,) = later
+    with pytest.raises(PluginError, match="expected a finite number, got -inf"):
+        check()
+
+
 class OneRow:
     """As much of a rollout as a KL of taken tokens reads."""
 
@@ -113,6 +128,60 @@ class OneRow:
 
     def __len__(self):
         return len(self.mask)
+
+
+def shaped_scores(**changed):
+    """Two responses of two tokens, of which the first ended, and one that takes no part; scores 4, penalty .1."""
+    mask = torch.tensor([[True, True], [True, True], [False, False]])
+    given = {
+        "rollout": SimpleNamespace(mask=mask, group=torch.arange(3), terminated=torch.tensor([True, False, True])),
+        "scores": torch.tensor([4.0, 4.0, 0.0]),
+        "greedy_scores": torch.tensor([1.0, 2.0, 3.0]),
+        "token_rewards": torch.zeros(3, 2),
+        "bootstrap": torch.tensor([0.0, 5.0, 0.0]),
+        "slot_returns": None,
+    }
+    return SimpleNamespace(**(given | changed))
+
+
+ACTIVE = SimpleNamespace(
+    values=torch.tensor([[0.5, 1.0]] * 3), logprobs=torch.full((3, 2), -1.0), next_value=torch.tensor([3.0, 7.0, 9.0])
+)
+REFERENCE = SimpleNamespace(logprobs=torch.full((3, 2), -2.0))
+REWARDS, PENALTY = torch.tensor([[-0.1, 3.9], [-0.1, 3.9], [0.0, 0.0]]), torch.full((3, 2), 0.1)
+
+
+def test_an_advantage_function_is_given_each_of_its_inputs_and_junk_is_0():
+    seen = {}
+
+    def nosy(
+        rewards, values, mask, scores, greedy_scores, group, logprobs, ref_logprobs, kl, terminated, bootstrap_values
+    ):
+        seen.update(locals())
+        return torch.ones_like(rewards)
+
+    shaped, kl = shaped_scores(), torch.full((3, 2), 0.7)
+    found = terms.advantages(built("advantage", nosy), REWARDS, PENALTY, kl, ACTIVE, REFERENCE, shaped)
+    assert found.tolist() == [[1, 1], [1, 1], [0, 0]]
+    expected = {
+        **{"rewards": REWARDS, "values": ACTIVE.values, "mask": shaped.rollout.mask, "scores": shaped.scores},
+        **{"greedy_scores": shaped.greedy_scores, "group": shaped.rollout.group, "logprobs": ACTIVE.logprobs},
+        **{"ref_logprobs": REFERENCE.logprobs, "kl": kl, "terminated": shaped.rollout.terminated},
+        "bootstrap_values": shaped.bootstrap,
+    }
+    assert all(torch.equal(seen[name], tensor) for name, tensor in expected.items())
+
+
+def test_advantages_with_the_score_on_the_last_token_and_behind_the_eos_by_hand():
+    """gae with lambda .5, as above. Last token: 3.9 - 1 = 2.9, first: -.1 + 1 - .5 + .5 x 2.9 = 1.85. Behind the EOS,
+    where V is 3: 1.6 and 2.4, and the slot itself is no token. The second was cut and has none; V of what it would
+    still have earned, 5, is added to its end: 2.9 + 5 and 1.85 + .5 x 5."""
+    function, kl = built("advantage", gae, lam=0.5), torch.zeros(3, 2)
+    last = terms.advantages(function, REWARDS, PENALTY, kl, ACTIVE, REFERENCE, shaped_scores())
+    assert torch.allclose(last, torch.tensor([[1.85, 2.9], [4.35, 7.9], [0.0, 0.0]]))
+    behind = shaped_scores(slot_returns=torch.tensor([4.0, math.nan, math.nan]))
+    after = terms.advantages(function, REWARDS, PENALTY, kl, ACTIVE, REFERENCE, behind)
+    assert torch.allclose(after, torch.tensor([[1.6, 2.4], [4.35, 7.9], [0.0, 0.0]]))
 
 
 def test_a_policy_loss_is_given_each_of_its_inputs():
