@@ -16,16 +16,18 @@ from minirlhf import ppo
 from minirlhf.builtin.advantages import gae, mc, reward_to_go
 from minirlhf.builtin.kl import exact, k1, k2, k3
 from minirlhf.builtin.losses import ppo_clip, ratio
+from minirlhf.components import checks
 from minirlhf.config.schema import Config, KLConfig, LossConfig, PPOConfig, RunConfig, SamplerConfig, TruncationConfig
-from minirlhf.errors import DivergedError
+from minirlhf.errors import DivergedError, PluginError
 from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import PolicyOutput, Rollout
 from minirlhf.models.sampler import Sampler
-from minirlhf.rewards.shape import Scores
+from minirlhf.rewards.shape import Scores, ShapedScores
 from minirlhf.rl import guards, terms
 from minirlhf.rl.controllers import KLController, Penalty
 from minirlhf.rl.experience import Experience
+from minirlhf.rl.laps import Laps
 from minirlhf.tensors import Moments
 from tests.helpers import (
     BOS,
@@ -44,6 +46,7 @@ from tests.helpers import (
 )
 
 NAN = float("nan")
+NOTHING = Moments(0.0, 0.0, 0)
 KL = {"k1": k1, "k2": k2, "k3": k3, "exact": exact}
 
 
@@ -67,8 +70,8 @@ def state_of(policy, reference, optimizer, beta=0.1, **controller) -> ppo.PPOSta
         schedule=LambdaLR(optimizer, lambda step: 1.0),
         controller=KLController(beta, **controller),
         penalty=Penalty(1.0),
-        score_moments=Moments(0.0, 0.0, 0),
-        value_moments=Moments(0.0, 0.0, 0),
+        score_moments=NOTHING,
+        value_moments=NOTHING,
     )
 
 
@@ -113,6 +116,13 @@ def experience_on(rollout: Rollout, policy: Policy) -> Experience:
     )
 
 
+def rows_of_a_rollout(rows: int) -> Experience:
+    """An experience whose numbers do not matter."""
+    rollout = random_rollout(rows)
+    zero = torch.zeros(rollout.mask.shape)
+    return Experience(rollout, zero, zero, zero, zero, torch.zeros(rows), zero, zero, zero, lambda part: zero[part])
+
+
 def settings(aggregation="token_mean", micro=None, place="loss", entropy=0.02, clip=0.2, value=0.7) -> Config:
     return Config(
         ppo=PPOConfig(minibatch_size=ROWS, micro_batch_size=micro, grad_clip=1e9),
@@ -132,8 +142,10 @@ def updated(config: Config, kl=exact, rollout=None, policy=None, beta=0.3):
     return optimizer.gradients[0], metrics, flat(policy)
 
 
-def loss_by_hand(policy: Policy, e: Experience, kl: str, aggregation: str, beta: float) -> torch.Tensor:
-    """Sum over the tokens, one at a time: N11 + 0.7 value loss + beta KL - 0.02 entropy."""
+def loss_by_hand(
+    policy: Policy, e: Experience, kl: str, aggregation: str, beta: float, unit: float = 1.0
+) -> torch.Tensor:
+    """Sum over the tokens, one at a time: N11 + 0.7 value loss + beta KL - 0.02 entropy; V is counted in `unit`s."""
     out, frozen = policy.forward_pass(e.rollout), e.ref_log_dist(slice(None))
     dist = out.log_dist(slice(None))
     lengths = e.mask.sum(dim=1).tolist()
@@ -145,6 +157,7 @@ def loss_by_hand(policy: Policy, e: Experience, kl: str, aggregation: str, beta:
             rho = (out.logprobs[i, t] - e.old_logprobs[i, t]).exp()
             a, v, old, target = e.advantages[i, t], out.values[i, t], e.old_values[i, t], e.returns[i, t]
             surrogate = -torch.min(a * rho, a * rho.clamp(0.8, 1.2))
+            v, old, target = v / unit, old / unit, target / unit
             near = old + (v - old).clamp(-0.2, 0.2)
             value = 0.5 * torch.max((v - target) ** 2, (near - target) ** 2)
             possible = [x for x in range(13) if x not in (PAD, BOS)]
@@ -179,6 +192,35 @@ def test_micro_batches_of_any_size_give_the_gradient_of_the_loss_written_by_hand
         assert metrics == pytest.approx(whole_metrics, abs=1e-10)
     assert metrics["policy/clipfrac_avg"] > 0  # both clips were at work, or the test shows little
     assert metrics["val/clipfrac_avg"] > 0
+
+
+@pytest.mark.usefixtures("double")
+def test_values_are_learned_and_clipped_in_the_unit_of_v():
+    """Unit 3: the clip is .2 of it, and errors are counted in it, so their squares are divided by 9."""
+    policy = small_policy()
+    policy.rescale_values(3.0)
+    loss_by_hand(policy, experience_on(rollout_with_gaps(), policy), "k2", "constant", 0.3, unit=3.0).backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters()])
+    gradient, metrics, _ = updated(settings("constant"), k2, policy=copy.deepcopy(policy))
+    assert (gradient - expected).abs().max() < 1e-10
+    assert 0 < metrics["val/clipfrac_avg"] < 1
+
+
+def test_a_healthy_update_reads_no_number_of_a_component(monkeypatch):
+    """That would wait for the device. With a NaN in it, the loss of the policy is named all the same."""
+    read, plain = [], checks._check_finite
+    monkeypatch.setattr(checks, "_check_finite", lambda built, *rest: read.append(built.title) or plain(built, *rest))
+    updated(settings())
+    assert read == []
+
+    def lost(logprobs):
+        return logprobs * NAN, {}
+
+    policy = small_policy()
+    state = state_of(policy, None, Recorder(policy.parameters()))
+    with pytest.raises(PluginError, match="policy loss 'lost'"):
+        ppo.update(state, experience_on(rollout_with_gaps(), policy), parts(loss=lost), settings(), 0.3)
+    assert read
 
 
 @pytest.mark.usefixtures("double")
@@ -548,10 +590,29 @@ def test_a_run_counts_what_it_does_and_its_first_ratio_is_one():
     for m, e in zip(metrics, experiences, strict=True):
         assert m["policy/first_log_ratio"] <= 1e-5
         assert m["count/updates"] == 4
+        assert {"time/rollout", "time/score", "time/learn"} < m.keys()
+        assert m["val/num_eos_tokens"] == e.rollout.terminated.sum() > 0
         assert m["objective/scores"] == pytest.approx(e.scores.mean().item(), abs=1e-6)
         assert all(math.isfinite(value) for value in m.values())
     assert metrics[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy starts as the reference
     assert metrics[2]["objective/kl"] != 0
+
+
+def test_prompts_and_rewards_are_those_of_the_iteration():
+    asked, scored = [], []
+
+    def prompts_of(step):
+        asked.append(step)
+        return PromptBatch.build(["abc"[step]], [{}], Letters(), responses=4)
+
+    def reward(rollout, step):
+        scored.append((step, rollout.prompts[0]))
+        return share_of_c(rollout, step)
+
+    config = setup(iterations=3, tokens=1, epochs=1)
+    list(ppo.train(fresh_state(), parts(reward=reward, prompts=prompts_of), config))
+    assert asked == [0, 1, 2]
+    assert scored == [(0, "a"), (1, "b"), (2, "c")]
 
 
 def test_what_the_loop_learns_from_fits_together():
@@ -586,6 +647,20 @@ def test_every_epoch_sees_every_response_once_in_an_order_of_its_own(monkeypatch
     epochs = [tuple(row for rows in seen[i : i + 3] for row in rows) for i in range(0, 18, 3)]
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert len(set(epochs)) == 6
+
+
+def test_the_order_of_the_minibatches_belongs_to_seed_iteration_and_epoch():
+    """12 rows have 479 million orders: those of different numbers differ, those of the same are one."""
+    e, state = rows_of_a_rollout(12), torch.get_rng_state()
+
+    def order(seed, step, epoch):
+        batches = ppo.minibatches(e, setup(seed=seed, minibatch_size=5), step, epoch)
+        return tuple(row for batch in batches for row in batch.rollout.group.tolist())
+
+    asked = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert len({order(*numbers) for numbers in asked}) == 4
+    assert order(0, 0, 0) == order(0, 0, 0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_scores_are_normalised_by_all_that_came_before():
@@ -849,6 +924,13 @@ def test_every_tensor_of_the_experience_is_checked_on_the_mask_and_only_there(na
         guards.check_experience(replace(e, **{name: spoil_one(dirty)}), 2)
 
 
+def test_values_that_are_not_finite_are_named_though_no_function_reads_them():
+    policy = fresh_policy()
+    torch.nn.init.constant_(policy.value_head.bias, NAN)
+    with pytest.raises(DivergedError, match="old_values is not finite: iteration 1"):
+        run(fresh_state(policy), advantage=reward_to_go)
+
+
 def test_an_infinite_gradient_stops_before_the_step():
     policy = fresh_policy()
     optimizer = Remembers(policy.parameters(), lr=1e-2)
@@ -860,7 +942,8 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert torch.equal(flat(policy), optimizer.seen)
 
 
-def test_a_policy_that_scores_itself_differently_the_second_time_is_stopped(monkeypatch):
+def forgetful_policy(monkeypatch) -> Policy:
+    """Each forward pass finds every token .01 nats more likely than the one before."""
     policy = fresh_policy()
     plain, calls = policy.forward_pass, iter(range(100))
 
@@ -869,8 +952,18 @@ def test_a_policy_that_scores_itself_differently_the_second_time_is_stopped(monk
         return replace(out, logprobs=out.logprobs + 0.01 * next(calls) * rollout.response_mask)
 
     monkeypatch.setattr(policy, "forward_pass", forgetful)
-    with pytest.raises(RuntimeError, match="before any update"):
-        run(fresh_state(policy))
+    return policy
+
+
+def test_a_policy_that_scores_itself_differently_the_second_time_is_stopped(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"iteration 1: .* before any update"):
+        run(fresh_state(forgetful_policy(monkeypatch)))
+
+
+def test_in_bfloat16_that_may_be_rounding_and_is_only_logged(monkeypatch):
+    config = setup(iterations=1, precision="bfloat16")
+    _, _, [m] = run(fresh_state(forgetful_policy(monkeypatch)), config)
+    assert m["policy/first_log_ratio"] == pytest.approx(0.01, abs=1e-4)
 
 
 # ---- who learns what ---------------------------------------------------------------------------------------
@@ -969,6 +1062,41 @@ def test_the_advantage_function_gets_what_it_names():
 def test_the_epochs_stop_at_the_target_kl(target, epochs):
     state, _, [metrics] = run(config=setup(iterations=1, epochs=5, target_kl=target))
     assert metrics["count/updates"] == state.updates == 2 * epochs
+
+
+def test_one_update_over_three_halves_of_the_target_is_too_far():
+    near, far = {"policy/approxkl_avg": 0.375}, {"policy/approxkl_avg": 0.376}
+    assert not ppo.moved_too_far([near, near], 0.25)
+    assert ppo.moved_too_far([near, far, near], 0.25)
+    assert not ppo.moved_too_far([far], None)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
+def test_an_iteration_ends_with_its_counters_and_speeds(monkeypatch):
+    """Two seconds for 6 responses, after 3 iterations of 10 responses and 20 tokens in all."""
+    monkeypatch.setattr("minirlhf.rl.laps.perf_counter", iter([5.0, 5.5, 7.0]).__next__)
+    laps, e = Laps(), rows_of_a_rollout(6)
+    laps.end("time/rollout")
+    state, running, n = fresh_state(), Moments(1.0, 2.0, 3), int(e.rollout.response_mask.sum())
+    state.step, state.episodes, state.tokens = 3, 10, 20
+    metrics = {"count/updates": 1.0, "objective/kl": 0.0}
+    ppo.finish_iteration(state, e, running, setup(), metrics, laps)
+    assert (state.step, state.episodes, state.tokens, state.score_moments) == (4, 16, 20 + n, running)
+    assert metrics == {
+        "count/updates": 1.0, "objective/kl": 0.0, "time/rollout": 0.5, "time/learn": 1.5,
+        "episode": 16.0, "eps": 3.0, "tokens_per_s": n / 2,
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
+@pytest.mark.parametrize(("updates", "step", "beta"), [(4.0, 2, 0.6), (0.0, 2, 0.5), (4.0, 1, 0.5), (0.0, 1, 0.5)])
+def test_beta_is_steered_after_updates_that_taught_the_policy(updates, step, beta):
+    """A warm-up of 2 iterations; a KL far over its target raises beta by a fifth if a rollout is its horizon."""
+    state = fresh_state(beta=0.5, target=1.0, horizon=6)
+    state.step = step
+    metrics = {"count/updates": updates, "objective/kl": 99.0}
+    ppo.finish_iteration(state, rows_of_a_rollout(6), NOTHING, setup(critic_warmup=2), metrics, Laps())
+    assert state.controller.beta == pytest.approx(beta)
 
 
 def test_the_adaptive_beta_is_logged_as_it_was_used():
@@ -1162,6 +1290,113 @@ def test_the_unit_of_v_is_the_std_of_the_first_scores_and_then_stands():
     assert float(some.policy.value_scale) == pytest.approx(float(ended.std()), rel=1e-6)
     flat_scores, _, _ = run(reward=lambda r, s: replace(share_of_c(r, s), total=torch.full((32,), 0.1)), advantage=gae)
     assert float(flat_scores.policy.value_scale) == 1  # all scores alike: rounding is no unit
+
+
+def measured(scores, seen=NOTHING, unit=1.0, rule="keep", ended=None):
+    """(state, active before, active after) of scores that are measured in a run that has seen `seen`."""
+    policy = small_policy()
+    policy.rescale_values(unit)
+    state = state_of(policy, None, Recorder(policy.parameters()))
+    state.value_moments = seen
+    rollout = random_rollout(len(scores))
+    rollout = rollout if ended is None else replace(rollout, terminated=torch.tensor(ended))
+    with torch.no_grad():
+        active = policy.forward_pass(rollout)
+    zero = torch.zeros(rollout.mask.shape)
+    shaped = ShapedScores(torch.tensor(scores), rollout, zero, zero[:, 0], NOTHING)
+    return state, active, ppo.measure_values(state, shaped, active, rule)
+
+
+def test_the_unit_of_v_by_hand():
+    """Of 4 scores with the sum of squares 4, and one that is 0, the variance is 4 / 4; of 64 and one, 64 / 64."""
+    few, many = Moments(0.0, 4.0, 4), Moments(0.0, 64.0, 64)
+
+    def unit(seen, before, scores=(0.0,)):
+        return float(measured(list(scores), seen, before)[0].policy.value_scale)
+
+    assert unit(NOTHING, 1.0, [0.5, -0.5]) == pytest.approx(0.5**0.5)  # the first scores decide, less than 1 or more
+    assert unit(few, 0.75) == unit(few, 1.5) == 1.0  # as do all up to the 64th
+    assert unit(many, 0.75) == 0.75
+    assert unit(many, 1.5) == 1.5
+    assert unit(many, 0.5) == 0.5  # two units, and no more
+    assert unit(many, 0.49) == 1.0
+
+
+@pytest.mark.parametrize(("rule", "count", "unit"), [("bootstrap", 2, 2**0.5), ("keep", 3, 2.0)])
+def test_a_cut_response_has_a_score_of_its_own_unless_v_stands_for_it(rule, count, unit):
+    """1 and -1 ended, -3 was cut: a variance of 2 / 1 of the two, of (2^2 + 0 + 2^2) / 2 of all about -1."""
+    state, _, _ = measured([1.0, -1.0, -3.0], rule=rule, ended=[True, True, False])
+    assert state.value_moments.count == count
+    assert float(state.policy.value_scale) == pytest.approx(unit)
+
+
+@pytest.mark.parametrize("mean", [3.5, -3.5, 3.0, -3.0])
+def test_v_begins_at_the_first_mean_if_that_is_over_three_standard_deviations(mean):
+    """Four scores one off the mean and one at it: the variance is 4 / 4. Elsewhere than in tokens V is 0."""
+    scores = [mean - 1, mean + 1, mean - 1, mean + 1, mean]
+    state, before, after = measured(scores)
+    there, moved = random_rollout(5).response_mask, mean if abs(mean) > 3 else 0.0
+    assert torch.allclose(after.values, before.values + moved * there, atol=1e-5)
+    assert torch.allclose(after.next_value, before.next_value + moved, atol=1e-5)
+    again = state.policy.forward_pass(random_rollout(5))  # what the head says from now on
+    assert torch.allclose(after.values, again.values, atol=1e-5)
+    assert torch.allclose(after.next_value, again.next_value, atol=1e-5)
+    _, before, later = measured(scores, seen=Moments(0.0, 1.0, 2))
+    assert later is before  # not of the first scores
+
+
+@pytest.mark.parametrize("advantage", [mc, reward_to_go])
+def test_a_cut_response_is_worth_the_v_that_the_loop_goes_on_with(advantage):
+    """20 + share of c: mc reads V, which begins there; reward_to_go does not, and V is as it was."""
+    policy = small_policy()
+    rollout = random_rollout(8)
+    assert 1 < rollout.terminated.sum() < 8
+    with torch.no_grad():
+        active = policy.forward_pass(rollout)
+    scores = replace(share_of_c(rollout, 0), total=torch.linspace(20.0, 21.0, 8))
+    state, config = fresh_state(policy), setup(truncation=TruncationConfig(rule="bootstrap"))
+    shaped, moved = ppo.shape(state, parts(advantage=advantage), config, None, rollout, scores, active)
+    if advantage is mc:
+        start = scores.total[rollout.terminated].mean()
+        assert state.value_moments.count == rollout.terminated.sum()
+    else:
+        start = torch.tensor(0.0)
+    assert torch.allclose(moved.next_value, active.next_value + start, atol=1e-4)
+    assert torch.equal(shaped.bootstrap, torch.where(rollout.terminated, 0.0, moved.next_value))
+
+
+def test_greedy_responses_by_hand_and_what_has_none_leaves_the_mask():
+    """One token to each prompt: EOS has its score, another one is cut and worth V of the state behind it, less the KL.
+
+    The first has no score. None of them moves the global generator.
+    """
+    given = []
+
+    def nosy(rewards, greedy_scores):
+        return torch.zeros_like(rewards)
+
+    def reward(rollout, step):
+        given.append((rollout, step))
+        return replace(share_of_c(rollout, step), valid=torch.arange(8) > 0)
+
+    policy, frozen = small_policy(), Reference(small_policy(5))
+    state = state_of(policy, frozen, Recorder(policy.parameters()), beta=0.3)
+    used = parts(advantage=nosy, reward=reward)
+    config, asked = setup(tokens=1, truncation=TruncationConfig(rule="bootstrap")), prompts(8)(0)
+    rollout, before = random_rollout(8), torch.get_rng_state()
+    with torch.no_grad():
+        active = policy.forward_pass(rollout)
+        shaped, _ = ppo.shape(state, used, config, asked, rollout, share_of_c(rollout, 0), active)
+        [(greedy, step)] = given
+        here, there = policy.forward_pass(greedy), frozen.forward_pass(greedy)
+    assert step == 0
+    assert list(greedy.completions) == [greedy_by_hand(policy, text, 1) for text in asked.texts]
+    worth = torch.where(greedy.terminated, share_of_c(greedy, 0).total, here.next_value)
+    expected = worth - 0.3 * (here.logprobs - there.logprobs).sum(dim=1)
+    assert torch.allclose(shaped.greedy_scores[1:], expected[1:], atol=1e-5)
+    assert not greedy.terminated.all()
+    assert shaped.rollout.mask.any(dim=1).tolist() == [False] + [True] * 7
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def scores_by_step(*of_steps):

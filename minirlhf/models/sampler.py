@@ -67,7 +67,7 @@ class Sampler:
         total = cdf[:, -1:]
         # right=True finds the first cdf > target, which skips ids that add nothing to the sum. Rounding could make
         # u * total equal to the total, and the search would run past the last possible token: hence nextafter.
-        target = (uniform.unsqueeze(-1).to(cdf.dtype) * total).minimum(total.nextafter(torch.zeros_like(total)))
+        target = (uniform.unsqueeze(-1) * total).minimum(total.nextafter(torch.zeros_like(total)))
         return torch.searchsorted(cdf, target, right=True).squeeze(-1)
 
     def _cut(self, log_dist: Tensor) -> Tensor:

@@ -51,6 +51,29 @@ def test_a_small_temperature_is_not_greedy():
     assert drawn.tolist() == [0, 0, 1, 1]
 
 
+def test_without_a_cut_a_rare_token_has_its_share():
+    """e^-18 = 1.5e-8, in front, and the other, 1 in float32: with that one alone a nucleus of 1 is full."""
+    rare = torch.tensor([[-18.0, 0.0]])
+    drawn = Sampler(1.0, banned=(), stop=1).sample(rare.expand(2, -1), torch.tensor([0.0, 1e-6]))
+    assert drawn.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("shift", [0.0, 500.0, -500.0])
+def test_a_constant_on_all_logits_of_a_row_changes_no_draw(shift):
+    """0 and 1: the first has 1 / (1 + e) = .269 of the unit interval. e^500 is more than float32 holds, e^-500 is 0."""
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [shift, shift + 1], [shift, shift + 1]])
+    drawn = Sampler(1.0, banned=(), stop=1).sample(logits, torch.tensor([0.268, 0.27, 0.268, 0.27]))
+    assert drawn.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_uniform_of_more_digits_than_the_logits_draws_as_well(dtype):
+    """1 - 2^-53, which is 1 in float32: the last possible token."""
+    uniform = torch.tensor([0.25, 1 - 2**-53], dtype=torch.float64)
+    drawn = Sampler(1.0, banned=(3,), stop=2).sample(torch.zeros(2, 4, dtype=dtype), uniform)
+    assert drawn.tolist() == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("cut", "possible"),
     [
