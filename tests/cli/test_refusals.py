@@ -241,7 +241,8 @@ def test_a_stage_does_not_ask_for_the_plugins_of_the_loop(command, tiny, tmp_pat
     rows.write_text(
         "".join(f'{{"prompt": "the cat {i}", "chosen": " is good", "rejected": " is bad"}}\n' for i in range(8))
     )
-    short = ("--set", "sft.epochs=1", "--set", "reward_model.epochs=1", "--set", "reward_model.samples=2")
+    few = ("pretrain.steps=20", "sft.epochs=1", "reward_model.epochs=1", "reward_model.samples=2")
+    short = [part for value in few for part in ("--set", value)]
     out = ("--out", tmp_path / "rm") if command == "reward-model" else ()
     done(command, *([] if command == "pretrain" else [rows]), config, *tiny[1:], *short, *out)
     refused(5, "run", config, *tiny[1:], said=("gone.py",))
