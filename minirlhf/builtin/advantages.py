@@ -23,7 +23,7 @@ from minirlhf.tensors import ROUNDING
 def _discounted(x: Tensor, mask: Tensor, discount: float, after: Tensor | None = None) -> Tensor:
     """y_t = x_t + discount * y_(t+1) along R, from `after` (B,) behind the end, stepping over masked positions."""
     x = torch.where(mask, x, torch.zeros_like(x))
-    running = torch.zeros_like(x[:, 0]) if after is None else after.to(x.dtype)
+    running = torch.zeros_like(x[:, 0]) if after is None else after
     out = torch.zeros_like(x)
     for t in range(x.shape[1] - 1, -1, -1):
         here = x[:, t] + discount * running

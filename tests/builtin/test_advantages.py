@@ -225,6 +225,12 @@ def test_groups_by_hand():
     assert torch.allclose(call(grpo, rewards, mask, group=group), spread / (7**0.5 + 1e-4))
 
 
+def test_in_a_group_of_two_grpo_divides_by_the_std_of_two():
+    """Scores 0 and 1: mean 1/2, unbiased std sqrt(2 x 1/4 / 1) = sqrt(1/2), so +-0.5 / (0.70711 + 1e-4)."""
+    found = call(grpo, torch.tensor([[0.0], [1.0]]), torch.ones(2, 1, dtype=torch.bool), group=torch.tensor([0, 0]))
+    assert found.flatten().tolist() == pytest.approx([-0.70701, 0.70701], abs=1e-5)
+
+
 def test_a_row_that_takes_no_part_leaves_its_groups_baseline():
     rewards = torch.tensor([[1.0], [3.0], [100.0]])
     mask = torch.tensor([[True], [True], [False]])

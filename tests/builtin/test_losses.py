@@ -37,6 +37,16 @@ def test_the_clip_by_hand(rho, advantage, loss, active):
     assert (logprobs.grad.item() == 0) == (active or advantage == 0)
 
 
+def test_a_ratio_at_the_edge_of_the_range_is_inside_of_it():
+    """exp(0) is 1 exactly, and a clip of 0 a range of one number."""
+    for advantage in (1.0, -1.0):
+        _, metrics = ppo_clip(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([[advantage]]), clip=0.0)
+        assert {name: (x.item(), x.dtype) for name, x in metrics.items()} == {
+            "clipfrac": (0.0, torch.float32),
+            "outside": (0.0, torch.float32),
+        }
+
+
 def test_the_two_sides_can_differ():
     logprobs, advantages = torch.tensor([[math.log(1.3), math.log(0.7)]]), torch.tensor([[1.0, -1.0]])
     values, _ = ppo_clip(logprobs, torch.zeros(1, 2), advantages, clip_low=0.1, clip_high=0.28)
