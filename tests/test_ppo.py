@@ -1444,6 +1444,16 @@ def test_v_begins_at_scores_that_do_not_vary_yet():
         assert (e.old_values[e.mask] - 1000).abs().max() < 2
     assert max(m["loss/value_avg"] for m in metrics) < 2
     assert 0 < float(state.policy.value_scale) < 1
+    _, [near], _ = run(config=setup(iterations=1), reward=scores_by_step((0, 2)), advantage=gae)
+    assert (near.old_values[near.mask] == 2).all()  # without a spread every mean but 0 is far from 0
+
+
+@pytest.mark.usefixtures("double")
+def test_the_rounding_of_equal_scores_is_no_unit_of_v():
+    """The moments of 24 times 0.1 have a std of rounding, 1e-9; V in such a unit would have a loss of 1e18."""
+    state, _, _ = run(config=setup(iterations=1), reward=scores_by_step((0, 0.1)), rows=24, advantage=gae)
+    assert state.value_moments.std() > 0
+    assert float(state.policy.value_scale) == 1
 
 
 def test_an_iteration_without_advantages_says_nothing_about_the_penalty():
