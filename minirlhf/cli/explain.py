@@ -1,12 +1,12 @@
 """minirlhf explain: the explanation of a run (report/explain.py), wrapped and printed."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from minirlhf.cli.fit import cells, lines, padded
 from minirlhf.cli.lines import printable
 from minirlhf.cli.stdio import columns
 
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 LABEL = 10  # columns of a section's title
 NARROWEST = 20  # columns that a sentence gets at least beside it; if there are fewer the title has a line of its own
-LEAST = 8  # columns that a sentence gets, however narrow the terminal is
-WIDE = "\u3000-\u303f\u3400-\u9fff\uff00-\uffef"  # Chinese letters and marks
-# A letter of a script without spaces, or a word; with the spaces and the closing marks behind it. `a -> b` is one word.
-PIECE = re.compile(rf"(?:[{WIDE}]|[^\s{WIDE}]+(?: -> [^\s{WIDE}]+)?|\s)[，。；：、）》」]* *")
 PAGES = {"en": "Pages of the manual, in docs/:", "zh": "手册的页，在 docs/ 里："}
 
 
@@ -46,42 +42,32 @@ def command(run: Path, language: str, as_json: bool) -> None:
         print(line)
     print()
     pages = [PAGES[language], *(f"[{number}] {page}" for page, number in numbers.items())]
-    for line in filled_lines([f"{page}  " for page in pages], width):
+    for line in page_lines(pages, width):
         print(line)
 
 
 def explained_lines(said: "list[Said]", numbers: Mapping[str, int], width: int) -> Iterator[str]:
     """Yield the lines: a section with its title at its first sentence, each sentence with the number of its page."""
-    from rich.cells import cell_len
-
     section, before = "", LABEL if width >= LABEL + NARROWEST else 0
     for sentence in said:
         title = sentence.section if sentence.section != section else ""
         section = sentence.section
         for index, part in enumerate(f"{sentence.text} [{numbers[sentence.page]}]".split("\n")):
             inner = "  " * (index > 0)
-            for number, line in enumerate(broken_lines(printable(part), max(LEAST, width - before - len(inner)))):
+            for number, line in enumerate(lines(printable(part), width - before - len(inner))):
                 label = title if index == number == 0 else ""
                 if label and not before:
                     yield label
-                yield f"{(label + ' ' * (before - cell_len(label))) * bool(before)}{inner}{line}"
+                yield (padded(label, before, left=True) if before else "") + inner + line
 
 
-def broken_lines(text: str, width: int) -> Iterator[str]:
-    """Yield the lines of a text: it breaks at spaces and between letters of a script without spaces."""
-    return filled_lines(PIECE.findall(text), width)
-
-
-def filled_lines(pieces: Iterable[str], width: int) -> Iterator[str]:
-    """Yield lines of whole pieces, each at most `width` columns, a wide letter counted as two; a wider piece is cut."""
-    from rich.cells import cell_len, chop_cells
-
-    line = ""
-    for piece in pieces:
-        if line and cell_len((line + piece).rstrip()) > width:
-            yield line.rstrip()
-            line = ""
-        *full, line = chop_cells(line + piece, width) if cell_len(piece.rstrip()) > width else [line + piece]
-        yield from full
-    if line.strip():
-        yield line.rstrip()
+def page_lines(pages: Iterable[str], width: int) -> Iterator[str]:
+    """Yield lines of whole pages, two spaces between; one that is wider than a line is broken."""
+    row = ""
+    for page in pages:
+        longer = f"{row}  {page}" if row else page
+        if row and cells(longer) > width:
+            yield from lines(row, width)
+            longer = page
+        row = longer
+    yield from lines(row, width)

@@ -11,8 +11,9 @@ LEAST = 8  # columns that wrapped text gets, however narrow the terminal is
 PROSE = 20  # columns that prose needs beside others
 WIDE = "\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60\U00020000-\U0003fffd"
 CLOSING = "\u3001\u3002\u300b\u300d\u300f\u3011\uff01\uff09\uff0c\uff1a\uff1b\uff1f"  # never the first of a line
-# A word with the spaces before it; or one wide character, as Chinese has no spaces to break at.
-PIECE = re.compile(rf"\s*(?:[{WIDE}][{CLOSING}]*|[^\s{WIDE}]+)")
+# A word with the spaces before it, or one wide character, as Chinese has no spaces to break at; with the closing marks
+# behind it. `a -> b` is one word.
+PIECE = re.compile(rf"\s*(?:[{WIDE}]|[^\s{WIDE}]+(?: -> [^\s{WIDE}]+)?)[{CLOSING}]*")
 
 
 def cells(text: str) -> int:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.cells import cell_len
 
-from minirlhf.cli.explain import broken_lines
+from minirlhf.cli.explain import page_lines
 from minirlhf.report.explain import explain
 from tests.cli.calling import done, refused
 
@@ -75,10 +75,6 @@ def test_text_of_a_model_cannot_steer_the_terminal(finished, tmp_path):
     assert "\x1b" not in out
 
 
-def test_lines_break_at_spaces_and_between_wide_letters():
-    assert list(broken_lines("one two three", 7)) == ["one two", "three"]
-    assert list(broken_lines("made 38 -> 5", 10)) == ["made", "38 -> 5"]  # which is one word
-    assert list(broken_lines("一二三四，五", 9)) == ["一二三", "四，五"]  # two columns each; no line begins with a mark
-    assert list(broken_lines("得分 +0.5。", 9)) == ["得分", "+0.5。"]
-    assert list(broken_lines("x abcdefghij y", 4)) == ["x", "abcd", "efgh", "ij y"]
-    assert list(broken_lines("", 4)) == []
+def test_a_page_stays_on_its_line_unless_it_is_wider():
+    assert list(page_lines(["Pages:", "[1] a.md", "[2] b.md"], 16)) == ["Pages:  [1] a.md", "[2] b.md"]
+    assert list(page_lines(["[1] a.md#abcdefgh"], 10)) == ["[1]", "a.md#abcde", "fgh"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirlhf.cli.fit import cells, fitting, listing, start_of, table, wrapped
+from minirlhf.cli.fit import cells, fitting, lines, listing, start_of, table, wrapped
 
 
 def test_a_wide_character_takes_two_columns():
@@ -29,6 +29,13 @@ def test_chinese_breaks_between_characters_and_before_no_full_stop():
 
 
 ROWS = [["variant", "score", "KL"], ["a", "+0.50", "2.0"], ["茶", "+10.25", "-"]]
+
+
+def test_a_change_is_one_word_and_a_mark_stays_with_its_word():
+    assert lines("made 38 -> 5", 10) == ["made", "38 -> 5"]
+    assert lines("一二三四，五", 9) == ["一二三", "四，五"]
+    assert lines("得分 +0.5。", 9) == ["得分", "+0.5。"]
+    assert lines("one two three", 8) == ["one two", "three"]
 
 
 def test_a_table_aligns_by_columns_of_the_terminal():
