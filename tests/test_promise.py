@@ -1,22 +1,30 @@
 """The README's promises and table of the default run, seeds 0 to 4: `pytest -m slow -s tests/test_promise.py`.
 
-Minutes, not seconds: a base is pretrained once and ten runs follow. The table is printed and not asserted: its last
+Minutes, not seconds: a base is pretrained once and five runs follow. The table is printed and not asserted: its last
 digits depend on the CPU.
 """
 
 import json
+from statistics import mean
 
 import pytest
+import torch
 
 from minirlhf.cli.main import main
+from minirlhf.stages.intervals import t_interval
 
 SEEDS = (0, 1, 2, 3, 4)
 HEAD = (
     "| seed | score before | after | gain, 95 % interval | KL, nats | J | J of best of 16 "
     "| policy minus best of 16, 95 % interval | true score gain | without sentiment |"
 )
-# All held-out prompts of the evaluation, so that J tells the policy from best of 16 to +-0.023.
-MORE_PROMPTS = ("--set", "evaluation.residual_prompts=256")
+# All held-out prompts of the evaluation, 64 responses of the reference and 16 of the policy to each: so J tells the
+# policy from best of 16 to +-0.012. From 16 of the reference, best of 16 is one draw a prompt, and it is +-0.023.
+MORE_RESPONSES = (
+    "--set", "evaluation.residual_prompts=256",
+    "--set", "evaluation.best_of=64",
+    "--set", "evaluation.residual_responses=16",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +34,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluations(folder):
-    return runs(folder, "default")
-
-
-@pytest.fixture(scope="module")
-def evaluations_of_a_smaller_beta(folder):
-    return runs(folder, "smaller", "--set", "kl.coef=0.05")
-
-
-def runs(folder, name, *sets):
-    """Evaluations of the default run with these settings by seed; their table is printed."""
+    """Evaluations of the default run by seed; their table is printed."""
     found = {}
     for seed in SEEDS:
-        out = folder / f"{name}{seed}"
+        out = folder / str(seed)
         with pytest.raises(SystemExit) as ended:
             where = ("--out", str(out), "--set", f"run.bases={folder}/bases")
-            main(["run", "--seed", str(seed), *where, *MORE_PROMPTS, *sets])
+            main(["run", "--seed", str(seed), *where, *MORE_RESPONSES])
         assert ended.value.code == 0
         found[seed] = json.loads((out / "evaluation.json").read_text())
-    print(f"\n{' '.join(sets)}\n{HEAD}\n|{'---|' * 10}")
+    print(f"\n{HEAD}\n|{'---|' * 10}")
     for seed, e in found.items():
         print(row(seed, e))
     return found
@@ -78,26 +77,44 @@ def test_the_default_run_keeps_its_promise(evaluations, seed):
     assert after["score_mean"] >= before["score_p90"]
     assert e["kl_nats_per_sequence"] <= 8
     assert after["distinct_share"] >= 0.9
-    assert after["distinct_2"] >= 0.85 * before["distinct_2"]
     assert 0.7 <= after["length_mean"] / before["length_mean"] <= 1.3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_default_run_is_not_told_apart_from_best_of_16(evaluations, seed):
-    """Level with it in J, and far above what it starts from; that it is above best of 16 nobody claims."""
-    e = evaluations[seed]
-    best = best_of_16(e)
-    assert best["policy_lead_ci95"][1] > 0
-    assert e["objective"]["policy"] >= 0.9 * best["objective"]
-    assert e["objective"]["policy_gain_ci95"][0] > 0.3
+def test_bigrams_stay_varied(evaluations, folder, capsys, seed):
+    """Over five draws of the evaluation's responses. Between draws the ratio has a standard deviation of 0.02, so that
+    one draw, which was asked for 0.85 before, says little of a policy at 0.88.
+    """
+    draws = [evaluations[seed]]
+    for other in (101, 102, 103, 104):
+        with pytest.raises(SystemExit) as ended:
+            alone = ("--set", "evaluation.residual_prompts=0", "--set", "evaluation.best_of=0")
+            main(["evaluate", str(folder / str(seed)), "--json", "--set", f"run.seed={other}", *alone])
+        assert ended.value.code == 0
+        draws.append(json.loads(capsys.readouterr().out))
+    kept = [e["policy"]["distinct_2"] / e["reference"]["distinct_2"] for e in draws]
+    assert len(set(kept)) == len(kept)
+    with capsys.disabled():
+        print(f"\nseed {seed}: bigrams as varied as before, times {mean(kept):.3f}; draws {kept}")
+    assert mean(kept) >= 0.85
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_where_a_nat_costs_less_the_run_beats_best_of_16(evaluations_of_a_smaller_beta, seed):
-    """Beta 0.05: by more than chance, and at the cost of variety (docs/default-run.md)."""
-    e = evaluations_of_a_smaller_beta[seed]
-    assert best_of_16(e)["policy_lead_ci95"][0] > 0
-    assert e["kl_nats_per_sequence"] <= 8
-    assert e["policy"]["distinct_share"] >= 0.9
+def test_the_default_run_is_above_best_of_16(evaluations, seed):
+    """In J, what a run maximises; another CPU may miss it by chance, as the interval is +-0.011, the mean lead 0.014.
+
+    Best of 64, which costs the reference 64 responses an answer, is above, as README says.
+    """
+    e = evaluations[seed]
+    assert best_of_16(e)["policy_lead"] > 0
+    assert e["objective"]["policy_gain_ci95"][0] > 0.3
+    assert e["objective"]["not_beaten"] == [64]
+
+
+@pytest.mark.slow
+def test_over_the_seeds_it_is_above_best_of_16_by_more_than_chance(evaluations):
+    leads = torch.tensor([best_of_16(e)["policy_lead"] for e in evaluations.values()], dtype=torch.float64)
+    low, _ = t_interval(leads)
+    assert low > 0

@@ -163,7 +163,7 @@ class RewardConfig(ComponentSection):
 class KLConfig(ComponentSection):
     estimator: str = Field("k1", min_length=1, description="KL estimator: nats a token against the reference")
     place: Literal["reward", "loss", "both"] = Field("reward", description="where beta KL goes")
-    coef: float = Field(0.09, ge=0, description="beta: score units per nat")
+    coef: float = Field(0.075, ge=0, description="beta: score units per nat")
     controller: Literal["fixed", "adaptive"] = Field("fixed", description="beta fixed, or steered to `target`")
     target: float | None = Field(None, gt=0, description="adaptive: nats per sequence")
     horizon: int = Field(
@@ -207,12 +207,12 @@ class PPOConfig(Section):
     prompts_per_iteration: int = Field(128, ge=1, le=1 << 20, description="prompts a rollout")
     responses_per_prompt: int = Field(1, ge=1, le=1 << 16, description="responses a prompt: a group")
     epochs: int = Field(1, ge=1, description="passes over a rollout")
-    minibatch_size: int = Field(32, ge=1, description="responses an optimiser step")
+    minibatch_size: int = Field(16, ge=1, description="responses an optimiser step")
     micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the blocks' matrix products and attention while PPO runs"
     )
-    lr: float = Field(3e-4, gt=0, le=1e30, description="learning rate")
+    lr: float = Field(1.5e-4, gt=0, le=1e30, description="learning rate")
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: to 0 over the iterations")
     adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -239,7 +239,7 @@ class TruncationConfig(Section):
 
 class EvaluationConfig(Section):
     prompts: int = Field(256, ge=1, description="held-out prompts")
-    residual_prompts: int = Field(64, ge=0, description="of them for J, best-of-n and residual_std; 0: none of these")
+    residual_prompts: int = Field(32, ge=0, description="of them for J, best-of-n and residual_std; 0: none of these")
     residual_responses: int = Field(8, ge=2, le=1 << 16, description="responses of a side to each of those")
     best_of: int = Field(
         16, ge=0, le=1 << 16, description="largest n of best-of-n: the reference writes as many to each; 0: none"
