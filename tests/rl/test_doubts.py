@@ -74,7 +74,7 @@ def test_a_run_of_one_iteration_that_warms_up_learns_nothing():
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (["loss.policy={}:pg"], "loss pg with 4 updates"),
+        (["loss.policy={}:pg"], "loss pg with 8 updates"),
         (["advantage.function={}:grpo", "ppo.responses_per_prompt=4"], "advantage grpo: the division"),
         (["kl.estimator={}:k2"], "kl k2 in reward: k2 in the reward is not"),
     ],
