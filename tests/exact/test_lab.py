@@ -299,6 +299,7 @@ def test_the_fit_is_at_the_temperature_of_the_run():
     trunk = Transformer(SIZES).initialise(seeded())
     lab.fit_to_problem(trunk, problem, TOKENIZER, 0.5, 0)
     graph, policy = exact.build_graph(problem), Policy(trunk, lab.problem_sampler(problem, TOKENIZER, 0.5))
+    # as far from the reference as a fit may end: Pinsker bounds it by sqrt(1e-5 / 2) = 0.002 in one state
     assert torch.allclose(lab.tabulate(policy, graph, TOKENIZER).exp(), graph.log_ref.exp(), atol=5e-3)
 
 
