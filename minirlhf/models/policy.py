@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from minirlhf.models.lora import Trunk, backbone_of, head_options
 from minirlhf.models.rollout import PolicyOutput, Rollout
 from minirlhf.models.sampler import Sampler
-from minirlhf.models.transformer import Transformer
 from minirlhf.tensors import gather_logprobs
 
 CHUNK_LOGITS = 1 << 24  # most logits at a time while gradients are wanted: 64 MiB in float32
@@ -35,21 +35,21 @@ class Policy(nn.Module):
     `critic.` are ours.
     """
 
-    def __init__(self, trunk: Transformer, sampler: Sampler, *, separate_critic: bool = False) -> None:
+    def __init__(self, trunk: Trunk, sampler: Sampler, *, separate_critic: bool = False) -> None:
         super().__init__()
         self.model = trunk
         self.critic = copy.deepcopy(trunk) if separate_critic else None
         self.value_head = nn.Linear(trunk.config.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self.value_head.to(trunk.embed_tokens.weight)  # the trunk's device and dtype
+        self.value_head.to(**head_options(trunk))
         self.value_scale: Tensor
-        self.register_buffer("value_scale", torch.ones_like(trunk.embed_tokens.weight[0, 0]))
+        self.register_buffer("value_scale", torch.ones((), **head_options(trunk)))
         self.sampler = sampler
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (...,W) -> logits (...,V) through the tied embedding."""
-        return hidden @ self.model.embed_tokens.weight.T
+        """hidden (...,W) -> logits (...,V)."""
+        return self.model.logits(hidden)
 
     @torch.no_grad()
     def rescale_values(self, scale: float) -> None:
@@ -72,7 +72,7 @@ class Policy(nn.Module):
         tokens, (b, r) = rollout.tokens, rollout.response_ids.shape
         hidden = self.model.packed(tokens.ids, tokens.packing)  # (N,W)
         seen = hidden if self.critic is None else self.critic.packed(tokens.ids, tokens.packing)
-        values = self.value_head(seen).squeeze(-1) * self.value_scale  # (N,)
+        values = self.value_head(seen.to(self.value_scale.dtype)).squeeze(-1) * self.value_scale  # (N,)
         values = values if values.dtype == torch.float64 else values.float()
         states, ids = hidden[tokens.before], tokens.response_ids  # (n,W), (n,)
 
@@ -117,21 +117,26 @@ def entropy(log_dist: Tensor) -> Tensor:
     return -(log_dist.exp() * finite).sum(dim=-1)
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a module's parameters and buffers."""
+def weights_hash(trunk: Trunk) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of a trunk's weights; behind an adapter, the backbone's too."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for module in {trunk: None, backbone_of(trunk): None}:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 class Reference:
-    """Frozen copy of the policy that KL is measured against; hash: `weights_hash` of it when it was frozen."""
+    """Frozen copy of the policy that KL is measured against; hash: `weights_hash` of it when it was frozen.
 
-    def __init__(self, policy: Policy) -> None:
+    shared: nobody trains the trunk of this policy, so that it is used as it is, without a copy.
+    """
+
+    def __init__(self, policy: Policy, *, shared: bool = False) -> None:
         # The trunk alone: a reference has no use for values.
-        self.policy = Policy(copy.deepcopy(policy.model), policy.sampler).requires_grad_(False).eval()
+        trunk = policy.model if shared else copy.deepcopy(policy.model)
+        self.policy = Policy(trunk, policy.sampler).requires_grad_(False).eval()
         self.hash = weights_hash(self.policy.model)
 
     @torch.no_grad()

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from minirlhf.models.lora import Trunk, head_options
 from minirlhf.models.packing import Packing
-from minirlhf.models.transformer import Transformer
 
 ROWS = 64  # texts in a batch of `scores`
 
@@ -28,14 +28,14 @@ class Scorer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trunk: Transformer) -> None:
+    def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.model = trunk
         width = trunk.config.hidden_size
         self.score = nn.Linear(width, 1, bias=False)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
-        self.score.to(trunk.embed_tokens.weight)
+        self.score.to(**head_options(trunk))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "Scorer":
@@ -50,7 +50,8 @@ class Scorer(nn.Module):
         packing = Packing.of([len(row) for row in rows], device)
         ids = torch.tensor([token for row in rows for token in row]).to(device)
         # Only the state after the last token has seen the whole text.
-        scores: Tensor = self.score(self.model.packed(ids, packing)[packing.ends]).squeeze(-1)
+        last = self.model.packed(ids, packing)[packing.ends]
+        scores: Tensor = self.score(last.to(self.score.weight.dtype)).squeeze(-1)
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def normalised(self, raw: Tensor) -> Tensor:

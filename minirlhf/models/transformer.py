@@ -1,8 +1,8 @@
 """A decoder-only transformer from scratch, Llama-shaped, in one file.
 
-- RMSNorm before attention and MLP, rotary positions (RoPE, half-rotation layout), SwiGLU, grouped-query attention, no
-  biases, input and output embeddings tied. Layout, parameter names and config keys are those of Hugging Face's Llama,
-  so that a saved model opens there unchanged (and back).
+- RMSNorm before attention and MLP, rotary positions (RoPE, half-rotation layout), SwiGLU, grouped-query attention.
+  Biases, a norm of queries and keys, an LM head of its own: as the family has them (families.py). Layout, parameter
+  names and config keys are those of Hugging Face, so that a saved model opens there unchanged (and back).
 - Two ways through the same blocks: `forward` for decoding (left-padded rows, a KV cache), `packed` for everything that
   learns or scores (the tokens of a batch end to end, no padding computed). A token's position counts real tokens only,
   so that both ways give a text the same numbers.
@@ -11,6 +11,7 @@
 - With `in_bfloat16` the matrix products and the attention of the blocks run in bfloat16; the weights, the residual
   stream, the norms and everything behind the blocks stay float32.
 - `forward` returns hidden states. The LM head (V times wider) is applied by models/policy.py, in chunks.
+- A block calls each projection through `project`, by which an adapter (lora.py) adds its share.
 
 Not here: dropout (off in RLHF: sampling and scoring must agree), attention kernels, sampling.
 Shapes: B rows, T tokens of this call, S slots (T and everything before), N tokens end to end, W width, H query heads,
@@ -22,93 +23,25 @@ Llama 2302.13971.
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from minirlhf.errors import InputError
+from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
 
+# How a block applies one of its projections: (linear, its name, x) -> linear(x), or more where an adapter adds to it.
+Project = Callable[[nn.Linear, str, Tensor], Tensor]
+LayerProject = Callable[[int, nn.Linear, str, Tensor], Tensor]  # the same, with the number of the block first
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of the decoder, under the names of Hugging Face's LlamaConfig."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    max_position_embeddings: int
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-5
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    def to_hf(self) -> dict[str, Any]:
-        """The content of config.json (read by transformers 4 and 5)."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": True,
-            "initializer_range": self.hidden_size**-0.5,
-        }
-
-    @classmethod
-    def from_hf(cls, config: dict[str, Any], where: str) -> "TransformerConfig":
-        """Read a config.json from `where`. Raises InputError that names what this decoder does not compute."""
-        # transformers 5 writes rope_parameters, with theta in it; 4 writes rope_scaling, with theta beside it.
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        unsupported = {
-            "model_type": config.get("model_type") == "llama",
-            "hidden_act": config.get("hidden_act", "silu") == "silu",
-            "attention_bias": not config.get("attention_bias", False),
-            "mlp_bias": not config.get("mlp_bias", False),
-            "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-            "rope_type": rope.get("rope_type", rope.get("type", "default")) == "default",
-        }
-        for key, supported in unsupported.items():
-            if not supported:
-                value = config.get(key, rope.get(key))
-                raise InputError(f"unsupported {key} = {value!r}", where, "minirlhf computes plain tied Llama only")
-        try:
-            read = cls(
-                vocab_size=config["vocab_size"],
-                hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
-                num_hidden_layers=config["num_hidden_layers"],
-                num_attention_heads=config["num_attention_heads"],
-                num_key_value_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
-                max_position_embeddings=config["max_position_embeddings"],
-                rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-                rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            )
-        except KeyError as missing:
-            raise InputError(f"key {missing} is missing", where, "give a complete Llama config.json") from None
-        # Some models of this family have heads that do not add up to the width; this decoder's always do.
-        if config.get("head_dim", read.head_size) != read.head_size:
-            raise InputError(f"unsupported head_dim = {config['head_dim']}", where, "it must be width / heads")
-        return read
+def plain(linear: nn.Linear, name: str, x: Tensor) -> Tensor:
+    """Apply a projection as it is."""
+    out: Tensor = linear(x)
+    return out
 
 
 class KVCache:
@@ -162,11 +95,10 @@ def visible_slots(real: Tensor, queries: int) -> Tensor:
     return (((slots <= query) & real.unsqueeze(1)) | (slots == query)).unsqueeze(1)
 
 
-def rotary(positions: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary(positions: Tensor, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotation angles p theta^(-2i/D), i < D/2, twice in a row: positions (...) -> two (...,1,D)."""
     # In float64: at position 2,000 an angle in float32 would be off by 1e-4 radians, in bfloat16 by 4.
-    exponent = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float64) / head_size
-    angles = positions.unsqueeze(-1).double() * theta**-exponent  # (...,D/2)
+    angles = positions.unsqueeze(-1).double() * config.rotary_frequencies(positions.device)  # (...,D/2)
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)  # (...,1,D): the same for all heads
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -195,6 +127,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor
     return out.transpose(1, 2)
 
 
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(...,H*D) -> (...,H,D)."""
+    return x.view(*x.shape[:-1], heads, -1)
+
+
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share Hkv key and value heads; the cache is H/Hkv times smaller."""
 
@@ -202,19 +139,24 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(self.heads * self.head_size, config.hidden_size, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_size, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_size, eps=config.rms_norm_eps)
+        self.normed = config.qk_norm
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
         """x (...,W), tokens in rows or end to end -> (...,W)."""
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.head_size))  # (...,H,D)
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_size))  # (...,Hkv,D)
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_size))  # (...,Hkv,D)
+        q = _heads(project(self.q_proj, "q_proj", x), self.heads)  # (...,H,D)
+        k = _heads(project(self.k_proj, "k_proj", x), self.kv_heads)  # (...,Hkv,D)
+        v = _heads(project(self.v_proj, "v_proj", x), self.kv_heads)  # (...,Hkv,D)
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
         # Positions go into queries and keys alone: they decide where to look, not what is read there.
-        mixed: Tensor = self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v))
-        return mixed
+        return project(self.o_proj, "o_proj", attend(rotate(q, cos, sin), rotate(k, cos, sin), v))
 
 
 class MLP(nn.Module):
@@ -222,14 +164,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, project: Project) -> Tensor:
         # The gate decides, smoothly and for each feature, how much of `up` passes.
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
+        gated = F.silu(project(self.gate_proj, "gate_proj", x)) * project(self.up_proj, "up_proj", x)
+        return project(self.down_proj, "down_proj", gated)
 
 
 class Block(nn.Module):
@@ -245,15 +187,19 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
         # Attention is the only place where tokens of a text meet; everything else works on each token alone.
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend, project)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x), project)
         return out
 
 
 class Transformer(nn.Module):
-    """Token ids -> hidden states after the final norm. The LM head is `embed_tokens` transposed (tied)."""
+    """Token ids -> hidden states after the final norm; `logits` applies the LM head to them.
+
+    recompute: keep only the states between blocks for the backward pass, and compute a block again there; the gradient
+    is the same to the bit.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -262,7 +208,8 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.in_bfloat16 = False
+        self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.in_bfloat16 = self.recompute = False
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> "Transformer":
@@ -274,8 +221,8 @@ class Transformer(nn.Module):
         # 1/sqrt(W) is the usual 0.02 at a width of 2,500. At a width of 128, 0.02 would be four times too small, and a
         # short pretraining would spend its first third growing the weights.
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):  # a gain: 1 changes nothing
-                parameter.fill_(1.0)
+            if parameter.dim() == 1:  # a gain, where 1 changes nothing, or a bias
+                parameter.fill_(float(name.endswith("norm.weight")))
                 continue
             std = self.config.hidden_size**-0.5
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -283,7 +230,13 @@ class Transformer(nn.Module):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         return self
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (...,W) -> logits (...,V), in the dtype of the weights; tied: through the embedding."""
+        return hidden @ (self.embed_tokens if self.lm_head is None else self.lm_head).weight.T
+
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, project: LayerProject | None = None
+    ) -> Tensor:
         """ids (B,T), which continue the tokens in the cache -> hidden (B,T,W).
 
         mask (B,T) True = real token; None = all are. Padding may stand anywhere: it is never attended to, and positions
@@ -303,9 +256,9 @@ class Transformer(nn.Module):
                 k, v = cache.append(layer, k, v)
             return attention(q, k, v, visible).flatten(2)
 
-        return self._blocks(ids, positions, attend)
+        return self._blocks(ids, positions, attend, project)
 
-    def packed(self, ids: Tensor, packing: Packing) -> Tensor:
+    def packed(self, ids: Tensor, packing: Packing, project: LayerProject | None = None) -> Tensor:
         """ids (N,), the tokens of several texts end to end -> hidden (N,W); no text sees another."""
 
         # In a grid every text begins at slot 0 and its padding comes last. Under a causal mask no real token then sees
@@ -316,19 +269,26 @@ class Transformer(nn.Module):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return packing.by_rows(rows, q, k, v).flatten(1)
 
-        return self._blocks(ids, packing.positions, attend)
+        return self._blocks(ids, packing.positions, attend, project)
 
     def _blocks(
-        self, ids: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        project: LayerProject | None,
     ) -> Tensor:
         """Embed ids (...), run all blocks, normalise: hidden (...,W). attend(layer, q, k, v) is the way through."""
         x = self.embed_tokens(ids)  # (...,W): the residual stream
         # The angles depend on the positions alone: computed once for all layers.
-        cos, sin = rotary(positions, self.config.head_size, self.config.rope_theta, x.dtype)
+        cos, sin = rotary(positions, self.config, x.dtype)
+        again = self.recompute and torch.is_grad_enabled()
         # autocast rounds the operands of each product to bfloat16. x and the norms keep float32: a sum with 8 bits of
         # precision would lose the small contributions of later blocks.
         with torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext():
             for layer, block in enumerate(self.layers):
-                x = block(x, cos, sin, partial(attend, layer))
+                own = plain if project is None else partial(project, layer)
+                inputs = (x, cos, sin, partial(attend, layer), own)
+                x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         hidden: Tensor = self.norm(x)
         return hidden

@@ -22,10 +22,11 @@ from minirlhf.config.schema import Config
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
+from minirlhf.models.families import TransformerConfig
 from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.sampler import Sampler
-from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.models.transformer import Transformer
 from minirlhf.stages import sft
 from minirlhf.stages.artifacts import FACTS, find_or_make
 from minirlhf.stages.data import load_documents

@@ -107,7 +107,7 @@ def token_losses(
     if starts is not None:
         learned = [at >= start - 1 for row, start in zip(rows, starts, strict=True) for at in range(len(row) - 1)]
         hidden = hidden[torch.tensor(learned).nonzero().squeeze(1).to(device)]
-    logits = hidden @ model.embed_tokens.weight.T  # (n,V)
+    logits = model.logits(hidden)  # (n,V)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(logits, torch.tensor(targets).to(device), reduction="sum"), len(targets)
 

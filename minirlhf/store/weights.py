@@ -1,54 +1,141 @@
-"""Models on disk in Hugging Face's Llama layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
+"""Models on disk in Hugging Face's layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
 
-The value head (and the separate critic, if there is one) has a file of its own, so that transformers reads the rest
-without a warning about unexpected keys. Not here: optimisers and other state (state.py), and pickle anywhere:
-safetensors and JSON hold no code.
+Weights may lie in several files (model.safetensors.index.json says which), in float32, bfloat16 or float16. The value
+head (and the separate critic, if there is one) has a file of its own, so that transformers reads the rest without a
+warning about unexpected keys. Not here: adapters (adapters.py), optimisers and other state (state.py), and pickle
+anywhere: safetensors and JSON hold no code.
 """
 
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from minirlhf.errors import CheckpointError
+from minirlhf.models.families import read_config, write_config
 from minirlhf.models.policy import Policy
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.scorer import Scorer
-from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.models.transformer import Transformer
 from minirlhf.signals import deferred
 from minirlhf.store.files import read_json, write_json
 from minirlhf.text.tokenizer import Tokenizer
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files: {"weight_map": {tensor: file}}
 VALUE_HEAD = "value_head.safetensors"
 SCORE = "score.json"  # of a reward model: mean and std that normalise its scores, and its tokenizer's hash
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights on disk
+COMPUTED = ("rotary_emb.inv_freq",)  # ends of names: buffers that some files hold, and every decoder computes
 
 
 def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) -> None:
-    """Write the trunk with its tied LM head (no `lm_head` key) and its tokenizer."""
+    """Write the trunk with its LM head (no `lm_head` key where it is tied) and its tokenizer."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
-    save_tensors(tensors, directory / "model.safetensors")
+    if trunk.lm_head is not None:
+        tensors["lm_head.weight"] = tensors.pop("model.lm_head.weight")
+    save_tensors(tensors, directory / WEIGHTS)
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
     dtype = str(trunk.embed_tokens.weight.dtype).removeprefix("torch.")
-    write_json(directory / "config.json", trunk.config.to_hf() | ids | {"dtype": dtype})
+    write_json(directory / "config.json", write_config(trunk.config) | ids | {"dtype": dtype})
     tokenizer.save(directory)
 
 
-def load_transformer(directory: Path) -> Transformer:
-    """Read a trunk; InputError for a bad config.json, CheckpointError for tensors that do not fit it."""
-    where = directory / "config.json"
-    trunk = Transformer(TransformerConfig.from_hf(read_json(where), str(where)))
-    tensors = read_tensors(directory / "model.safetensors")
-    restore(trunk, {k.removeprefix("model."): v for k, v in tensors.items()}, directory / "model.safetensors")
+def load_transformer(
+    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Transformer:
+    """Read a trunk in a dtype; InputError for a bad config.json, CheckpointError for tensors that do not fit it."""
+    trunk, others = load_trunk(directory, dtype, device)
+    if others:
+        what = f"{len(others)} tensors are none of this decoder's, such as {sorted(others)[0]}"
+        raise CheckpointError(what, str(directory / WEIGHTS), "give a complete model of its config.json")
     return trunk
+
+
+def load_trunk(
+    directory: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Transformer, dict[str, Tensor]]:
+    """Read (trunk, the tensors that are none of its: a head's), one tensor after another, so that no copy is made."""
+    where = directory / "config.json"
+    config = read_config(read_json(where), str(where))
+    with torch.device("meta"):  # shapes without memory
+        trunk = Transformer(config)
+    own, found, others = trunk.state_dict(), dict[str, Tensor](), dict[str, Tensor]()
+    for key, tensor, file in stored_tensors(directory):
+        name = key.removeprefix("model.")
+        if name.endswith(COMPUTED) or (name == "lm_head.weight" and config.tied):
+            continue
+        if name not in own:
+            others[key] = tensor.clone()
+            continue
+        check_tensor(name, tensor, own[name].shape, file)
+        # A copy, not a view of the file, which somebody may write to while the model is in use.
+        found[name] = tensor.to(device, dtype, copy=True)
+    if missing := sorted(own.keys() - found.keys()):
+        what = f"{len(missing)} tensors are missing, such as {missing[0]}"
+        raise CheckpointError(what, str(directory), "give a complete model of this config.json")
+    trunk.load_state_dict(found, assign=True)
+    return trunk.requires_grad_(True), others
+
+
+def stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """Yield (name, tensor, file) of a directory's weights in the order of the files; CheckpointError for a fault."""
+    for file in weight_files(directory):
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:  # the library opens no names that are not UTF-8
+            yield from ((name, tensor, file) for name, tensor in read_tensors(file).items())
+            continue
+        try:
+            with deferred(), safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118  # it is no dictionary
+                    yield name, opened.get_tensor(name), file
+        except (OSError, SafetensorError, ValueError, KeyError) as fault:
+            todo = "download or save it again"
+            raise CheckpointError(f"not a readable safetensors file ({fault})", str(file), todo) from None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Files with the weights of a model directory: one, or those that its index names (CheckpointError if one lacks).
+
+    Weights in other formats (pytorch_model.bin is a pickle, which can hold code) are not read.
+    """
+    index = directory / INDEX
+    if (directory / WEIGHTS).exists() or not index.is_file():
+        return [directory / WEIGHTS]
+    named = read_json(index, CheckpointError).get("weight_map")
+    names = set(named.values()) if isinstance(named, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError("weight_map does not name files beside it", str(index), "download it again")
+    files = [directory / name for name in sorted(names)]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError("a file of the weights is missing", str(file), f"{INDEX} names it: download it")
+    return files
+
+
+def check_tensor(name: str, tensor: Tensor, shape: torch.Size, file: Path) -> None:
+    """Refuse a tensor of another shape, that is no floating-point number, or not finite (CheckpointError)."""
+    todo = "give a complete model of this config.json"
+    if tensor.shape != shape:
+        what = f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
+        raise CheckpointError(what, str(file), todo)
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(
+            f"{name} is {tensor.dtype}", str(file), f"weights are read in {', '.join(map(str, DTYPES))}"
+        )
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{name} is not finite", str(file), todo)
 
 
 def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
@@ -73,7 +160,7 @@ def save_scorer(directory: Path, scorer: Scorer, tokenizer: Tokenizer) -> None:
     save_transformer(directory, scorer.model, tokenizer)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
     moments = {name: tensors.pop(name).item() for name in ("mean", "std")}
-    save_tensors(tensors, directory / "model.safetensors")
+    save_tensors(tensors, directory / WEIGHTS)
     config = read_json(directory / "config.json")
     config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "score"}}
     write_json(directory / "config.json", config | {"label2id": {"score": 0}})
@@ -82,15 +169,15 @@ def save_scorer(directory: Path, scorer: Scorer, tokenizer: Tokenizer) -> None:
 
 def load_scorer(directory: Path) -> Scorer:
     """Read a reward model written by `save_scorer`."""
-    where = directory / "config.json"
-    scorer = Scorer(Transformer(TransformerConfig.from_hf(read_json(where), str(where))))
+    trunk, others = load_trunk(directory, torch.float32)
+    scorer = Scorer(trunk)
     facts = read_json(directory / SCORE)
     try:
         moments = {name: torch.tensor(float(facts[name])) for name in ("mean", "std")}
     except (KeyError, TypeError, ValueError):
         raise CheckpointError("no mean and standard deviation", str(directory / SCORE), "train it again") from None
-    file = directory / "model.safetensors"
-    restore(scorer, read_tensors(file) | moments, file)
+    state = {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    restore(scorer, state | others | moments, directory / WEIGHTS)
     return scorer
 
 

@@ -100,8 +100,8 @@ def many(text):
 
 
 FAULTS = {
-    "another dtype": (tensors(model__norm__weight=torch.ones(16).double()), "norm.weight is torch.float64, expected"),
-    "whole numbers": (tensors(model__norm__weight=torch.ones(16).int()), "norm.weight is torch.int32, expected"),
+    "another dtype": (tensors(model__norm__weight=torch.ones(16).double()), "norm.weight is torch.float64, expected one of"),
+    "whole numbers": (tensors(model__norm__weight=torch.ones(16).int()), "norm.weight is torch.int32, expected one of"),
     "five thousand tensors more": (header(many), "model.safetensors"),
     "two tensors at one place": (
         header(lambda text: re.sub(r'"data_offsets":\[\d+,\d+\]', '"data_offsets":[0,64]', text)),

@@ -18,12 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.builtin import advantages, kl, losses
 from minirlhf.components.signature import read_component
 from minirlhf.config.schema import Config
+from minirlhf.models.families import TransformerConfig
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
-from minirlhf.models.transformer import Transformer, TransformerConfig
+from minirlhf.models.transformer import Transformer
 from minirlhf.ppo import Parts, PPOState, train
 from minirlhf.rewards.shape import Scores
 from minirlhf.rl.controllers import KLController, Penalty

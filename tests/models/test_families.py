@@ -1,0 +1,96 @@
+"""Families of decoders: what config.json says is read, written back, or refused by name and value."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minirlhf.errors import InputError
+from minirlhf.models.families import LlamaRope, TransformerConfig, read_config, write_config
+from minirlhf.models.transformer import Transformer
+from tests.helpers import CONFIG
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def test_the_config_goes_through_hugging_face_keys_and_back():
+    config = replace(CONFIG, rope_theta=5000.0)
+    assert read_config(write_config(config), "x") == config
+    newer = {k: v for k, v in write_config(config).items() if k != "rope_theta"}
+    newer["rope_parameters"] = {"rope_theta": 5000.0, "rope_type": "default"}
+    assert read_config(newer, "x") == config
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"tied": False},
+        {"head_dim": 12},
+        {"qkv_bias": True, "o_bias": True},
+        {"mlp_bias": True},
+        {"rope_scaling": LlamaRope(8.0, 1.0, 4.0, 32)},
+        {"family": "qwen2", "qkv_bias": True},
+        {"family": "qwen3", "head_dim": 128, "qk_norm": True},
+        {"family": "qwen3", "head_dim": 6, "qk_norm": True, "qkv_bias": True, "o_bias": True, "tied": False},
+    ],
+)
+def test_every_family_is_written_as_it_is_read(own):
+    config = replace(CONFIG, **own)
+    assert read_config(write_config(config), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "gpt2"}, "unsupported model_type = 'gpt2'"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "unsupported model_type = 'mixtral'"),
+        ({"num_local_experts": 8}, "unsupported num_experts = '8'"),
+        ({"hidden_act": "gelu"}, "unsupported hidden_act = 'gelu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "unsupported rope_type = 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "unsupported rope_type = 'yarn'"),
+        ({"rope_scaling": LLAMA3 | {"factor": None}}, "a value is not a number"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "key 'low_freq_factor' is missing"),
+        ({"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor = '0.5'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "unsupported use_sliding_window = 'True'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "unsupported layer_types = 'sliding_attention'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "unsupported quantization_config"),
+        ({"head_dim": 9}, "head_dim = 9 is odd"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads = 3 does not divide 4 heads"),
+        ({"hidden_size": "wide"}, "hidden_size = wide is no size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0 is no size"),
+        ({"vocab_size": None}, "vocab_size = None is no size"),
+        ({"rms_norm_eps": "small"}, "a value is not a number"),
+    ],
+)
+def test_what_is_not_computed_here_is_refused_by_name_and_value(change, said):
+    with pytest.raises(InputError, match="config.json") as refused:
+        read_config(write_config(CONFIG) | change, "config.json")
+    assert said in str(refused.value)
+
+
+def test_qwen2_has_biases_where_its_config_says_nothing_of_them_and_qwen3_a_head_size():
+    llama = write_config(CONFIG)
+    two = read_config(llama | {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, "x")
+    assert (two.qkv_bias, two.o_bias, two.mlp_bias, two.qk_norm) == (True, False, False, False)
+    three = read_config({k: v for k, v in llama.items() if k != "head_dim"} | {"model_type": "qwen3"}, "x")
+    assert (three.qkv_bias, three.qk_norm, three.head_size) == (False, True, 128)
+    assert isinstance(Transformer(replace(two, head_dim=6)).layers[0].self_attn.q_proj.bias, torch.Tensor)
+
+
+def test_scaled_frequencies_by_hand():
+    """Original context 32, low 1, high 4: a frequency with one turn or less in it is divided by 8, with four or more
+    it stays; with two turns it is a third of the way, share = (2 - 1) / (4 - 1)."""
+    rope = LlamaRope(factor=8.0, low=1.0, high=4.0, original=32)
+    turn = 2 * math.pi / 32  # radians a token of one turn in 32 tokens
+    found = rope.scaled(torch.tensor([0.5, 1.0, 2.0, 4.0, 5.0], dtype=torch.float64) * turn)
+    expected = torch.tensor([0.5 / 8, 1 / 8, 2 * (1 / 3 + 2 / 3 / 8), 4.0, 5.0], dtype=torch.float64) * turn
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_frequencies_of_a_plain_decoder_by_hand():
+    config = TransformerConfig(9, 8, 8, 1, 2, 2, 16, rope_theta=100.0)  # two heads of size 4: 1 and 1/10
+    torch.testing.assert_close(config.rotary_frequencies(torch.device("cpu")), torch.tensor([1.0, 0.1]).double())
