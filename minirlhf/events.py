@@ -111,11 +111,13 @@ FOUND = {"reused": {"const": True}, "directory": TEXT}
 MADE = {"reused": {"const": False}}
 FITTED = {"kl": NUMBER, "steps": NUMBER}  # a base of the exact lab
 PRETRAINED = {"heldout_loss": NUMBER, "tokens": WHOLE, "tokens_per_s": NUMBER}
+OWN = {"model": TEXT, "family": TEXT, "dtype": TEXT, "sha256": TEXT}
 BASE = {"reused": FLAG, "directory": TEXT, "parameters": WHOLE, "seconds": NUMBER}
 STAGES = [
     stage("pretrain", "A base is going to be made.", {"documents": WHOLE, "steps": WHOLE}),
     stage("base", "The base, made or found.", {**BASE, **PRETRAINED}, {"key": ANYTHING}),
     stage("base", "The base of a problem of the exact lab.", {**BASE, **FITTED}, {"key": ANYTHING}),
+    stage("base", "A model of the user's own.", {**BASE, **OWN}),
     stage("sft", "Fine-tuning begins.", {**MADE, "demonstrations": WHOLE, "heldout": WHOLE, "steps": WHOLE}),
     stage("sft", "What fine-tuning had made is found.", {**FOUND, **TUNED, "key": ANYTHING}),
     stage("reward_model", "The training of a reward model begins.", {**MADE, **SIZES}),
@@ -191,7 +193,7 @@ EVENTS: dict[str, Schema] = {
             "seconds": {"type": "object", "additionalProperties": NUMBER},
         },
         {
-            **{"true_score_gain": NUMBER, "true_score_gain_ci95": INTERVAL, "precision_error": NUMBER},
+            **{"true_score_gain": NUMBER, "true_score_gain_ci95": INTERVAL},
             **{"true_score_rewarded": several(TEXT), "true_score_seen": TEXT, "objective_unknown": TEXT},
             **{"true_score_gain_unrewarded": NUMBER, "true_score_gain_unrewarded_ci95": INTERVAL},
             **{"optimality": MAYBE, "exact": EXACT, "best_of_n": several(BEST_OF)},

@@ -6,7 +6,8 @@ import torch
 from minirlhf.models.scorer import Scorer
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.stages.reward_model import text_ids
-from minirlhf.store.weights import load_transformer, save_scorer
+from minirlhf.store.models import save_scorer
+from minirlhf.store.weights import load_transformer
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 from tests.helpers import CONFIG
 

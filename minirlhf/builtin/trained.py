@@ -13,8 +13,8 @@ from minirlhf import hookimpl
 from minirlhf.errors import UsageError
 from minirlhf.models.scorer import Ensemble
 from minirlhf.store.files import read_json, verify
-from minirlhf.store.weights import SCORE, load_scorer
-from minirlhf.text.tokenizer import Tokenizer, text_ids
+from minirlhf.store.models import SCORE, load_scorer, read_tokenizer
+from minirlhf.text.tokenizer import text_ids
 
 
 class trained:
@@ -42,7 +42,7 @@ class trained:
             raise UsageError("this is no saved reward model", path, todo)
         verify(directory)
         self.model = Ensemble([load_scorer(member) for member in members]).eval().requires_grad_(False)
-        self.tokenizer = Tokenizer.load(members[0])
+        self.tokenizer = read_tokenizer(members[0])
         self.hash = read_json(members[0] / SCORE).get("tokenizer")
         self.combine, self.caution = combine, caution
 

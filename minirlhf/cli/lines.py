@@ -39,6 +39,9 @@ def stage_line(e: dict[str, Any]) -> str:
         source = "reused" if e["reused"] else "made"
         if "kl" in e:  # the base of an exact problem, fitted to its reference table
             return f"base        {source}: {e['parameters']:,} parameters, KL {e['kl']:.1e} nats to the table"
+        if "family" in e:
+            what = f"{e['family']}, {e['parameters']:,} parameters, {e['dtype']}, read in {e['seconds']:.1f} s"
+            return f"base        {e['model']}: {what}{below}{e['directory']}"
         return (
             f"base        {source}: {e['parameters']:,} parameters, held-out loss {e['heldout_loss']:.3f} "
             f"nats/token, {e['tokens']:,} tokens in {e['seconds']:.0f} s{below}{e['directory']}"

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from minirlhf.components.registry import Registry
-from minirlhf.config.schema import CHOOSERS, LABEL, Config
+from minirlhf.config.schema import CHOOSERS, LABEL, TARGETS, Config
 from minirlhf.errors import PluginError, UsageError, nearest
 from minirlhf.exact.problems import problems
 
@@ -80,12 +80,13 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
         yield f"model.heads = {c.model.heads}", f"must divide hidden_size = {c.model.hidden_size} into even parts"
     if c.model.heads % c.model.kv_heads:
         yield f"model.kv_heads = {c.model.kv_heads}", f"must divide heads = {c.model.heads}"
+    yield from model_faults(c)
     if c.sampler.max_new_tokens + 2 > c.model.max_positions:
         yield (
             f"sampler.max_new_tokens = {c.sampler.max_new_tokens}",
             f"leaves no room for a prompt in model.max_positions = {c.model.max_positions}",
         )
-    if c.pretrain.sequence_length > c.model.max_positions and c.exact.problem is None:
+    if c.pretrain.sequence_length > c.model.max_positions and c.exact.problem is None and c.model.path is None:
         yield (
             f"pretrain.sequence_length = {c.pretrain.sequence_length}",
             f"over max_positions = {c.model.max_positions}",
@@ -102,6 +103,24 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
     for label in c.rewards:
         if not LABEL.fullmatch(label):
             yield f"rewards.{label}", "a label has letters, digits, . _ - and begins with a letter or digit"
+
+
+def model_faults(c: Config) -> Iterator[tuple[str, str]]:
+    """Yield (path, reason) for values of [model] and [lora] that do not fit together."""
+    if c.model.path and c.exact.problem:
+        yield f"model.path = {shown(c.model.path)}", "a problem of the exact lab fits a model of its own"
+    if c.model.dtype != "float32" and not c.lora.on:
+        reason = "weights that learn are float32: set lora.rank, or choose ppo.precision = bfloat16"
+        yield f"model.dtype = {shown(c.model.dtype)}", reason
+    if c.lora.on and c.ppo.precision != c.model.dtype:
+        reason = f"the frozen weights behind adapters are used as they are, in model.dtype = {c.model.dtype!r}"
+        yield f"ppo.precision = {shown(c.ppo.precision)}", f"{reason}: leave it out"
+    if c.lora.rank and c.lora.path:
+        yield f"lora.rank = {c.lora.rank}", "the adapter of lora.path has a rank of its own: leave it out"
+    for name in c.lora.targets:
+        if name not in TARGETS:
+            hint = nearest(name, TARGETS) or f"; there are {', '.join(TARGETS)}"
+            yield f"lora.targets = {shown(name)}", f"there is no such projection{hint}"
 
 
 def exact_faults(c: Config) -> Iterator[tuple[str, str]]:

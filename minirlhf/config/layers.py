@@ -143,6 +143,9 @@ class Draft:
         run = self.values.get("run")
         if isinstance(run, dict):
             run.setdefault("bases", str(cwd / "runs" / "bases"))
+        model, ppo = self.values.get("model"), self.values.setdefault("ppo", {})
+        if isinstance(model, dict) and "dtype" in model and isinstance(ppo, dict):
+            ppo.setdefault("precision", model["dtype"])  # the precision of a backbone is that of what reads it
         exact = self.values.get("exact")
         name = exact.get("problem") if isinstance(exact, dict) else None
         # A problem sets its own rewards, beta and sampling, unless a layer does.

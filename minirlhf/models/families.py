@@ -1,7 +1,7 @@
 """Families of decoders that models/transformer.py computes, described by data: Llama (SmolLM2), Qwen2 and Qwen3.
 
-A `TransformerConfig` holds the sizes and what else differs between them; `read_config` makes one from a config.json,
-and names what the decoder does not compute; `write_config` writes it back under the same names. Not here: the
+A `TransformerConfig` holds the sizes and what else differs between them; `config_from_hf` makes one from a config.json,
+and names what the decoder does not compute; `config_to_hf` writes it back under the same names. Not here: the
 computation (transformer.py) and the tensors on disk (store/weights.py).
 
 Sources: Llama 2302.13971 and 2407.21783 (its scaled rotation), Qwen2 2407.10671, Qwen3 2505.09388.
@@ -78,7 +78,7 @@ NAMES: Final = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_t
 FAMILIES: Final = "Llama, SmolLM2, Qwen2, Qwen2.5 and Qwen3"
 
 
-def write_config(config: TransformerConfig) -> dict[str, Any]:
+def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """The content of config.json (read by transformers 4 and 5)."""
     rope = config.rope_scaling
     scaling = {} if rope is None else {
@@ -110,7 +110,7 @@ def write_config(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def read_config(config: dict[str, Any], where: str) -> TransformerConfig:
+def config_from_hf(config: dict[str, Any], where: str) -> TransformerConfig:
     """Read a config.json from `where`. Raises InputError that names what this decoder does not compute."""
     family = config.get("model_type")
     if family not in NAMES:

@@ -19,7 +19,7 @@ from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
 from minirlhf.models.transformer import KVCache, Transformer
 
-TARGETS: Final = {  # projection -> the part of a block that it belongs to
+PARTS: Final = {  # projection -> the part of a block that it belongs to
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }  # fmt: skip
@@ -143,7 +143,7 @@ class Adapted(nn.Module):
         model = copy.deepcopy(self.backbone)
         for layer, shares in enumerate(self.adapter.layers):
             for name, low in shares.items():  # type: ignore[operator]
-                weight = model.get_submodule(f"layers.{layer}.{TARGETS[name]}.{name}").weight
+                weight = model.get_submodule(f"layers.{layer}.{PARTS[name]}.{name}").weight
                 weight.copy_((weight.to(low.A.dtype) + low.product()).to(weight.dtype))  # type: ignore[operator]
         return model
 

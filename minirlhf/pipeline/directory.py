@@ -15,6 +15,7 @@ from typing import Any
 from minirlhf.config.schema import KLConfig, RunConfig
 from minirlhf.errors import InputError, UsageError, UserError
 from minirlhf.events import Emit
+from minirlhf.models.lora import Adapted
 from minirlhf.pipeline.context import RunContext
 from minirlhf.ppo import PPOState
 from minirlhf.report.of_run import REPORT, write_report
@@ -22,11 +23,12 @@ from minirlhf.signals import Terminated
 from minirlhf.stages.base import Base
 from minirlhf.stages.evaluate import Evaluation
 from minirlhf.store import checkpoint
+from minirlhf.store.adapters import model_files
 from minirlhf.store.files import checked_number, complete_directory, read_json, write_json
 from minirlhf.store.jsonl import JsonLines
 from minirlhf.store.layout import check_run, claim_directory
 from minirlhf.store.lock import locked
-from minirlhf.store.weights import save_policy
+from minirlhf.store.models import save_policy, save_reference
 
 
 def finished(run: RunContext, newest: Path) -> bool:
@@ -106,15 +108,21 @@ def final_beta(directory: Path, kl: KLConfig) -> float:
 
 
 def save_models(directory: Path, state: PPOState, base: Base) -> None:
-    """Write model/ (the trained policy) and reference/ (what it started from, as hard links where possible)."""
+    """Write model/ (the trained policy) and reference/ (what it started from, as hard links where possible).
+
+    A frozen backbone is not copied: reference/ points to it, and holds the adapter that the run started from, if any.
+    """
     with complete_directory(directory / "model") as temporary:
         save_policy(temporary, state.policy, base.tokenizer)
     with complete_directory(directory / "reference") as temporary:
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        start = state.reference.policy.model
+        if isinstance(state.policy.model, Adapted):
+            save_reference(temporary, start)
+        for source in () if isinstance(state.policy.model, Adapted) else model_files(base.directory):
             try:
-                os.link(base.directory / name, temporary / name)
+                os.link(source, temporary / source.name)
             except (OSError, AttributeError):  # on another file system, or one or a system without links
-                shutil.copyfile(base.directory / name, temporary / name)
+                shutil.copyfile(source, temporary / source.name)
         write_json(temporary / "reference.json", {"weights_sha256": state.reference.hash})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from minirlhf.config.schema import Config
 from minirlhf.errors import PluginError
 from minirlhf.exact.lab import enumerable, optimality
+from minirlhf.models.lora import Adapted
 from minirlhf.pipeline.build import score_about
 from minirlhf.pipeline.context import RunContext
 from minirlhf.pipeline.resume import component_states
@@ -14,6 +15,7 @@ from minirlhf.pipeline.training import Training
 from minirlhf.ppo import train
 from minirlhf.rl.alarms import Alarms
 from minirlhf.rl.experience import Experience
+from minirlhf.rl.guards import MOST_ROUNDING
 from minirlhf.rl.metrics import Metrics
 from minirlhf.rl.token_log import token_log
 from minirlhf.signals import deferred
@@ -25,11 +27,14 @@ from minirlhf.store.jsonl import JsonLines, read_rows
 NAN_IF_REWARDS_FAIL = ("objective/", "policy/", "loss/", "value/", "val/", "response/", "reward/")
 
 
-def describe_ppo(config: Config, training: Training, precision_error: float) -> dict[str, Any]:
+def describe_ppo(config: Config, training: Training) -> dict[str, Any]:
     """The event that opens the PPO stage: sizes, the reference's hash, and notes on choices that are easy to miss."""
     state, parts, notes = training.state, training.parts, [score_about(config)]
     if config.ppo.precision != "float32":
-        notes.append(f"{config.ppo.precision}: log-probs within {precision_error:.1g} nats of float32's")
+        notes.append(f"{config.ppo.precision}: policy/first_log_ratio is its rounding, {MOST_ROUNDING} nats at most")
+    if isinstance(state.policy.model, Adapted):
+        adapter = state.policy.model.adapter
+        notes.append(f"adapters of rank {adapter.rank} on {', '.join(adapter.targets)}; the backbone is frozen")
     if not parts.learns_values:
         notes.append(f"{config.advantage.function} does not read V: the value head is not trained")
     if parts.whitening == "none":

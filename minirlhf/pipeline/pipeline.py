@@ -19,7 +19,7 @@ from minirlhf.pipeline.directory import finished, run_directory, save_models, wr
 from minirlhf.pipeline.drive import describe_ppo, run_ppo
 from minirlhf.pipeline.evaluation import evaluate_run
 from minirlhf.pipeline.facts import MADE_OF, versions
-from minirlhf.pipeline.precision import precision, precision_error
+from minirlhf.pipeline.precision import precision
 from minirlhf.pipeline.resume import go_on, newest_checkpoint
 from minirlhf.pipeline.rewards import check_lengths
 from minirlhf.pipeline.saved import RunModels
@@ -76,18 +76,13 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
         if resume:
             go_on(context, training, newest)
             write_config(context)
-        error = learn(context, training)
+        learn(context, training)
         clock.lap("ppo")
         result = evaluate_policy(context, training, rewards, prompts)
         save_models(directory, training.state, base)
         clock.lap("evaluation")
         made_of = {name: training.facts[name] for name in MADE_OF}
-        summary = (
-            result.summary
-            | {"made_of": made_of}
-            | ({"precision_error": error} if error else {})
-            | {"seconds": clock.seconds()}
-        )
+        summary = result.summary | {"made_of": made_of} | {"seconds": clock.seconds()}
         write_results(directory, result, summary)
         finish_run(context, training, result, summary)
     return directory
@@ -111,16 +106,14 @@ def fit_prompts_of(run: RunContext, sources: Sources, tokenizer: Tokenizer) -> P
     return fit_to_context(sources.candidates, tokenizer, longest)
 
 
-def learn(run: RunContext, training: Training) -> float:
-    """Run PPO in its precision; returns that precision's error in nats (0 for float32)."""
+def learn(run: RunContext, training: Training) -> None:
+    """Run PPO in its precision."""
     with precision(run.config.ppo.precision, training.state):
-        error = precision_error(run.config, training.state, training.parts)
-        run.emit(describe_ppo(run.config, training, error))
+        run.emit(describe_ppo(run.config, training))
         training.observers.start(run.config, run.directory)
         run_ppo(run, training)
     if not training.state.reference.unchanged():
         raise RuntimeError("the reference is no longer what was frozen: something wrote into its weights")
-    return error
 
 
 def evaluate_policy(run: RunContext, training: Training, rewards: RewardModels, prompts: Prompts) -> Evaluation:

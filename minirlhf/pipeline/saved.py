@@ -17,8 +17,9 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.pipeline.sources import read_run_prompts
 from minirlhf.stages.base import base_directory, reference_of, sampler_of
 from minirlhf.stages.data import Prompts, fit_to_context
+from minirlhf.store.adapters import is_adapted
 from minirlhf.store.files import verify
-from minirlhf.store.weights import load_policy, load_transformer
+from minirlhf.store.models import load_policy, read_tokenizer, read_trunk, reference_trunk
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -47,10 +48,12 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
     """Load model/ and reference/ of a run (CheckpointError if a file is not the one that was written)."""
     verify(directory / "model")
     verify(directory / "reference")
-    tokenizer = Tokenizer.load(directory / "model")
+    # The backbone of adapters is not part of the run; where it has moved, the config may give its new place.
+    elsewhere = base_directory(config) if is_adapted(directory / "model") else None
+    tokenizer = read_tokenizer(directory / "model", elsewhere)
     sampler = sampler_of(config, tokenizer)
-    policy = load_policy(directory / "model", sampler).to(device).eval()
-    base = Policy(load_transformer(directory / "reference"), sampler).to(device)
+    policy = load_policy(directory / "model", sampler, device, elsewhere).to(device).eval()
+    base = Policy(reference_trunk(directory / "reference", device, elsewhere), sampler).to(device)
     return RunModels(policy, reference_of(config, base, tokenizer), tokenizer, device)
 
 
@@ -80,9 +83,10 @@ def base_before_sft(models: RunModels, config: Config) -> Policy:
     """The base that SFT began with; it is not part of the run (InputError if it is no longer under run.bases)."""
     directory = base_directory(config)
     if directory.is_dir():
-        verify(directory)
-        if Tokenizer.load(directory).hash == models.tokenizer.hash:  # else it has been made anew from another text
-            return Policy(load_transformer(directory), models.policy.sampler).to(models.device).eval()
+        if config.model.path is None:
+            verify(directory)
+        if read_tokenizer(directory).hash == models.tokenizer.hash:  # else it has been made anew from another text
+            return Policy(read_trunk(directory, models.device), models.policy.sampler).to(models.device).eval()
     todo = "make it again by `minirlhf pretrain RUN/config.toml`, or say where bases are by --set run.bases=DIR"
     raise InputError("the base of this run is not there any more", str(directory), todo)
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.components.component import Built
 from minirlhf.config.schema import Config
+from minirlhf.models.lora import backbone_of
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.policy import Policy
 from minirlhf.pipeline.build import Components, whitening
@@ -23,7 +24,7 @@ from minirlhf.pipeline.sources import Sources
 from minirlhf.ppo import Parts, PPOState
 from minirlhf.rewards.call import RewardModels
 from minirlhf.rl.controllers import KLController, Penalty
-from minirlhf.stages.base import Base, reference_of, sampler_of
+from minirlhf.stages.base import Base, new_learner, reference_of, sampler_of
 from minirlhf.stages.data import Prompts, PromptStream
 from minirlhf.tensors import Moments
 
@@ -79,13 +80,17 @@ def initial_state(config: Config, base: Base, device: torch.device, *, learns_va
     An advantage function that does not read V trains none: a critic would only cost its forward passes.
     """
     ppo, separate = config.ppo, config.model.separate_critic and learns_values
-    policy = Policy(base.trunk, sampler_of(config, base.tokenizer), separate_critic=separate).to(device)
+    sampler = sampler_of(config, base.tokenizer)
+    start = Policy(base.trunk, sampler)
+    trunk = new_learner(config, base.trunk, config.run.seed) if config.lora.on else base.trunk
+    policy = Policy(trunk, sampler, separate_critic=separate).to(device)
+    backbone_of(trunk).recompute = ppo.recompute
     optimizer = AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
     total = max(1, ppo.iterations)
     schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))
     return PPOState(
         policy=policy,
-        reference=reference_of(config, policy, base.tokenizer),
+        reference=reference_of(config, start, base.tokenizer),
         optimizer=optimizer,
         schedule=schedule,
         controller=KLController(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from minirlhf.components.component import Built
-from minirlhf.errors import DivergedError
+from minirlhf.errors import DivergedError, UsageError
 from minirlhf.rl.experience import PER_TOKEN, Experience
 
 LARGEST_FIRST_LOG_RATIO = 1e-3  # in float32 rounding gives 1e-5 at most
+MOST_ROUNDING = 0.2  # nats, in bfloat16: with more, the ratios that a clip of 0.2 cuts are mostly rounding
 OWN_METRICS = (
     "approxkl",
     "clamped",
@@ -35,8 +36,12 @@ def check_same_policy(first_log_ratio: float, step: int, precision: str = "float
 
     first_log_ratio: largest |log ratio| over the tokens of the first minibatch, nats. A larger one means that sampling,
     scoring and training disagree about the policy's distribution (dropout, another temperature, another mask), and then
-    every ratio would be wrong: a bug, RuntimeError. In bfloat16 rounding alone can be more; there it is only logged.
+    every ratio would be wrong: a bug, RuntimeError. In bfloat16 rounding alone can be more, which the metric reports; a
+    model that rounds by more than MOST_ROUNDING cannot learn in it: UsageError.
     """
+    if precision != "float32" and not first_log_ratio <= MOST_ROUNDING:
+        what = f"{precision} moves log-probs by {first_log_ratio:.2g} nats, iteration {step + 1}"
+        raise UsageError(what, "ppo.precision, model.dtype", "use float32 with this model")
     if precision == "float32" and first_log_ratio > LARGEST_FIRST_LOG_RATIO:
         raise RuntimeError(f"iteration {step + 1}: |log ratio| = {first_log_ratio} before any update; expected < 1e-5")
 

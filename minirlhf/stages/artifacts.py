@@ -19,7 +19,9 @@ from minirlhf.store.layout import artifact_name
 from minirlhf.store.lock import locked
 
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
-FACTS = {"base": "base.json", "sft": "base.json", "reward_model": "reward_model.json"}  # stage -> file with its facts
+FACTS = {  # stage -> file with its facts
+    "base": "base.json", "sft": "base.json", "reward_model": "reward_model.json", "model": "converted.json",
+}  # fmt: skip
 
 
 def find_or_make(

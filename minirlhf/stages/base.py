@@ -3,13 +3,13 @@
 For a problem of the exact lab it is fitted to the problem's reference instead of pretrained.
 
     BASES/HASH/      config.json  model.safetensors  tokenizer.json  tokenizer_config.json  base.json  MANIFEST.json
-    BASES/sft-HASH/  the same
+    BASES/sft-HASH/  the same, or an adapter (store/adapters.py)
 
-HASH is over everything that decides the weights. Not here: finding or making an artifact under a lock (artifacts.py),
-the progress of an unfinished one (store/progress.py), and the training loops (pretrain.py, sft.py).
+HASH is over everything that decides the weights. With `model.path` the base is a model of the user's own, and is read
+where it lies. Not here: finding that (model_source.py), finding or making an artifact under a lock (artifacts.py), the
+progress of an unfinished one (store/progress.py), and the training loops (pretrain.py, sft.py).
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +23,7 @@ from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
 from minirlhf.models.families import TransformerConfig
+from minirlhf.models.lora import Adapted, Adapter, Trunk, backbone_of, learner
 from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.sampler import Sampler
@@ -30,11 +31,14 @@ from minirlhf.models.transformer import Transformer
 from minirlhf.stages import sft
 from minirlhf.stages.artifacts import FACTS, find_or_make
 from minirlhf.stages.data import load_documents
+from minirlhf.stages.model_source import find_model, model_directory
 from minirlhf.stages.pretrain import PretrainState, heldout_loss, train, windows
 from minirlhf.store import progress
+from minirlhf.store.adapters import is_adapted, load_adapter, load_backbone, model_hash
 from minirlhf.store.files import complete_directory, read_json, write_json
 from minirlhf.store.layout import artifact_name
-from minirlhf.store.weights import load_transformer, save_transformer
+from minirlhf.store.models import read_tokenizer, read_trunk, save_trunk
+from minirlhf.store.weights import save_transformer
 from minirlhf.streams import generator
 from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations, tell_shared
@@ -42,14 +46,18 @@ from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT = 3  # raise when the same settings would give other weights
+NO_SIZES = {"separate_critic", "path", "dtype"}  # keys of [model] that do not decide the weights of a pretrained base
 
 
 @dataclass(frozen=True)
 class Base:
-    """Model that a run starts from: its directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds)."""
+    """Model that a run starts from: its directory, trunk, tokenizer, and base.json (held-out loss, tokens, seconds).
+
+    With `lora` the trunk is frozen: a backbone, or one with the adapter that is the start of all others.
+    """
 
     directory: Path
-    trunk: Transformer
+    trunk: Trunk
     tokenizer: Tokenizer
     facts: dict[str, Any]
 
@@ -70,7 +78,9 @@ def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
 def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
     """Reference that KL is measured against: the policy as it is now, or the table of a problem."""
     problem = problem_of(config)
-    return Reference(policy) if problem is None else lab.TableReference(policy, problem, tokenizer)
+    if problem is not None:
+        return lab.TableReference(policy, problem, tokenizer)
+    return Reference(policy, shared=config.lora.on)
 
 
 def base_key(config: Config) -> dict[str, Any]:
@@ -82,9 +92,11 @@ def base_key(config: Config) -> dict[str, Any]:
             "problem": problem.name,
             "table": lab.fingerprint(problem),
             "temperature": config.sampler.temperature,
-            "model": config.model.model_dump(exclude={"separate_critic"}),
+            "model": config.model.model_dump(exclude=NO_SIZES),
             "seed": config.pretrain.seed,
         }
+    if config.model.path is not None:
+        return {"format": FORMAT, "model": model_hash(model_directory(config)), "dtype": config.model.dtype}
     check_place(corpus, "text")
     return {
         "format": FORMAT,
@@ -94,14 +106,17 @@ def base_key(config: Config) -> dict[str, Any]:
             "errors": corpus.errors,
         },
         "tokenizer": config.tokenizer.model_dump(),
-        "model": config.model.model_dump(exclude={"separate_critic"}),
+        "model": config.model.model_dump(exclude=NO_SIZES),
         "pretrain": config.pretrain.model_dump(),
     }
 
 
 def start_key(config: Config) -> dict[str, Any]:
     """Key of the model that a run starts from, SFT included: everything that decides its weights."""
-    key = base_key(config)
+    key, lora = base_key(config), config.lora
+    if lora.on:
+        adapter = {"path": model_hash(Path(lora.path))} if lora.path else lora.model_dump(exclude={"path"})
+        key = {"base": key, "lora": adapter, "dtype": config.model.dtype}
     source = config.corpus.demonstrations
     if source is None:
         return key
@@ -120,29 +135,65 @@ def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) 
         build_sft(directory, key, config, base, device, emit)
 
     directory = find_or_make(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
-    return load_base(directory, device)
+    return load_base(directory, config, device)
 
 
 def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
-    """Find the base of this configuration, or make it."""
+    """Find the base of this configuration, or make it; with `model.path` it is a model of the user's own."""
+    if config.model.path is not None:
+        return own_base(config, device, emit)
     key = base_key(config)
     build = fit_base if config.exact.problem else build_base
 
     def make(directory: Path) -> None:
         build(directory, key, config, device, emit)
 
-    return load_base(find_or_make(Path(config.run.bases), "", key, make, emit, "base"), device)
+    return load_base(find_or_make(Path(config.run.bases), "", key, make, emit, "base"), config, device)
+
+
+def own_base(config: Config, device: torch.device, emit: Emit) -> Base:
+    """The user's own model as a base, with the adapter of `lora.path` if there is one."""
+    started, directory = perf_counter(), find_model(config, emit)
+    trunk = start_trunk(directory, config, device)
+    facts = {
+        "model": config.model.path, "family": trunk.config.family, "dtype": config.model.dtype,
+        "sha256": model_hash(directory), "parameters": sum(p.numel() for p in backbone_of(trunk).parameters()),
+        "seconds": perf_counter() - started,
+    }  # fmt: skip
+    emit({"event": "stage", "stage": "base", "reused": True, "directory": str(directory), **facts})
+    return Base(directory, trunk, read_tokenizer(directory), facts)
 
 
 def base_directory(config: Config) -> Path:
     """Directory of the base of this configuration, made or not."""
+    if config.model.path is not None:
+        return model_directory(config)
     return Path(config.run.bases) / artifact_name("", base_key(config))
 
 
-def load_base(directory: Path, device: torch.device) -> Base:
+def load_base(directory: Path, config: Config, device: torch.device) -> Base:
     """Load a base or an SFT model from its directory."""
-    trunk = load_transformer(directory).to(device)
-    return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
+    trunk = start_trunk(directory, config, device)
+    return Base(directory, trunk, read_tokenizer(directory), read_json(directory / FACTS["base"]))
+
+
+def start_trunk(directory: Path, config: Config, device: torch.device) -> Trunk:
+    """The trunk of a base, or of an SFT model, on a device: whole and free to learn, or frozen behind adapters."""
+    if not config.lora.on or is_adapted(directory):
+        return read_trunk(directory, device)
+    backbone = load_backbone(directory, config.model.dtype, device)
+    if config.lora.path is None:
+        return backbone
+    return Adapted(backbone, load_adapter(Path(config.lora.path), backbone.config)[0].to(device))
+
+
+def new_learner(config: Config, trunk: Trunk, seed: int) -> Trunk:
+    """A trunk that begins as this one and learns: a copy with all its weights, or an adapter (drawn by the seed)."""
+    lora, adapter = config.lora, None
+    if lora.on and isinstance(trunk, Transformer):
+        adapter = Adapter(trunk.config, lora.rank, lora.alpha, lora.targets).initialise(generator(seed, "lora", 0))
+        adapter.to(trunk.embed_tokens.weight.device)
+    return learner(trunk, adapter)
 
 
 def read_sft_data(config: Config) -> tuple[list[Demonstration], list[str]] | None:
@@ -177,7 +228,7 @@ def build_sft(
     examples, held, notes = data
     for note in [*notes, *steps_too_small("sft", settings.lr, settings.grad_clip)]:
         emit({"event": "warning", "message": note})
-    model, steps = copy.deepcopy(base.trunk), sft.sft_steps(examples, settings)
+    model, steps = new_learner(config, base.trunk, settings.seed), sft.sft_steps(examples, settings)
     counts = {"demonstrations": len(examples), "heldout": len(held), "steps": steps}
     emit({"event": "stage", "stage": "sft", "reused": False, **counts})
 
@@ -192,7 +243,7 @@ def build_sft(
     facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
     facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}
     with complete_directory(directory) as temporary:
-        save_transformer(temporary, model, base.tokenizer)
+        save_trunk(temporary, model, base.tokenizer)
         write_json(temporary / FACTS["sft"], {**facts, "key": key})
     emit({"event": "sft_finished", "directory": str(directory), **facts})
 

@@ -9,7 +9,6 @@ An ensemble has the files of the first two lines in OUT/0, OUT/1, ... Not here: 
 (reward_model.py, reward_report.py), and reading files of comparisons (text/comparisons.py).
 """
 
-import copy
 import shlex
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,7 +29,16 @@ from minirlhf.models.policy import Policy
 from minirlhf.models.scorer import Ensemble, Scorer
 from minirlhf.signals import Terminated
 from minirlhf.stages.artifacts import FACTS, find_or_make
-from minirlhf.stages.base import Base, prepare_base, prepare_start, read_sft_data, sampler_of, sft_examples, start_key
+from minirlhf.stages.base import (
+    Base,
+    new_learner,
+    prepare_base,
+    prepare_start,
+    read_sft_data,
+    sampler_of,
+    sft_examples,
+    start_key,
+)
 from minirlhf.stages.reward_model import (
     Pair,
     RewardModelState,
@@ -46,7 +54,7 @@ from minirlhf.store import progress
 from minirlhf.store.files import complete_directory, write_json, write_text
 from minirlhf.store.layout import artifact_name, claim_directory
 from minirlhf.store.lock import locked
-from minirlhf.store.weights import save_scorer
+from minirlhf.store.models import save_scorer
 from minirlhf.streams import generator
 from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out, read_comparisons, tell_shared
@@ -235,7 +243,7 @@ def build_member(
     """
     settings = config.reward_model.model_copy(update={"seed": config.reward_model.seed + 1000 * index})
     random = generator(settings.seed, "reward-model/head", 0)
-    model = Scorer(copy.deepcopy(start.trunk)).initialise(random).to(next(start.trunk.parameters()).device)
+    model = Scorer(new_learner(config, start.trunk, settings.seed)).initialise(random)
     state = RewardModelState.start(model, settings)
 
     steps, total = train(state, pairs, watched, settings), reward_model_steps(pairs, settings)

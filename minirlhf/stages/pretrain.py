@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.config.schema import PretrainConfig
 from minirlhf.errors import DivergedError
+from minirlhf.models.lora import Trunk
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.packing import Packing
 from minirlhf.models.transformer import Transformer
@@ -93,7 +94,7 @@ def batches(data: Sequence[list[int]], size: int, seed: int) -> Iterator[list[li
 
 
 def token_losses(
-    model: Transformer, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+    model: Trunk, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None
 ) -> tuple[Tensor, int]:
     """Sum of the cross-entropies in nats, and the number of predicted tokens n.
 
@@ -144,9 +145,7 @@ def train(
 
 
 @torch.no_grad()
-def heldout_loss(
-    model: Transformer, rows: Sequence[Sequence[int]], size: int, starts: Sequence[int] | None = None
-) -> float:
+def heldout_loss(model: Trunk, rows: Sequence[Sequence[int]], size: int, starts: Sequence[int] | None = None) -> float:
     """Mean cross-entropy of held-out rows, nats per token (tokens from `starts` on), computed `size` rows at a time."""
     model.eval()
     total, count = 0.0, 0

@@ -15,8 +15,8 @@ import torch
 
 from minirlhf.config.schema import SFTConfig
 from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.lora import Trunk
 from minirlhf.models.optimizer import AdamW
-from minirlhf.models.transformer import Transformer
 from minirlhf.stages import pretrain
 from minirlhf.stages.pretrain import token_losses, warm_cosine
 from minirlhf.streams import generator
@@ -58,13 +58,13 @@ def encode_demonstrations(
 class SFTState:
     """Model, optimiser and counters; complete between two yields of `train`."""
 
-    model: Transformer
+    model: Trunk
     optimizer: AdamW
     step: int = 0
     tokens: int = 0  # completion tokens learned from
 
     @classmethod
-    def start(cls, model: Transformer, config: SFTConfig) -> "SFTState":
+    def start(cls, model: Trunk, config: SFTConfig) -> "SFTState":
         return cls(model, AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
 
 
@@ -97,6 +97,6 @@ def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> It
         yield state.step, {"loss": read}
 
 
-def demonstration_loss(model: Transformer, examples: Sequence[Example], size: int) -> float:
+def demonstration_loss(model: Trunk, examples: Sequence[Example], size: int) -> float:
     """Mean cross-entropy of examples, nats per completion token, computed `size` examples at a time."""
     return pretrain.heldout_loss(model, [e.ids for e in examples], size, [e.start for e in examples])

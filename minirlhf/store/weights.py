@@ -1,15 +1,15 @@
 """Models on disk in Hugging Face's layout: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
 
-Weights may lie in several files (model.safetensors.index.json says which), in float32, bfloat16 or float16. The value
-head (and the separate critic, if there is one) has a file of its own, so that transformers reads the rest without a
-warning about unexpected keys. Not here: adapters (adapters.py), optimisers and other state (state.py), and pickle
-anywhere: safetensors and JSON hold no code.
+Weights may lie in several files (model.safetensors.index.json says which), in float32, bfloat16 or float16. Not here:
+adapters (adapters.py), policies and reward models with their heads (models.py), optimisers and other state (state.py),
+and pickle anywhere: safetensors and JSON hold no code.
 """
 
 import errno
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,10 +18,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from minirlhf.errors import CheckpointError
-from minirlhf.models.families import read_config, write_config
-from minirlhf.models.policy import Policy
-from minirlhf.models.sampler import Sampler
-from minirlhf.models.scorer import Scorer
+from minirlhf.models.families import config_from_hf, config_to_hf
 from minirlhf.models.transformer import Transformer
 from minirlhf.signals import deferred
 from minirlhf.store.files import read_json, write_json
@@ -29,17 +26,18 @@ from minirlhf.text.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files: {"weight_map": {tensor: file}}
-VALUE_HEAD = "value_head.safetensors"
-SCORE = "score.json"  # of a reward model: mean and std that normalise its scores, and its tokenizer's hash
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights on disk
 COMPUTED = ("rotary_emb.inv_freq",)  # ends of names: buffers that some files hold, and every decoder computes
 
 
-def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) -> None:
-    """Write the trunk with its LM head (no `lm_head` key where it is tied) and its tokenizer."""
+def save_transformer(
+    directory: Path, trunk: Transformer, tokenizer: Tokenizer, head: dict[str, Tensor] | None = None
+) -> None:
+    """Write the trunk with its LM head (no `lm_head` key where it is tied), or another head in its place; and the
+    tokenizer."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
-    if trunk.lm_head is not None:
-        tensors["lm_head.weight"] = tensors.pop("model.lm_head.weight")
+    own = tensors.pop("model.lm_head.weight", None)
+    tensors |= head if head is not None else {} if own is None else {"lm_head.weight": own}
     save_tensors(tensors, directory / WEIGHTS)
     ids = {
         "bos_token_id": tokenizer.bos_id,
@@ -47,7 +45,7 @@ def save_transformer(directory: Path, trunk: Transformer, tokenizer: Tokenizer) 
         "pad_token_id": tokenizer.pad_id,
     }
     dtype = str(trunk.embed_tokens.weight.dtype).removeprefix("torch.")
-    write_json(directory / "config.json", write_config(trunk.config) | ids | {"dtype": dtype})
+    write_json(directory / "config.json", config_to_hf(trunk.config) | ids | {"dtype": dtype})
     tokenizer.save(directory)
 
 
@@ -63,11 +61,15 @@ def load_transformer(
 
 
 def load_trunk(
-    directory: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+    directory: Path, dtype: torch.dtype, device: torch.device | str = "cpu", *, lm_head: bool = True
 ) -> tuple[Transformer, dict[str, Tensor]]:
-    """Read (trunk, the tensors that are none of its: a head's), one tensor after another, so that no copy is made."""
+    """Read (trunk, the tensors that are none of its: a head's), one tensor after another, so that no copy is made.
+
+    lm_head: False leaves out an LM head of the model's own, which a reward model has no use for.
+    """
     where = directory / "config.json"
-    config = read_config(read_json(where), str(where))
+    config = config_from_hf(read_json(where), str(where))
+    config = config if lm_head else replace(config, tied=True)
     with torch.device("meta"):  # shapes without memory
         trunk = Transformer(config)
     own, found, others = trunk.state_dict(), dict[str, Tensor](), dict[str, Tensor]()
@@ -131,54 +133,10 @@ def check_tensor(name: str, tensor: Tensor, shape: torch.Size, file: Path) -> No
         what = f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
         raise CheckpointError(what, str(file), todo)
     if tensor.dtype not in DTYPES:
-        raise CheckpointError(
-            f"{name} is {tensor.dtype}", str(file), f"weights are read in {', '.join(map(str, DTYPES))}"
-        )
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise CheckpointError(f"{name} is {tensor.dtype}, expected one of {kinds}", str(file), todo)
     if not bool(tensor.isfinite().all()):
         raise CheckpointError(f"{name} is not finite", str(file), todo)
-
-
-def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
-    """Write the trunk as `save_transformer` does, and the value head (and critic) beside it."""
-    save_transformer(directory, policy.model, tokenizer)
-    head = {k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items() if not k.startswith("model.")}
-    save_tensors(head, directory / VALUE_HEAD)
-
-
-def load_policy(directory: Path, sampler: Sampler) -> Policy:
-    """Read a policy written by `save_policy`."""
-    head = {"value_scale": torch.ones(())} | read_tensors(directory / VALUE_HEAD)  # older models know no scale
-    trunk = load_transformer(directory)
-    policy = Policy(trunk, sampler, separate_critic=any(name.startswith("critic.") for name in head))
-    state = head | {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}
-    restore(policy, state, directory / VALUE_HEAD)
-    return policy
-
-
-def save_scorer(directory: Path, scorer: Scorer, tokenizer: Tokenizer) -> None:
-    """Write a reward model in the layout of LlamaForSequenceClassification (one label, `score.weight`)."""
-    save_transformer(directory, scorer.model, tokenizer)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
-    moments = {name: tensors.pop(name).item() for name in ("mean", "std")}
-    save_tensors(tensors, directory / WEIGHTS)
-    config = read_json(directory / "config.json")
-    config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "id2label": {"0": "score"}}
-    write_json(directory / "config.json", config | {"label2id": {"score": 0}})
-    write_json(directory / SCORE, {**moments, "tokenizer": tokenizer.hash})
-
-
-def load_scorer(directory: Path) -> Scorer:
-    """Read a reward model written by `save_scorer`."""
-    trunk, others = load_trunk(directory, torch.float32)
-    scorer = Scorer(trunk)
-    facts = read_json(directory / SCORE)
-    try:
-        moments = {name: torch.tensor(float(facts[name])) for name in ("mean", "std")}
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError("no mean and standard deviation", str(directory / SCORE), "train it again") from None
-    state = {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}
-    restore(scorer, state | others | moments, directory / WEIGHTS)
-    return scorer
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

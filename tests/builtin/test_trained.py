@@ -16,7 +16,7 @@ from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.pipeline.rewards import check_lengths
 from minirlhf.rewards.call import RewardModels
 from minirlhf.store.files import complete_directory
-from minirlhf.store.weights import SCORE, load_scorer, save_scorer
+from minirlhf.store.models import SCORE, load_scorer, save_scorer
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.tokenizer import text_ids, train_tokenizer
 from tests.helpers import CONFIG, random_rollout, seeded

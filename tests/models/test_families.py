@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minirlhf.errors import InputError
-from minirlhf.models.families import LlamaRope, TransformerConfig, read_config, write_config
+from minirlhf.models.families import LlamaRope, TransformerConfig, config_from_hf, config_to_hf
 from minirlhf.models.transformer import Transformer
 from tests.helpers import CONFIG
 
@@ -19,10 +19,10 @@ LLAMA3 = {
 
 def test_the_config_goes_through_hugging_face_keys_and_back():
     config = replace(CONFIG, rope_theta=5000.0)
-    assert read_config(write_config(config), "x") == config
-    newer = {k: v for k, v in write_config(config).items() if k != "rope_theta"}
+    assert config_from_hf(config_to_hf(config), "x") == config
+    newer = {k: v for k, v in config_to_hf(config).items() if k != "rope_theta"}
     newer["rope_parameters"] = {"rope_theta": 5000.0, "rope_type": "default"}
-    assert read_config(newer, "x") == config
+    assert config_from_hf(newer, "x") == config
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_config_goes_through_hugging_face_keys_and_back():
 )
 def test_every_family_is_written_as_it_is_read(own):
     config = replace(CONFIG, **own)
-    assert read_config(write_config(config), "x") == config
+    assert config_from_hf(config_to_hf(config), "x") == config
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_every_family_is_written_as_it_is_read(own):
     ],
 )
 def test_what_is_not_computed_here_is_refused_by_name_and_value(change, said):
-    with pytest.raises(InputError, match="config.json") as refused:
-        read_config(write_config(CONFIG) | change, "config.json")
+    with pytest.raises(InputError, match=r"config\.json") as refused:
+        config_from_hf(config_to_hf(CONFIG) | change, "config.json")
     assert said in str(refused.value)
 
 
 def test_qwen2_has_biases_where_its_config_says_nothing_of_them_and_qwen3_a_head_size():
-    llama = write_config(CONFIG)
-    two = read_config(llama | {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, "x")
+    llama = config_to_hf(CONFIG)
+    two = config_from_hf(llama | {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, "x")
     assert (two.qkv_bias, two.o_bias, two.mlp_bias, two.qk_norm) == (True, False, False, False)
-    three = read_config({k: v for k, v in llama.items() if k != "head_dim"} | {"model_type": "qwen3"}, "x")
+    three = config_from_hf({k: v for k, v in llama.items() if k != "head_dim"} | {"model_type": "qwen3"}, "x")
     assert (three.qkv_bias, three.qk_norm, three.head_size) == (False, True, 128)
     assert isinstance(Transformer(replace(two, head_dim=6)).layers[0].self_attn.q_proj.bias, torch.Tensor)
 

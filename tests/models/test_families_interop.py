@@ -107,7 +107,8 @@ def test_two_shards_are_one_model_and_a_missing_one_is_named(tmp_path, transform
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_halved_weights_on_disk_are_read_in_float32(name, tmp_path, transformers):
-    made_there(transformers, "qwen2 untied", tmp_path / "whole").to(getattr(torch, name)).save_pretrained(tmp_path / name)
+    made = made_there(transformers, "qwen2 untied", tmp_path / "whole")
+    made.to(getattr(torch, name)).save_pretrained(tmp_path / name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
     ours = load_transformer(tmp_path / name)
     assert ours.embed_tokens.weight.dtype == torch.float32

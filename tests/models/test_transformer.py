@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minirlhf.errors import InputError
 from minirlhf.models.packing import Packing
-from minirlhf.models.transformer import KVCache, TransformerConfig, rotary, rotate
+from minirlhf.models.transformer import KVCache, plain, rotary, rotate
 from minirlhf.models.transformer import attention as attend_causally
 from tests.helpers import CONFIG, seeded, small_trunk
 
@@ -90,7 +89,7 @@ def test_grouped_query_attention_equals_attention_with_repeated_heads():
     def attend(q, k, v):
         return attend_causally(*(x.transpose(1, 2) for x in (q, k, v)), None).flatten(2)
 
-    assert (attention(x, cos, sin, attend) - expected).abs().max() < 1e-10
+    assert (attention(x, cos, sin, attend, plain) - expected).abs().max() < 1e-10
 
 
 def test_float32_smoke():
