@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
@@ -41,7 +42,8 @@ class trained:
             todo = "give a directory that `minirlhf reward-model` has made"
             raise UsageError("this is no saved reward model", path, todo)
         verify(directory)
-        self.model = Ensemble([load_scorer(member) for member in members]).eval().requires_grad_(False)
+        self.members, self.device = members, torch.device("cpu")
+        self.model = self._loaded()
         self.tokenizer = read_tokenizer(members[0])
         self.hash = read_json(members[0] / SCORE).get("tokenizer")
         self.combine, self.caution = combine, caution
@@ -62,7 +64,9 @@ class trained:
         else:
             ended = rollout.terminated.tolist()
             rows = [text_ids(self.tokenizer, *texts) for texts in zip(prompts, completions, ended, strict=True)]
-        self.model.to(rollout.mask.device)
+        if rollout.mask.device != self.device:
+            self.device = rollout.mask.device
+            self.model = self._loaded()
         longest = max(map(len, rows), default=0)
         if longest > self.model.longest:
             todo = "lower sampler.max_new_tokens, or train one with a larger model.max_positions"
@@ -70,6 +74,11 @@ class trained:
         each = self.model.each(rows)  # (k,n)
         scores: list[float] = self._combined(each).tolist()
         return scores
+
+    def _loaded(self) -> Ensemble:
+        """The members on the device, frozen. A backbone that they share with the policy there is not loaded again."""
+        scorers = [load_scorer(member, self.device).to(self.device) for member in self.members]
+        return Ensemble(scorers).eval().requires_grad_(False)
 
     def _combined(self, each: Tensor) -> Tensor:
         """Combine the members' scores: (k,n) -> (n,)."""

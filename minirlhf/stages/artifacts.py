@@ -20,7 +20,7 @@ from minirlhf.store.lock import locked
 
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 FACTS = {  # stage -> file with its facts
-    "base": "base.json", "sft": "base.json", "reward_model": "reward_model.json", "model": "converted.json",
+    "base": "base.json", "sft": "base.json", "reward_model": "reward_model.json", "model": "config.json",
 }  # fmt: skip
 
 

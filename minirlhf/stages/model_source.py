@@ -6,7 +6,6 @@ weights (store/weights.py) and what a run makes of them (base.py).
 """
 
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from minirlhf.config.paths import SMOLLM2
@@ -16,7 +15,7 @@ from minirlhf.events import Emit
 from minirlhf.models.families import TransformerConfig, config_from_hf
 from minirlhf.stages.artifacts import find_or_make
 from minirlhf.store.adapters import model_hash
-from minirlhf.store.files import complete_directory, read_json, sha256, write_json
+from minirlhf.store.files import read_json, sha256
 from minirlhf.store.gguf import convert_gguf, find_smollm2
 from minirlhf.store.layout import artifact_name
 from minirlhf.text.tokenizer import FILE
@@ -42,10 +41,7 @@ def find_model(config: Config, emit: Emit) -> Path:
         file = find_smollm2()
 
         def make(directory: Path) -> None:
-            started = perf_counter()
-            with complete_directory(directory) as temporary:
-                convert_gguf(file, temporary)
-                write_json(temporary / "converted.json", {"seconds": perf_counter() - started})
+            convert_gguf(file, directory)
 
         def tell(event: dict[str, Any]) -> None:
             if event["event"] != "stage":  # the base is told of when it is loaded

@@ -265,7 +265,7 @@ class TensorPart:
             # llama.cpp rotates neighbours (x_2i, x_2i+1), Hugging Face the two halves of a head (x_i, x_(i + D/2)): a
             # file holds the rows of each head in the order 0, D/2, 1, D/2 + 1, ... Quantisation works within a row, so
             # that rows can be moved before they are expanded.
-            data = data.reshape(self.heads, 2, -1, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
+            data = data.reshape(self.heads, -1, 2, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
         for start in range(0, len(data), ROWS_AT_A_TIME):
             with numpy.errstate(all="ignore"):  # the caller looks for what is not finite
                 values = dequantize(data[start : start + ROWS_AT_A_TIME], self.tensor.tensor_type)
