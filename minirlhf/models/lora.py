@@ -5,8 +5,8 @@ rank) 0 at first, so that an adapter begins as the backbone itself, to the bit. 
 the same time: the policy is one adapter, the critic or a reward model another, the reference is none at all.
 
 `Adapted` goes wherever a transformer goes. Its backbone is none of its submodules, so that parameters, optimisers and
-checkpoints hold the adapter alone. Adapters are float32 beside a bfloat16 backbone. Not here: PEFT's file layout
-(store/adapters.py), and dropout (off in RLHF: sampling and scoring must agree).
+checkpoints hold the adapter alone. Beside a bfloat16 backbone adapters learn in float32, and are rounded where they are
+used. Not here: PEFT's file layout (store/adapters.py), and dropout (off in RLHF: sampling and scoring must agree).
 """
 
 import copy
@@ -37,19 +37,20 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...,inputs) -> (...,outputs), in the dtype of x."""
-        if x.dtype == self.A.dtype:
-            return nn.functional.linear(nn.functional.linear(x, self.A), self.B) * self.scale
-        if torch.is_grad_enabled():
-            low = nn.functional.linear(nn.functional.linear(x.to(self.A.dtype), self.A), self.B) * self.scale
-            return low.to(x.dtype)
-        a, b = self._in(x.dtype)
-        return nn.functional.linear(nn.functional.linear(x, a), b)
+        a, b = (self.A, self.B) if x.dtype == self.A.dtype else self._in(x.dtype)
+        return nn.functional.linear(nn.functional.linear(x, a) * self.scale, b)
 
     def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A and scale B in a dtype, kept until they change: a decoding step would spend most of its time on casting."""
+        """A and B in the dtype of the backbone.
+
+        Both are rounded before the products, with and without gradients: sampling and learning then compute the same,
+        and x is not cast. Without gradients they are kept until they change: a decoding step has no time for this.
+        """
+        if torch.is_grad_enabled():
+            return self.A.to(dtype), self.B.to(dtype)
         key = (dtype, self.A.data_ptr(), self.B.data_ptr(), self.A._version, self.B._version)
         if self._cast is None or self._cast[0] != key:
-            self._cast = (key, self.A.detach().to(dtype), (self.B.detach() * self.scale).to(dtype))
+            self._cast = (key, self.A.detach().to(dtype), self.B.detach().to(dtype))
         return self._cast[1], self._cast[2]
 
     def product(self) -> Tensor:

@@ -60,6 +60,8 @@ class AdamW(torch.optim.Optimizer):
                 beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
                 maximize=False,
             )  # fmt: skip
+            # The fused kernel does not count its writes, and copies in another dtype (lora.py) are kept by that count.
+            torch.autograd.graph.increment_version(learning)
 
     def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
         """Begin the state of a parameter: both moments 0, and step 0, a tensor because the fused kernel counts it."""
