@@ -14,7 +14,8 @@ from minirlhf.errors import UsageError
 from minirlhf.models.scorer import Ensemble
 from minirlhf.store.files import read_json, verify
 from minirlhf.store.weights import SCORE, load_scorer
-from minirlhf.text.tokenizer import Tokenizer, text_ids
+from minirlhf.text.foreign import load_tokenizer
+from minirlhf.text.tokenizer import text_ids
 
 
 class trained:
@@ -42,7 +43,7 @@ class trained:
             raise UsageError("this is no saved reward model", path, todo)
         verify(directory)
         self.model = Ensemble([load_scorer(member) for member in members]).eval().requires_grad_(False)
-        self.tokenizer = Tokenizer.load(members[0])
+        self.tokenizer = load_tokenizer(members[0])
         self.hash = read_json(members[0] / SCORE).get("tokenizer")
         self.combine, self.caution = combine, caution
 

@@ -38,6 +38,7 @@ from minirlhf.streams import generator
 from minirlhf.text.boundary import meeting_note
 from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, read_demonstrations, tell_shared
 from minirlhf.text.files import corpus_hash
+from minirlhf.text.foreign import load_tokenizer
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT = 3  # raise when the same settings would give other weights
@@ -63,7 +64,7 @@ def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
     problem, temperature = problem_of(config), config.sampler.temperature
     if problem is not None:
         return lab.problem_sampler(problem, tokenizer, temperature)
-    return Sampler(temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+    return Sampler(temperature, banned=tokenizer.banned(tokenizer.vocab_size), stops=tokenizer.stops)
 
 
 def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
@@ -141,7 +142,7 @@ def base_directory(config: Config) -> Path:
 def load_base(directory: Path, device: torch.device) -> Base:
     """Load a base or an SFT model from its directory."""
     trunk = load_transformer(directory).to(device)
-    return Base(directory, trunk, Tokenizer.load(directory), read_json(directory / "base.json"))
+    return Base(directory, trunk, load_tokenizer(directory), read_json(directory / "base.json"))
 
 
 def read_sft_data(config: Config) -> tuple[list[Demonstration], list[str]] | None:

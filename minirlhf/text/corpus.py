@@ -18,7 +18,7 @@ from minirlhf.text.files import clean, corpus_files, kind_of, names_of, read_tex
 from minirlhf.text.splits import held_out_groups
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from .tokenizer import Conversation, Tokenizer
 
 # Of a small corpus a fifth is held out, up to this many documents: a share of 2 % would leave hardly a text
 # to measure the loss on, and hardly an opening to prompt with.
@@ -37,11 +37,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text to continue; columns: the other fields of its row, for rewards; where: FILE:LINE."""
+    """Text to continue; columns: the other fields of its row, for rewards; where: FILE:LINE; spoken: its messages.
+
+    A conversation has both: the text, which rewards see, and the messages, for a chat template.
+    """
 
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
+    spoken: "Conversation | None" = field(default=None, compare=False)
 
 
 # ---- rows to documents and prompts -------------------------------------------------------------------------
@@ -232,13 +236,14 @@ def _opening(text: str, words: int) -> str:
 
 
 def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: int) -> tuple[list[Prompt], str | None]:
-    """Keep prompts of at most `max_tokens` tokens, BOS not counted; return (prompts, note on what is odd about them).
+    """Keep prompts of at most `max_tokens` tokens behind their first; return (prompts, note on what is odd about them).
 
     Errors: InputError if none is left.
     """
     if not prompts:
         raise InputError("there is no prompt", todo="give corpus.prompts, or documents of more words")
-    lengths = [len(ids) for ids in tokenizer.encode_batch([prompt.text for prompt in prompts])]
+    every = tokenizer.prompt_ids([prompt.text for prompt in prompts], [prompt.spoken for prompt in prompts])
+    lengths = [len(ids) - 1 for ids in every]
     kept, dropped = list[Prompt](), list[Prompt]()
     for prompt, length in zip(prompts, lengths, strict=True):
         (kept if length <= max_tokens else dropped).append(prompt)
