@@ -14,8 +14,8 @@ from minirlhf.errors import UsageError
 from minirlhf.models.scorer import Ensemble
 from minirlhf.store.files import read_json, verify
 from minirlhf.store.weights import SCORE, load_scorer
-from minirlhf.text.foreign import load_tokenizer
-from minirlhf.text.tokenizer import text_ids
+from minirlhf.text.foreign import ForeignTokenizer, load_tokenizer
+from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 
 class trained:
@@ -43,8 +43,8 @@ class trained:
             raise UsageError("this is no saved reward model", path, todo)
         verify(directory)
         self.model = Ensemble([load_scorer(member) for member in members]).eval().requires_grad_(False)
-        self.tokenizer = load_tokenizer(members[0])
         self.hash = read_json(members[0] / SCORE).get("tokenizer")
+        self.tokenizer = tokenizer_of(members[0], self.hash)
         self.combine, self.caution = combine, caution
 
     def __call__(
@@ -78,6 +78,14 @@ class trained:
             return each.amin(dim=0)
         mean = each.mean(dim=0)
         return mean if self.combine == "mean" else mean - self.caution * each.std(dim=0, correction=0)
+
+
+def tokenizer_of(directory: Path, digest: Any) -> Tokenizer:
+    """Tokenizer of a saved model, its chat template in use if that gives the hash that the model was trained with."""
+    plain = load_tokenizer(directory)
+    if plain.hash == digest or not isinstance(plain, ForeignTokenizer) or plain.template is None:
+        return plain
+    return plain.in_use()
 
 
 def members_of(directory: Path) -> list[Path]:

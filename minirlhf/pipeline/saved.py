@@ -48,7 +48,7 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
     """Load model/ and reference/ of a run (CheckpointError if a file is not the one that was written)."""
     verify(directory / "model")
     verify(directory / "reference")
-    tokenizer = load_tokenizer(directory / "model")
+    tokenizer = load_tokenizer(directory / "model", chat=config.corpus.template == "chat")
     sampler = sampler_of(config, tokenizer)
     policy = load_policy(directory / "model", sampler).to(device).eval()
     base = Policy(load_transformer(directory / "reference"), sampler).to(device)
@@ -82,7 +82,9 @@ def base_before_sft(models: RunModels, config: Config) -> Policy:
     directory = base_directory(config)
     if directory.is_dir():
         verify(directory)
-        if load_tokenizer(directory).hash == models.tokenizer.hash:  # else it has been made anew from another text
+        if (
+            load_tokenizer(directory, chat=config.corpus.template == "chat").hash == models.tokenizer.hash
+        ):  # else it has been made anew from another text
             return Policy(load_transformer(directory), models.policy.sampler).to(models.device).eval()
     todo = "make it again by `minirlhf pretrain RUN/config.toml`, or say where bases are by --set run.bases=DIR"
     raise InputError("the base of this run is not there any more", str(directory), todo)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from minirlhf.config.paths import check_place
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import Config, CorpusConfig
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
@@ -107,7 +107,12 @@ def start_key(config: Config) -> dict[str, Any]:
         return key
     check_place(config.corpus, "demonstrations")
     data = corpus_hash(source, which="demonstrations")
-    return {"base": key, "demonstrations": data, "sft": config.sft.model_dump()}
+    return {"base": key, "demonstrations": data, "sft": config.sft.model_dump(), **template_key(config.corpus)}
+
+
+def template_key(corpus: CorpusConfig) -> dict[str, Any]:
+    """Part of a key that says how texts become ids; {} without a chat template, as before there were any."""
+    return {} if corpus.template == "none" else {"template": corpus.template}
 
 
 def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) -> Base:
@@ -120,7 +125,7 @@ def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) 
         build_sft(directory, key, config, base, device, emit)
 
     directory = find_or_make(Path(config.run.bases), "sft-", key, fine_tune, emit, "sft")
-    return load_base(directory, device)
+    return load_base(directory, device, chat=config.corpus.template == "chat")
 
 
 def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
@@ -131,7 +136,8 @@ def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
     def make(directory: Path) -> None:
         build(directory, key, config, device, emit)
 
-    return load_base(find_or_make(Path(config.run.bases), "", key, make, emit, "base"), device)
+    directory = find_or_make(Path(config.run.bases), "", key, make, emit, "base")
+    return load_base(directory, device, chat=config.corpus.template == "chat")
 
 
 def base_directory(config: Config) -> Path:
@@ -139,10 +145,10 @@ def base_directory(config: Config) -> Path:
     return Path(config.run.bases) / artifact_name("", base_key(config))
 
 
-def load_base(directory: Path, device: torch.device) -> Base:
-    """Load a base or an SFT model from its directory."""
+def load_base(directory: Path, device: torch.device, *, chat: bool = False) -> Base:
+    """Load a base or an SFT model from its directory; chat: with the chat template of its tokenizer in use."""
     trunk = load_transformer(directory).to(device)
-    return Base(directory, trunk, load_tokenizer(directory), read_json(directory / "base.json"))
+    return Base(directory, trunk, load_tokenizer(directory, chat=chat), read_json(directory / "base.json"))
 
 
 def read_sft_data(config: Config) -> tuple[list[Demonstration], list[str]] | None:

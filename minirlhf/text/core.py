@@ -212,7 +212,9 @@ class Core:
                 raise InputError(what, f"{text[:40]!r}", "leave the character out, or take another model")
 
     def _lacks(self, character: str) -> bool:
-        data = character.encode("utf-8", "surrogatepass")
+        if "\ud800" <= character <= "\udfff":
+            return False  # the library refuses it
+        data = character.encode()
         if self._split.byte_level:
             return any(self._symbols[byte] not in self._vocab for byte in data)
         symbol = SPACE if self._split.spaced and character == " " else character

@@ -99,7 +99,13 @@ class ForeignTokenizer(Tokenizer):
         self.template = None if source is None else ChatTemplate(source, names, where)
         self._chat = False
         self._spelt = re.compile("|".join(map(re.escape, sorted(self.special.values(), key=len, reverse=True))))
-        decided = [self.start, self.eos_id, self.stops, self.pad_id, self.bos_id, self.special, source, self._chat]
+        decided = [
+            self.start,
+            self.bos_id,
+            self.eos_id,
+            sorted(special),
+            source,
+        ]  # not the stops: no text has other ids
         self.hash = hashlib.sha256(files[FILE] + json.dumps(decided).encode()).hexdigest()
 
     def in_use(self) -> "ForeignTokenizer":
