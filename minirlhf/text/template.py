@@ -7,8 +7,9 @@ what was rendered (foreign.py).
 """
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
@@ -25,7 +26,9 @@ from minirlhf.text.tokenizer import Conversation
 
 LONGEST: Final = 1 << 23  # characters of a rendering, and of any text or list that a template computes
 MOST_TURNS: Final = 1_000_000  # turns of the loops over ranges in one rendering
+MOST_SPACES: Final = 10_000
 SECONDS: Final = 20.0
+_WIDE: Final = re.compile(r"\d{4,}|%[^a-zA-Z%]*\*|:[^}]*\{")
 
 
 class ChatTemplate:
@@ -73,7 +76,8 @@ class _Box(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
         self.turns = 0
-        self.filters |= {"tojson": _to_json, "center": _refuse_filter}
+        self.filters |= {"tojson": _to_json, "format": _formatted}
+        self.filters |= {name: _bounded(self.filters[name]) for name in ("center", "indent")}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "range": self._range}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -88,6 +92,19 @@ class _Box(ImmutableSandboxedEnvironment):
             raise SecurityError("its loops have too many turns")
         return found
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Withhold the methods of a text that fill it up."""
+        if isinstance(obj, str) and attr in ("ljust", "rjust", "center", "zfill", "expandtabs"):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandbox's own `format` of a text, None for any other method."""
+        safe = super().wrap_str_format(value)
+        if safe is not None:
+            check_widths(str(value.__self__))
+        return safe
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Refuse a result that would fill the memory."""
         if operator == "**" and not (isinstance(left, int | float) and isinstance(right, int) and abs(right) < 1000):
@@ -98,7 +115,7 @@ class _Box(ImmutableSandboxedEnvironment):
             if size * times > LONGEST or (not size and times > 1 << 64):
                 raise SecurityError("it repeats a text too often")
         if operator == "%" and isinstance(left, str):
-            raise SecurityError("it formats a text by %")
+            check_widths(left)
         found = super().call_binop(context, operator, left, right)
         if isinstance(found, str | list | tuple) and len(found) > LONGEST:
             raise SecurityError("it makes too long a text")
@@ -145,5 +162,24 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse_filter(*_: Any) -> NoReturn:
-    raise SecurityError("this filter is not offered")
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same filter, but for numbers that would make a long text."""
+
+    def called(*values: Any, **named: Any) -> Any:
+        if any(isinstance(value, int) and value > MOST_SPACES for value in (*values, *named.values())):
+            raise SecurityError("it makes too many spaces")
+        return function(*values, **named)
+
+    return called
+
+
+def _formatted(text: Any, *values: Any, **named: Any) -> str:
+    """Jinja's `format`: text % values."""
+    check_widths(str(text))
+    return str(text) % (named or values)
+
+
+def check_widths(text: str) -> None:
+    """SecurityError for a format that asks for a width of four digits, or for one that is a value itself."""
+    if _WIDE.search(text):
+        raise SecurityError("it formats a text to a large width")

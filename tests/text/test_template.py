@@ -50,6 +50,9 @@ def test_a_template_has_what_transformers_gives_it():
     )
     assert render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "01"
     assert render("a{% generation %}{{ messages | length }}{% endgeneration %}b") == "a1b"
+    assert (
+        render("{{ '%s-%02d' | format('a', 3) }}{{ '{}'.format(4) }}{{ '%d' % 5 }}{{ 'a' | center(3) }}") == "a-0345 a "
+    )
     assert render("{{ strftime_now('%Y') | length }}") == "4"
     assert render("{% set ns = namespace(n=1) %}{% set ns.n = ns.n + 1 %}{{ ns.n ~ 'x' ~ 2.5 }}") == "2x2.5"
     assert render("  {% if tools is none and not add_generation_prompt %}\nyes\n  {% endif %}\n") == "yes\n"
@@ -73,10 +76,13 @@ def test_a_template_has_what_transformers_gives_it():
             "{% set ns = namespace(t='xx') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
             "too long",
         ),
-        ("{{ '%999999999d' % 3 }}", "formats"),
-        ("{{ 'x' | center(999999999) }}", "filter"),
-        ("{{ '%999999999d' | format(3) }}", "filter"),
-        ("{{ '{:>999999999}'.format(3) }}", "SecurityError"),
+        ("{{ '%999999999d' % 3 }}", "large width"),
+        ("{{ '%*d' % (999999999, 3) }}", "large width"),
+        ("{{ '{:{}}'.format(3, 999999999) }}", "large width"),
+        ("{{ 'x' | indent(999999999, true) }}", "spaces"),
+        ("{{ 'x' | center(999999999) }}", "spaces"),
+        ("{{ '%999999999d' | format(3) }}", "large width"),
+        ("{{ '{:>999999999}'.format(3) }}", "large width"),
         ("{{ 'x'.ljust(999999999) }}", "SecurityError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     ],
