@@ -46,7 +46,7 @@ def small_trunk(seed: int = 0, config: TransformerConfig = CONFIG, scale: float 
 
 
 def small_policy(seed: int = 0, temperature: float = 1.0, **options) -> Policy:
-    policy = Policy(small_trunk(seed), Sampler(temperature, banned=(PAD, BOS), stop=EOS), **options)
+    policy = Policy(small_trunk(seed), Sampler(temperature, banned=(PAD, BOS), stops=(EOS,)), **options)
     torch.nn.init.normal_(policy.value_head.weight, generator=seeded(seed + 1))
     return policy
 
@@ -63,12 +63,20 @@ class Letters:
     """A tokenizer of ten letters: id = letter + 3."""
 
     pad_id, bos_id, eos_id, vocab_size, hash = PAD, BOS, EOS, 13, "letters"
+    start, stops = (BOS,), (EOS,)
+    special = {PAD: "<pad>", BOS: "<bos>", EOS: "<eos>"}  # noqa: RUF012
 
     def encode(self, text):
         return [ord(c) - ord("a") + 3 for c in text]
 
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
+
+    def prompt_ids(self, prompts, spoken=()):
+        return [[BOS, *self.encode(text)] for text in prompts]
+
+    def text_ids(self, prompt, completion, ended, spoken=None):
+        return [BOS, *self.encode(prompt + completion), *([EOS] if ended else [])]
 
     def decode(self, ids):
         return "".join(chr(i - 3 + ord("a")) for i in ids if i >= 3)

@@ -548,7 +548,7 @@ def nobody(rollout: Rollout, step: int) -> Scores:
 def fresh_policy(seed=0, **options) -> Policy:
     """Near uniform, values 0: as small as it gets."""
     trunk = small_trunk(seed, replace(CONFIG, num_hidden_layers=1), scale=0.02)
-    return Policy(trunk, Sampler(1.0, banned=(PAD, BOS), stop=EOS), **options)
+    return Policy(trunk, Sampler(1.0, banned=(PAD, BOS), stops=(EOS,)), **options)
 
 
 def fresh_state(policy=None, lr=1e-2, beta=0.05, optimizer=None, **controller) -> ppo.PPOState:

@@ -70,7 +70,7 @@ def test_decoding_waits_once_a_chunk_of_steps(new):
     policy = far_policy()
     batch = PromptBatch.build(["abc", "j"], [{}, {}], Letters())
     prompts = PromptBatch(far(batch.ids), far(batch.mask), batch.group, batch.texts, {})
-    never = Sampler(1.0, (0, 1, 2), 2)  # no EOS, so that every step is taken
+    never = Sampler(1.0, (0, 1, 2), (2,))  # no EOS, so that every step is taken
     rollout = generate(policy, prompts, Letters(), max_new_tokens=new, generator=seeded(), sampler=never)
     assert rollout.response_ids.shape[1] == new
     in_the_end = Counter(tolist=1)  # how many tokens each prompt has

@@ -15,7 +15,8 @@ from minirlhf.errors import UsageError
 from minirlhf.models.scorer import Ensemble
 from minirlhf.store.files import read_json, verify
 from minirlhf.store.models import SCORE, load_scorer, read_tokenizer
-from minirlhf.text.tokenizer import text_ids
+from minirlhf.text.foreign import ForeignTokenizer
+from minirlhf.text.tokenizer import Tokenizer, text_ids
 
 
 class trained:
@@ -44,8 +45,8 @@ class trained:
         verify(directory)
         self.members, self.device = members, torch.device("cpu")
         self.model = self._loaded()
-        self.tokenizer = read_tokenizer(members[0])
         self.hash = read_json(members[0] / SCORE).get("tokenizer")
+        self.tokenizer = tokenizer_of(members[0], self.hash)
         self.combine, self.caution = combine, caution
 
     def __call__(
@@ -86,6 +87,14 @@ class trained:
             return each.amin(dim=0)
         mean = each.mean(dim=0)
         return mean if self.combine == "mean" else mean - self.caution * each.std(dim=0, correction=0)
+
+
+def tokenizer_of(directory: Path, digest: Any) -> Tokenizer:
+    """Tokenizer of a saved model, its chat template in use if that gives the hash that the model was trained with."""
+    plain = read_tokenizer(directory)
+    if plain.hash == digest or not isinstance(plain, ForeignTokenizer) or plain.template is None:
+        return plain
+    return plain.in_use()
 
 
 def members_of(directory: Path) -> list[Path]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minirlhf.components.registry import Registry
     from minirlhf.config.schema import Config
     from minirlhf.models.rollout import Rollout
+    from minirlhf.text.tokenizer import Conversation
 
 COLDEST = 1e-3  # lowest temperature: logits over less would overflow; 0 means greedy
 NARROWEST = 24  # columns that each side needs, to be shown side by side
@@ -66,11 +67,12 @@ def command(
     from minirlhf.cli.options import resolve_config
     from minirlhf.pipeline.saved import config_file
     from minirlhf.text.boundary import ending_note
-    from minirlhf.text.chat import typed_prompt
+    from minirlhf.text.chat import typed_messages, typed_prompt
 
     if how["temperature"] is not None and 0 < how["temperature"] < COLDEST:
         raise click.BadParameter(f"{how['temperature']} is below {COLDEST}; 0 is greedy", param_hint="--temperature")
-    text = typed_prompt(read_prompt(prompt or ""), "PROMPT")
+    typed = read_prompt(prompt or "")
+    text, spoken = typed_prompt(typed, "PROMPT"), typed_messages(typed, "PROMPT")
     config, registry = resolve_config(
         preset=config_file(run), rewards=rewards, sets=sets, plugins=plugins, device=device,
         kinds=("reward",) if rewards or plugins else (),
@@ -78,7 +80,9 @@ def command(
     note = ending_note([text])
     if note:
         tell(f"warning: {printable(note)}")
-    rollouts, scores = sampled(run, config, registry, text, tuple(dict.fromkeys(sides)), scored=bool(rewards), **how)
+    rollouts, scores = sampled(
+        run, config, registry, text, tuple(dict.fromkeys(sides)), spoken=spoken, scored=bool(rewards), **how
+    )
 
     if as_json:
         show_json(text, rollouts, scores)
@@ -98,6 +102,7 @@ def sampled(
     text: str,
     sides: tuple[str, ...],
     *,
+    spoken: "Conversation | None" = None,
     scored: bool,
     count: int,
     temperature: float | None,
@@ -129,7 +134,7 @@ def sampled(
     sampler = replace(saved.policy.sampler, top_k=top_k, top_p=top_p, min_p=min_p)
     if temperature is not None:
         sampler = replace(sampler, temperature=temperature)
-    batch = PromptBatch.build([text], [{}], saved.tokenizer, responses=count, device=device)
+    batch = PromptBatch.build([text], [{}], saved.tokenizer, spoken=[spoken], responses=count, device=device)
     room = config.model.max_positions - batch.ids.shape[1]
     if room < 1:
         raise InputError(f"the prompt has {batch.ids.shape[1]} tokens, the model reads {config.model.max_positions}")

@@ -102,7 +102,15 @@ class CorpusConfig(Section):
     preferences: str | None = Field(None, min_length=1, description="comparisons: prompt, chosen, rejected")
     opening_words: int = Field(4, ge=1, description="length of an opening that serves as a prompt: words or characters")
     heldout_share: float = Field(0.02, gt=0, lt=1, description="documents held out for the pretraining loss")
+    template: Literal["none", "chat"] = Field(
+        "none", description="chat: prompts and answers go through the tokenizer's own chat template"
+    )
     errors: Literal["strict", "replace"] = Field("strict", description="bytes that are not UTF-8: an error, or U+FFFD")
+
+    @property
+    def chat(self) -> bool:
+        """True if texts go through the tokenizer's chat template."""
+        return self.template == "chat"
 
 
 class ExactConfig(Section):

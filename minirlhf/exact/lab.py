@@ -48,7 +48,7 @@ def problem_sampler(problem: Problem, tokenizer: Tokenizer, temperature: float) 
     """Sampler that may choose the problem's tokens and no others."""
     allowed = set(token_ids(problem, tokenizer))
     banned = tuple(i for i in range(tokenizer.vocab_size) if i not in allowed)
-    return Sampler(temperature, banned=banned, stop=tokenizer.eos_id)
+    return Sampler(temperature, banned=banned, stops=tokenizer.stops)
 
 
 def fingerprint(problem: Problem) -> str:

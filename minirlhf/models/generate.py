@@ -1,7 +1,7 @@
 """Cached decoding: prompts in, a Rollout out.
 
 All rows of a batch are decoded together, one token a step, over a KV cache that is allocated once. A row stops when
-it samples EOS; the batch stops when every row has, or at max_new_tokens. A truncated response stays truncated: no
+it samples a stop; the batch stops when every row has, or at max_new_tokens. A truncated response stays truncated: no
 EOS is forced into it, because the policy did not choose one.
 
 Not here: the distribution that is sampled (sampler.py), the forward pass (transformer.py), the choice of prompts.
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
-from minirlhf.models.sampler import Sampler
+from minirlhf.models.sampler import Sampler, ids_on
 from minirlhf.models.transformer import KVCache
-from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.text.tokenizer import Conversation, Tokenizer
 
 LOOK_EVERY = 8  # decoding steps between two checks of which rows have stopped: each check waits for the device
 FEW = 0.8  # finished rows are dropped once this share of the rows, or less, is still going
@@ -42,14 +42,15 @@ class PromptBatch:
         columns: Sequence[dict[str, Any]],
         tokenizer: Tokenizer,
         *,
+        spoken: Sequence[Conversation | None] = (),
         responses: int = 1,
         device: torch.device | str = "cpu",
     ) -> "PromptBatch":
-        """Encode prompts (BOS first), pad them on the left, and repeat each `responses` times, one after another.
+        """Encode prompts (`start` first), pad them on the left, and repeat each `responses` times, one after another.
 
-        columns: one dict for each text; a row without a column that others have gets None.
+        columns: one dict for each text; missing ones get None. spoken: conversations, for a chat template in use.
         """
-        encoded = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+        encoded = tokenizer.prompt_ids(texts, spoken)
         width = max(len(ids) for ids in encoded)
         # Left padding: every prompt ends in the last slot, so that the next token of all rows goes into the same new
         # slot and the states that predict it are [:, -1].
@@ -103,7 +104,8 @@ def generate(
         # A finished row goes on sampling until it is dropped; its tokens are replaced by PAD and nobody reads them.
         token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])  # (b,)
         ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
-        alive = alive & (token != sampler.stop)
+        for stop in sampler.stops:
+            alive = alive & (token != stop)
         # `nonzero` needs numbers from the device and waits for them; in between, steps are queued without waiting.
         if length % LOOK_EVERY == 0:
             going = alive.nonzero().squeeze(1)
@@ -116,19 +118,19 @@ def generate(
         # The last token is never read again, so it needs no forward pass.
         if length < max_new_tokens:
             hidden = policy.model(token.unsqueeze(1), cache=cache)[:, -1]
-    return _rollout(prompts, ids, tokenizer, sampler.stop)
+    return _rollout(prompts, ids, tokenizer, sampler.stops)
 
 
-def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stop: int) -> Rollout:
+def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stops: tuple[int, ...]) -> Rollout:
     """Build the rollout from sampled ids (B,R): cut to the longest response, decode the texts."""
-    # PAD is banned from sampling, so a slot that holds it was not reached; EOS is another id, and is a real token.
-    real = ids != tokenizer.pad_id  # (B,R)
+    # A row is real through its first stop. PAD is only what stands behind it, and may be the same id as a stop.
+    stopped = torch.isin(ids, ids_on(stops, ids.device))  # (B,R)
+    real, terminated = stopped.cumsum(dim=1) - stopped.long() == 0, stopped.any(dim=1)
     lengths = real.sum(dim=1).tolist()
     longest = max(1, *lengths)
     ids, real = ids[:, :longest].contiguous(), real[:, :longest].contiguous()
-    terminated = ((ids == stop) & real).any(dim=1)
-    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
-    completions = tuple(tokenizer.decode([i for i in row if i != stop]) for row in rows)
+    ends = [length - end for length, end in zip(lengths, terminated.tolist(), strict=True)]
+    completions = tuple(tokenizer.decode(row[:end]) for row, end in zip(ids.tolist(), ends, strict=True))
     return Rollout(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,

@@ -1,6 +1,6 @@
 """Sampler: one object that both samples and scores, so that the two can never disagree.
 
-The temperature and the banned ids (PAD and BOS, which never stand inside a text) define "the policy's distribution".
+The temperature and the banned ids (such as PAD and BOS, which are no text) define "the policy's distribution".
 Rollouts are drawn from it and log-probabilities are read from it, for the active policy, the old one and the reference
 alike. Scoring at another temperature than that of the sampling is a defect of several projects, and shows as a negative
 KL.
@@ -22,19 +22,19 @@ from torch import Tensor
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Tensor of these ids (n,), made once for each device: copying them at every step would wait for it."""
-    return torch.tensor(ids, device=device)
+    return torch.tensor(ids, device=device, dtype=torch.long)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Distribution over tokens: temperature (0 = greedy, for `sample` only), banned ids, stop = the EOS id.
+    """Distribution over tokens: temperature (0 = greedy, for `sample` only), banned ids, stops = ids that end a text.
 
     Cuts, for `sample` only: top_k (0 = off), top_p (1 = off), min_p (0 = off).
     """
 
     temperature: float
     banned: tuple[int, ...]
-    stop: int
+    stops: tuple[int, ...]
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0

@@ -109,8 +109,8 @@ def check_lengths(rewards: RewardModels, tokenizer: Tokenizer, prompts: Sequence
 
     One of another tokenizer is not checked here: it refuses a text that is too long for it when it meets one.
     """
-    lengths = [len(ids) for ids in tokenizer.encode_batch([prompt.text for prompt in prompts])]
-    longest = 1 + max(lengths, default=0) + max_new_tokens  # 1: BOS
+    ids = tokenizer.beginnings([prompt.text for prompt in prompts], [prompt.spoken for prompt in prompts])
+    longest = max(map(len, ids), default=1) + max_new_tokens
     for label, _, built in rewards.models:
         model = built.state
         if isinstance(model, trained) and model.hash == tokenizer.hash and longest > model.model.longest:

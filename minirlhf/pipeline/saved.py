@@ -50,7 +50,7 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
     verify(directory / "reference")
     # The backbone of adapters is not part of the run; where it has moved, the config may give its new place.
     elsewhere = base_directory(config) if is_adapted(directory / "model") else None
-    tokenizer = read_tokenizer(directory / "model", elsewhere)
+    tokenizer = read_tokenizer(directory / "model", elsewhere, chat=config.corpus.chat)
     sampler = sampler_of(config, tokenizer)
     policy = load_policy(directory / "model", sampler, device, elsewhere).to(device).eval()
     base = Policy(reference_trunk(directory / "reference", device, elsewhere), sampler).to(device)
@@ -85,7 +85,8 @@ def base_before_sft(models: RunModels, config: Config) -> Policy:
     if directory.is_dir():
         if config.model.path is None:
             verify(directory)
-        if read_tokenizer(directory).hash == models.tokenizer.hash:  # else it has been made anew from another text
+        tokenizer = read_tokenizer(directory, chat=config.corpus.chat)
+        if tokenizer.hash == models.tokenizer.hash:  # else it has been made anew from another text
             return Policy(read_trunk(directory, models.device), models.policy.sampler).to(models.device).eval()
     todo = "make it again by `minirlhf pretrain RUN/config.toml`, or say where bases are by --set run.bases=DIR"
     raise InputError("the base of this run is not there any more", str(directory), todo)

@@ -32,10 +32,10 @@ def rollout_metrics(
     """Metrics of the responses of an iteration; NaN for means over responses that take part if none does.
 
     entropy (B,R); penalty (B,R): beta kl in the reward; beta: KL coefficient of this iteration;
-    advantage: its function, with the discount that V learns; eos: id of EOS.
+    advantage: its function, with the discount that V learns; eos: id of EOS, beside which other ids may end a response.
     """
     e, mask = experience, experience.mask
-    rows = mask.any(dim=1)
+    rows, reached = mask.any(dim=1), e.rollout.response_mask
     count = rows.sum().clamp(min=1)
     values = {
         "objective/kl": masked_sum(e.kl, mask) / count,
@@ -44,7 +44,7 @@ def rollout_metrics(
         "objective/rlhf_reward": masked_sum(e.rewards, mask) / count,
         "objective/scores": masked_mean(e.scores, rows),
         "policy/entropy_avg": masked_mean(entropy, mask),
-        "val/num_eos_tokens": ((e.rollout.response_ids == eos) & e.rollout.response_mask).sum(),
+        "val/num_eos_tokens": (e.rollout.terminated | (reached & (e.rollout.response_ids == eos)).any(dim=1)).sum(),
         "response/length": e.rollout.response_mask.sum() / len(e),
         "response/eos_rate": e.rollout.terminated.float().mean(),
         "count/masked_rows": (~rows).sum(),

@@ -22,7 +22,7 @@ from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import LogDist
 from minirlhf.rl.experience import Experience
 from minirlhf.rl.terms import LossInputs, compute_loss
-from minirlhf.text.tokenizer import SPECIAL, Tokenizer
+from minirlhf.text.tokenizer import Tokenizer
 
 LIKELIEST = 5  # alternatives of each token
 NUMBERS = 1 << 22  # most numbers of distributions in memory at a time
@@ -115,8 +115,7 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """Text of a single token: half a character as its bytes, a special token by its name."""
-    special = {tokenizer.pad_id: SPECIAL[0], tokenizer.bos_id: SPECIAL[1], tokenizer.eos_id: SPECIAL[2]}
-    return special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
+    return tokenizer.special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
 
 
 def rounded(values: Tensor) -> list[float | None]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from minirlhf.config.paths import check_place
-from minirlhf.config.schema import Config
+from minirlhf.config.schema import Config, CorpusConfig
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
@@ -72,7 +72,7 @@ def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
     problem, temperature = problem_of(config), config.sampler.temperature
     if problem is not None:
         return lab.problem_sampler(problem, tokenizer, temperature)
-    return Sampler(temperature, banned=(tokenizer.pad_id, tokenizer.bos_id), stop=tokenizer.eos_id)
+    return Sampler(temperature, banned=tokenizer.banned(tokenizer.vocab_size), stops=tokenizer.stops)
 
 
 def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
@@ -122,7 +122,12 @@ def start_key(config: Config) -> dict[str, Any]:
         return key
     check_place(config.corpus, "demonstrations")
     data = corpus_hash(source, which="demonstrations")
-    return {"base": key, "demonstrations": data, "sft": config.sft.model_dump()}
+    return {"base": key, "demonstrations": data, "sft": config.sft.model_dump(), **template_key(config.corpus)}
+
+
+def template_key(corpus: CorpusConfig) -> dict[str, Any]:
+    """Part of a key that says how texts become ids; {} without a chat template, as before there were any."""
+    return {} if corpus.template == "none" else {"template": corpus.template}
 
 
 def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) -> Base:
@@ -161,7 +166,7 @@ def own_base(config: Config, device: torch.device, emit: Emit) -> Base:
         "seconds": perf_counter() - started,
     }  # fmt: skip
     emit({"event": "stage", "stage": "base", "reused": True, "directory": str(directory), **facts})
-    return Base(directory, trunk, read_tokenizer(directory), facts)
+    return Base(directory, trunk, read_tokenizer(directory, chat=config.corpus.chat), facts)
 
 
 def base_directory(config: Config) -> Path:
@@ -174,7 +179,8 @@ def base_directory(config: Config) -> Path:
 def load_base(directory: Path, config: Config, device: torch.device) -> Base:
     """Load a base or an SFT model from its directory."""
     trunk = start_trunk(directory, config, device)
-    return Base(directory, trunk, read_tokenizer(directory), read_json(directory / FACTS["base"]))
+    tokenizer = read_tokenizer(directory, chat=config.corpus.chat)
+    return Base(directory, trunk, tokenizer, read_json(directory / FACTS["base"]))
 
 
 def start_trunk(directory: Path, config: Config, device: torch.device) -> Trunk:

@@ -146,4 +146,5 @@ def batch(prompts: list[Prompt], tokenizer: Tokenizer, device: torch.device, res
     """Encode prompts, `responses` rows each, with their columns."""
     texts: list[str] = [prompt.text for prompt in prompts]
     columns: list[dict[str, Any]] = [dict(prompt.columns) for prompt in prompts]
-    return PromptBatch.build(texts, columns, tokenizer, responses=responses, device=device)
+    spoken = [prompt.spoken for prompt in prompts]
+    return PromptBatch.build(texts, columns, tokenizer, spoken=spoken, responses=responses, device=device)

@@ -63,14 +63,14 @@ def evaluate(
 
     rewards: called once for all rollouts of a side. resamples: of the bootstrap interval.
     """
-    sides, tokenizer = {"reference": reference.policy, "policy": policy}, sampling.tokenizer
+    sides = {"reference": reference.policy, "policy": policy}
     rollouts = {name: list(sampling.rollouts(model, prompts, "eval")) for name, model in sides.items()}
     scores = {name: torch.cat([score_or_nan(s) for s in rewards(rolls)]) for name, rolls in rollouts.items()}
     kl = torch.cat([sequence_kl(policy, reference, rollout) for rollout in rollouts["policy"]])
     ids = {name: [ids for r in rolls for ids in r.completion_id_lists] for name, rolls in rollouts.items()}
     texts = {name: [text for r in rolls for text in r.completions] for name, rolls in rollouts.items()}
     ended = {name: torch.cat([r.terminated for r in rolls]) for name, rolls in rollouts.items()}
-    bigrams = {name: bigrams_of(rows, tokenizer.eos_id) for name, rows in ids.items()}
+    bigrams = {name: bigrams_of(rows, ended[name].tolist()) for name, rows in ids.items()}
     equal = min(len(b) for b in bigrams.values())
     gain = gains(scores["reference"], scores["policy"])
     summary: dict[str, Any] = {"prompts": len(kl)}
@@ -162,9 +162,9 @@ def bootstrap_interval(gains: Tensor, resamples: int, generator: torch.Generator
     return [means.quantile(0.025).item(), means.quantile(0.975).item()]
 
 
-def bigrams_of(rows: Sequence[list[int]], eos: int) -> list[tuple[int, int]]:
-    """Bigrams of token ids inside each response, without EOS, in the order of the responses."""
-    texts = [[i for i in row if i != eos] for row in rows]
+def bigrams_of(rows: Sequence[list[int]], ended: Sequence[bool]) -> list[tuple[int, int]]:
+    """Bigrams of token ids inside each response, without the stop of one that ended, in the order of the responses."""
+    texts = [row[: len(row) - end] for row, end in zip(rows, ended, strict=True)]
     return [pair for ids in texts for pair in pairwise(ids)]
 
 

@@ -38,6 +38,7 @@ from minirlhf.stages.base import (
     sampler_of,
     sft_examples,
     start_key,
+    template_key,
 )
 from minirlhf.stages.reward_model import (
     Pair,
@@ -99,6 +100,7 @@ def reward_model_key(config: Config) -> dict[str, Any]:
         "comparisons": [corpus_hash(source, which=name) for name in files],
         "settings": config.reward_model.model_dump(),
         "sampler": config.sampler.model_dump(),
+        **template_key(config.corpus),
     }
 
 
@@ -260,12 +262,15 @@ def own_responses(config: Config, base: Base, comparisons: list[Pair], device: t
     """Ids, prompt and response, of the base's own responses to prompts of the comparisons, as PPO will score them."""
     sampler, new = sampler_of(config, base.tokenizer), config.sampler.max_new_tokens
     room = config.model.max_positions - new - 1
-    texts = [c.prompt for c in comparisons if len(base.tokenizer.encode(c.prompt)) <= room] or [""]
+    begun = base.tokenizer.beginnings([c.prompt for c in comparisons], [c.spoken for c in comparisons])
+    texts = [(c.prompt, c.spoken) for c, ids in zip(comparisons, begun, strict=True) if len(ids) <= room + 1]
+    texts = texts or [("", None)]
     picks = torch.randint(
         len(texts), (config.reward_model.samples,), generator=generator(config.reward_model.seed, "own", 0)
     )
     chosen = [texts[i] for i in picks.tolist()]
-    batch = PromptBatch.build(chosen, [{} for _ in chosen], base.tokenizer, device=device)
+    prompts, spoken = [prompt for prompt, _ in chosen], [messages for _, messages in chosen]
+    batch = PromptBatch.build(prompts, [{} for _ in chosen], base.tokenizer, spoken=spoken, device=device)
     rows: list[list[int]] = []
     for index, part in enumerate(batch.parts(64)):
         random = generator(config.reward_model.seed, "own/sample", index)

@@ -74,7 +74,7 @@ def windows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> list[lis
     """
     cut = []
     for ids in tokenizer.encode_batch(list(texts)):
-        ids = [tokenizer.bos_id, *ids, tokenizer.eos_id]
+        ids = [*tokenizer.start, *ids, tokenizer.eos_id]
         cut += [ids[i : i + length] for i in range(0, max(1, len(ids) - 1), length - 1)]
     return cut
 

@@ -23,7 +23,7 @@ from minirlhf.stages.pretrain import warm_cosine
 from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING
 from minirlhf.text.comparisons import TIE, Comparison, left_out
-from minirlhf.text.tokenizer import Tokenizer, text_ids
+from minirlhf.text.tokenizer import Conversation, Tokenizer, text_ids
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Pair:
     probability: float
     gap: float | None = None
     prompt: str = field(default="", compare=False)
+    spoken: Conversation | None = field(default=None, compare=False)
 
     @property
     def content(self) -> Hashable:
@@ -52,11 +53,11 @@ def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longes
     """Encode pairs of at most `longest` tokens a side; return them, and notes on dropped rows (InputError if all)."""
     pairs, dropped = [], []
     for c in comparisons:
-        chosen, rejected = (text_ids(tokenizer, c.prompt, side, True) for side in (c.chosen, c.rejected))
+        chosen, rejected = (text_ids(tokenizer, c.prompt, side, True, c.spoken) for side in (c.chosen, c.rejected))
         if max(len(chosen), len(rejected)) > longest:
             dropped.append(f"{c.where} ({max(len(chosen), len(rejected))} tokens)")
         else:
-            pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap, c.prompt))
+            pairs.append(Pair(chosen, rejected, c.margin, c.probability, c.gap, c.prompt, c.spoken))
     if not pairs:
         raise InputError("no comparison fits", dropped[0] if dropped else "", "raise model.max_positions")
     todo = f"{longest} tokens fit; raise model.max_positions"

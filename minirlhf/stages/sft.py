@@ -43,11 +43,11 @@ def encode_demonstrations(
     """Encode examples of at most `longest` tokens; return them, and notes on dropped rows (InputError if all are)."""
     examples, dropped = list[Example](), list[str]()
     for d in demonstrations:
-        ids = text_ids(tokenizer, d.prompt, d.completion, True)
+        ids = text_ids(tokenizer, d.prompt, d.completion, True, d.spoken)
         if len(ids) > longest:
             dropped.append(f"{d.where} ({len(ids)} tokens)")
         else:
-            examples.append(Example(ids, len(text_ids(tokenizer, d.prompt, "", False)), d.prompt))
+            examples.append(Example(ids, len(tokenizer.prompt_ids([d.prompt], [d.spoken])[0]), d.prompt))
     if not examples:
         raise InputError("no demonstration fits", dropped[0] if dropped else "", "raise model.max_positions")
     todo = f"{longest} tokens fit; raise model.max_positions"

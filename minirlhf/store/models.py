@@ -33,6 +33,7 @@ from minirlhf.store.weights import (
     save_tensors,
     save_transformer,
 )
+from minirlhf.text.foreign import load_tokenizer
 from minirlhf.text.tokenizer import Tokenizer
 
 VALUE_HEAD = "value_head.safetensors"
@@ -71,9 +72,10 @@ def reference_trunk(directory: Path, device: torch.device = CPU, elsewhere: Path
     return load_backbone(Path(source.path), source.dtype, device)
 
 
-def read_tokenizer(directory: Path, elsewhere: Path | None = None) -> Tokenizer:
-    """Tokenizer of a saved model: its own, or its backbone's."""
-    return Tokenizer.load(Path(pointed(directory, elsewhere).path) if is_adapted(directory) else directory)
+def read_tokenizer(directory: Path, elsewhere: Path | None = None, *, chat: bool = False) -> Tokenizer:
+    """Tokenizer of a saved model: its own, or its backbone's; chat: with its chat template in use."""
+    place = Path(pointed(directory, elsewhere).path) if is_adapted(directory) else directory
+    return load_tokenizer(place, chat=chat)
 
 
 def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:

@@ -41,7 +41,7 @@ def save_transformer(
     save_tensors(tensors, directory / WEIGHTS)
     ids = {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id if len(tokenizer.stops) == 1 else list(tokenizer.stops),
         "pad_token_id": tokenizer.pad_id,
     }
     dtype = str(trunk.embed_tokens.weight.dtype).removeprefix("torch.")

@@ -68,7 +68,9 @@ class PairSampler:
         order = torch.randperm(len(self.prompts), generator=generator(self.seed, "label/prompts", 0)).tolist()
         prompt = self.prompts[order[index % len(order)]]
         device = self.policy.model.embed_tokens.weight.device
-        batch = PromptBatch.build([prompt.text], [{}], self.tokenizer, responses=2, device=device)
+        batch = PromptBatch.build(
+            [prompt.text], [{}], self.tokenizer, spoken=[prompt.spoken], responses=2, device=device
+        )
         for attempt in range(TRIES):
             random = generator(self.seed, f"label/{attempt}", index)
             rollout = generate(self.policy, batch, self.tokenizer, max_new_tokens=self.max_new_tokens, generator=random)

@@ -1,14 +1,18 @@
 """Conversations: lists of {"role", "content"} messages as text, and the prompt that one holds.
 
 The contents are joined line by line and the roles are dropped. Every reader of prompts, demonstrations and comparisons
-takes the text from here, so that SFT, reward model and PPO see the same. Not here: chat templates.
+takes the text from here, so that SFT, reward model and PPO see the same; the messages go with it, for a tokenizer whose
+chat template is in use. Not here: the templates (template.py, foreign.py).
 """
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minirlhf.errors import InputError
 from minirlhf.text.files import clean, kind_of, parse_json, unmarked
+
+if TYPE_CHECKING:
+    from minirlhf.text.tokenizer import Conversation
 
 _FORM = 'write {"role", "content"}'
 
@@ -25,8 +29,30 @@ def text_of(value: Any, name: str, where: str, errors: str) -> str:
     return clean(value, name, where, errors) if value.strip() else ""
 
 
+def messages_of(value: Any, name: str, where: str, errors: str) -> "Conversation | None":
+    """Messages of a field as {"role", "content"}, contents as text; None for a string. A missing role is ""."""
+    if not isinstance(value, list):
+        return None
+    roles = [message.get("role") if isinstance(message, dict) else None for message in value]
+    return [
+        {"role": role if isinstance(role, str) else "", "content": text_of([message], name, where, errors)}
+        for role, message in zip(roles, value, strict=True)
+    ]
+
+
 def typed_prompt(text: str, where: str) -> str:
     """Prompt that was typed or piped: the text as it is, or that of a conversation as JSON, `[{"role": ...}, ...]`."""
+    text, messages = _typed(text, where)
+    return text_of(messages, "prompt", where, "strict") if messages else text
+
+
+def typed_messages(text: str, where: str) -> "Conversation | None":
+    """Conversation that was typed or piped as JSON; None for any other text."""
+    return messages_of(_typed(text, where)[1], "prompt", where, "strict")
+
+
+def _typed(text: str, where: str) -> tuple[str, Any]:
+    """(text with LF line ends, messages that it is as JSON, or None)."""
     text = unmarked(text).replace("\r\n", "\n").replace("\r", "\n")
     messages = None
     if text.lstrip().startswith("["):
@@ -35,7 +61,7 @@ def typed_prompt(text: str, where: str) -> str:
     spoken = isinstance(messages, list) and any(
         isinstance(m, dict) and {"role", "content"} & m.keys() for m in messages
     )
-    return text_of(messages, "prompt", where, "strict") if messages and spoken else text
+    return text, messages if messages and spoken else None
 
 
 def split_answer(messages: Any, where: str) -> tuple[list[Any], list[Any]]:

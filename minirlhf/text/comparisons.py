@@ -6,15 +6,18 @@ prompts (corpus.py), and ids (tokenizer.py).
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from minirlhf.errors import InputError
 from minirlhf.text.boundary import SPACELESS
-from minirlhf.text.chat import shared_messages, split_answer, text_of
+from minirlhf.text.chat import messages_of, shared_messages, split_answer, text_of
 from minirlhf.text.files import corpus_files, kind_of, names_of, rows_of
 from minirlhf.text.splits import held_out_groups, most_held_out, shared_note
+
+if TYPE_CHECKING:
+    from minirlhf.text.tokenizer import Conversation
 
 LARGEST = 1e30  # of a number in a row: float32 holds it, and the sum of a batch of them
 TIE = 0.5  # probability that says that neither side is better
@@ -27,7 +30,7 @@ class Comparison:
 
     margin: least difference in score units (0: not given). probability: that `chosen` is the better one (1: certain,
     0.5: a tie; a reader swaps the sides of a row that says less). gap: true difference, if it is known; it is used in
-    reports, never in training.
+    reports, never in training. spoken: messages of the prompt, where a side or the prompt was a conversation.
     """
 
     prompt: str
@@ -37,6 +40,7 @@ class Comparison:
     probability: float = 1.0
     where: str = field(default="", compare=False)
     gap: float | None = None
+    spoken: "Conversation | None" = field(default=None, compare=False)
 
     @property
     def content(self) -> Hashable:
@@ -46,11 +50,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """Prompt and the completion that should follow it; `where` is FILE:LINE."""
+    """Prompt and the completion that should follow it; `where` is FILE:LINE; spoken: as in `Comparison`."""
 
     prompt: str
     completion: str
     where: str = field(default="", compare=False)
+    spoken: "Conversation | None" = field(default=None, compare=False)
 
     @property
     def content(self) -> Hashable:
@@ -197,7 +202,7 @@ def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, 
         liked, fault = comparison_of(row, where, errors)
         if not fault and liked.probability == TIE:
             fault = "neither side is better (a tie)"
-        return Demonstration(liked.prompt, liked.chosen, where), fault
+        return Demonstration(liked.prompt, liked.chosen, where, liked.spoken), fault
     if not isinstance(row, dict):
         raise InputError(f"row is {kind_of(row)}, not an object", where, 'write {"prompt", "completion"}')
     if "messages" in row:
@@ -208,9 +213,15 @@ def demonstration_of(row: Any, where: str, errors: str) -> tuple[Demonstration, 
     name = _prompt_field(row, where)
     prompt = text_of(row[name], name, where, errors) if name else ""
     completion = text_of(row["completion"], "completion", where, errors)
-    if prompt and any(isinstance(row[key], list) for key in (name, "completion")):
-        completion = f"\n{completion.lstrip()}"
-    return Demonstration(prompt, completion, where), "" if completion.strip() else "completion is empty"
+    spoken = None
+    if prompt and name and any(isinstance(row[key], list) for key in (name, "completion")):
+        completion, spoken = f"\n{completion.lstrip()}", _spoken(row[name], prompt, name, where, errors)
+    return Demonstration(prompt, completion, where, spoken), "" if completion.strip() else "completion is empty"
+
+
+def _spoken(value: Any, prompt: str, name: str, where: str, errors: str) -> "Conversation":
+    """Messages of a prompt; a string is one message of the user."""
+    return messages_of(value, name, where, errors) or [{"role": "user", "content": prompt}]
 
 
 def _conversation(row: dict[str, Any], where: str, errors: str) -> dict[str, Any]:
@@ -240,7 +251,7 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
         if name not in row:
             todo = 'a comparison has "prompt", "chosen" and "rejected"'
             raise InputError(f"row has no {name!r} (its fields: {names_of(row)})", where, todo)
-    given = _prompt_field(row, where)
+    given, spoken = _prompt_field(row, where), None
     chosen, rejected = (text_of(row[name], name, where, errors) for name in ("chosen", "rejected"))
     shared = 0 if given else shared_messages(row["chosen"], row["rejected"])
     if shared:  # the messages that both sides begin with are the prompt
@@ -254,6 +265,7 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
         if prompt and chosen.startswith(again) and rejected.startswith(again):  # both sides hold the prompt again
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         if lines:
+            spoken = _spoken(row[given], prompt, given, where, errors)
             chosen, rejected = f"\n{chosen.lstrip()}", f"\n{rejected.lstrip()}"
     else:
         prompt = _shared(chosen, rejected)
@@ -272,7 +284,7 @@ def comparison_of(row: Any, where: str, errors: str) -> tuple[Comparison, str]:
         gap = None if gap is None else -gap
     if probability == TIE:
         margin = 0.0  # by which no side leads
-    return Comparison(prompt, chosen, rejected, margin, probability, where, gap), fault
+    return Comparison(prompt, chosen, rejected, margin, probability, where, gap, spoken), fault
 
 
 def _shared(chosen: str, rejected: str) -> str:

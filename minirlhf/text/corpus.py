@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from minirlhf.errors import InputError
 from minirlhf.text.boundary import SPACELESS, ending_note
-from minirlhf.text.chat import split_answer, text_of
+from minirlhf.text.chat import messages_of, split_answer, text_of
 from minirlhf.text.comparisons import PROMPT_FIELDS, comparison_of, demonstration_of, has_sides
 from minirlhf.text.files import clean, corpus_files, kind_of, names_of, read_text, rows_of, text_documents
 from minirlhf.text.splits import held_out_groups
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from .tokenizer import Conversation, Tokenizer
 
 # Of a small corpus a fifth is held out, up to this many documents: a share of 2 % would leave hardly a text
 # to measure the loss on, and hardly an opening to prompt with.
@@ -37,11 +37,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text to continue; columns: the other fields of its row, for rewards; where: FILE:LINE."""
+    """Text to continue; columns: the other fields of its row, for rewards; where: FILE:LINE; spoken: its messages.
+
+    A conversation has both: the text, which rewards see, and the messages, for a chat template.
+    """
 
     text: str
     columns: dict[str, Any] = field(default_factory=dict)
     where: str = field(default="", compare=False)
+    spoken: "Conversation | None" = field(default=None, compare=False)
 
 
 # ---- rows to documents and prompts -------------------------------------------------------------------------
@@ -69,49 +73,53 @@ def _field(row: Any, accepted: tuple[str, ...], where: str) -> str:
 
 def _read(
     source: str, which: str, accepted: tuple[str, ...], errors: str, reserved: Collection[str]
-) -> Iterator[tuple[str, dict[str, Any], str, int]]:
-    """Yield (text, columns, FILE:LINE, start of a completion in the text or 0) of every row of a source."""
+) -> Iterator[tuple[str, dict[str, Any], str, int, "Conversation | None"]]:
+    """Yield (text, columns, FILE:LINE, start of a completion in the text or 0, messages) of every row of a source."""
     for path in corpus_files(source, which=which):
         if path.suffix.lower() == ".txt":
             for number, part in text_documents(read_text(path, errors)):
-                yield part, {}, f"{path}:{number}", 0
+                yield part, {}, f"{path}:{number}", 0, None
             continue
         for where, row in rows_of(path, errors):
             if which == "text" and has_sides(row):  # a comparison is a text, too: the better one; so is an answer
                 shown, fault = demonstration_of(row, where, errors)
                 if not shown.completion.strip():
                     raise InputError(fault, where, "remove the row")
-                yield f"{shown.prompt}{shown.completion}", {}, where, len(shown.prompt)
+                yield f"{shown.prompt}{shown.completion}", {}, where, len(shown.prompt), None
                 continue
-            name, text = _prompt_or_text(row, accepted, where, errors)
+            name, text, spoken = _prompt_or_text(row, accepted, where, errors)
             columns = {key: value for key, value in row.items() if key != name}
             taken = [key for key in columns if key in reserved]
             if taken:
                 raise InputError(f"field {taken[0]!r} is an input of every reward", where, "rename it")
-            yield text, columns, where, 0
+            yield text, columns, where, 0, spoken
 
 
-def _prompt_or_text(row: Any, accepted: tuple[str, ...], where: str, errors: str) -> tuple[str, str]:
-    """(name of the field that holds the text, text) of a row; the name is "" if chosen and rejected begin with it.
+def _prompt_or_text(
+    row: Any, accepted: tuple[str, ...], where: str, errors: str
+) -> tuple[str, str, "Conversation | None"]:
+    """(name of the field that holds the text, text, its messages if it is a conversation) of a row.
 
+    The name is "" if chosen and rejected begin with the text.
     A prompt may be a conversation. It is always the text that SFT and reward model take as the prompt of such a row.
     """
     if accepted is PROMPT_FIELDS and has_sides(row) and row.keys().isdisjoint(PROMPT_FIELDS):
-        name, text = "", ""
+        name, text, spoken = "", "", None
         if {"chosen", "rejected"} <= row.keys():
             pair, fault = comparison_of(row, where, errors)
-            text = "" if fault else pair.prompt
+            text, spoken = ("", None) if fault else (pair.prompt, pair.spoken)
         elif "messages" in row:
             name = "messages"
-            text = text_of(split_answer(row[name], where)[0], name, where, errors)
+            given = split_answer(row[name], where)[0]
+            text, spoken = text_of(given, name, where, errors), messages_of(given, name, where, errors)
         if not text:
             raise InputError(f"row holds no prompt (its fields: {names_of(row)})", where, f"add {accepted[0]!r}")
-        return name, text
+        return name, text, spoken
     name = _field(row, accepted, where)
-    value = row[name]
+    value, spoken = row[name], None
     if accepted is PROMPT_FIELDS and isinstance(value, list):
-        value = text_of(value, name, where, errors)
-    return name, clean(value, name, where, errors)
+        value, spoken = text_of(value, name, where, errors), messages_of(value, name, where, errors)
+    return name, clean(value, name, where, errors), spoken
 
 
 def read_documents(source: str, errors: str = "strict") -> list[Document]:
@@ -121,7 +129,7 @@ def read_documents(source: str, errors: str = "strict") -> list[Document]:
     (U+FFFD for bytes that are not UTF-8). Errors: InputError with FILE:LINE.
     """
     rows = _read(source, "text", ("text",), errors, ())
-    return [Document(text, columns, start) for text, columns, _, start in rows]
+    return [Document(text, columns, start) for text, columns, _, start, _ in rows]
 
 
 def read_prompts(
@@ -135,8 +143,8 @@ def read_prompts(
     other field may have. Duplicates stay (`fit_prompts` reports them). Errors: InputError with FILE:LINE.
     """
     rows = list(_read(source, which, PROMPT_FIELDS, errors, reserved))
-    missing = dict.fromkeys(name for _, columns, _, _ in rows for name in columns)
-    return [Prompt(text, missing | columns, where) for text, columns, where, _ in rows]
+    missing = dict.fromkeys(name for _, columns, _, _, _ in rows for name in columns)
+    return [Prompt(text, missing | columns, where, spoken) for text, columns, where, _, spoken in rows]
 
 
 def common_columns(*sides: Iterable[Prompt]) -> set[str]:
@@ -232,13 +240,14 @@ def _opening(text: str, words: int) -> str:
 
 
 def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: int) -> tuple[list[Prompt], str | None]:
-    """Keep prompts of at most `max_tokens` tokens, BOS not counted; return (prompts, note on what is odd about them).
+    """Keep prompts of at most `max_tokens` tokens behind their first; return (prompts, note on what is odd about them).
 
     Errors: InputError if none is left.
     """
     if not prompts:
         raise InputError("there is no prompt", todo="give corpus.prompts, or documents of more words")
-    lengths = [len(ids) for ids in tokenizer.encode_batch([prompt.text for prompt in prompts])]
+    every = tokenizer.prompt_ids([prompt.text for prompt in prompts], [prompt.spoken for prompt in prompts])
+    lengths = [len(ids) - 1 for ids in every]
     kept, dropped = list[Prompt](), list[Prompt]()
     for prompt, length in zip(prompts, lengths, strict=True):
         (kept if length <= max_tokens else dropped).append(prompt)

@@ -5,14 +5,15 @@ The first three ids are <pad>, <bos>, <eos>. Text never becomes one of them, eve
 program puts them into a sequence. Every other token is a string of bytes, so any text can be encoded and every sequence
 of ids decoded.
 
-Not here: chat templates, and tokenizers of another kind (other special tokens, normalisers or word patterns).
+`Tokenizer` is also the interface of all tokenizers. Not here: tokenizers of another kind (foreign.py: other special
+tokens, normalisers or word patterns), and chat templates (template.py).
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from minirlhf.errors import DiskError, InputError
 from minirlhf.text.files import parse_json, read_bytes
+
+Conversation = Sequence[Mapping[str, str]]  # messages: {"role", "content"}
 
 SPECIAL: Final = ("<pad>", "<bos>", "<eos>")
 MIN_VOCAB: Final = 256 + len(SPECIAL)
@@ -43,23 +46,37 @@ def _byte_symbols() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
-_BYTES: Final = _byte_symbols()
+BYTE_SYMBOLS: Final = _byte_symbols()
 
 
 class Tokenizer:
-    """Converter of text to ids and back.
+    """Converter of text to ids and back; this class is our own kind, and the interface of all kinds.
 
-    pad_id, bos_id, eos_id: distinct ids; vocab_size: ids are 0 .. vocab_size - 1; hash: SHA-256 (hex) of
-    tokenizer.json. Made by `train_tokenizer` or `Tokenizer.load`.
+    start: ids that every text begins with, () for none. eos_id: the id that ends a text in training data; stops: all
+    ids that end a response. pad_id: a filler, which may be a stop of a foreign tokenizer, so only a mask says what is
+    padding. bos_id: None if there is none. special: names of the ids that are no text. vocab_size: highest id + 1.
+    hash: SHA-256 (hex) of tokenizer.json, of a foreign one of all that decides ids. Made by `train_tokenizer`,
+    `Tokenizer.load` or `foreign.load_tokenizer`.
     """
+
+    pad_id: int
+    bos_id: int | None
+    eos_id: int
+    start: tuple[int, ...]
+    stops: tuple[int, ...]
+    special: dict[int, str]
+    vocab_size: int
+    hash: str
 
     def __init__(self, content: str, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
         self._content = content
         self._rust = _assemble(vocab, merges)
         self._rust.encode_special_tokens = True  # spelt-out special tokens are text
         symbols = sorted(vocab, key=lambda symbol: vocab[symbol])
-        self._bytes = [b"" if s in SPECIAL else bytes(_BYTES[character] for character in s) for s in symbols]
-        self.pad_id, self.bos_id, self.eos_id = (vocab[symbol] for symbol in SPECIAL)
+        self._bytes = [b"" if s in SPECIAL else bytes(BYTE_SYMBOLS[character] for character in s) for s in symbols]
+        self.pad_id, bos, self.eos_id = (vocab[symbol] for symbol in SPECIAL)
+        self.bos_id, self.start, self.stops = bos, (bos,), (self.eos_id,)
+        self.special = {vocab[symbol]: symbol for symbol in SPECIAL}
         self.vocab_size = len(vocab)
         self.hash = hashlib.sha256(content.encode()).hexdigest()
 
@@ -67,8 +84,8 @@ class Tokenizer:
         """Ids of a text, without special tokens. Errors: InputError for half a surrogate pair."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts in one call."""
+    def encode_batch(self, texts: Sequence[str], *, continued: bool = False) -> list[list[int]]:
+        """`encode` of many texts in one call; continued: each goes on behind another text, which may set its ids."""
         try:
             found = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError as exc:  # the library's word for a string that UTF-8 cannot hold
@@ -85,6 +102,33 @@ class Tokenizer:
             raise IndexError(f"token id {token}")
         return self._bytes[token]
 
+    def banned(self, vocab_size: int) -> tuple[int, ...]:
+        """Ids of a model of this vocabulary size that may never be sampled: unknown ones, PAD, BOS; never a stop."""
+        unknown = (i for i in range(vocab_size) if not self.knows(i))
+        never = {self.pad_id} if self.bos_id is None else {self.pad_id, self.bos_id}
+        return tuple(sorted({*never, *unknown} - set(self.stops)))
+
+    def knows(self, token: int) -> bool:
+        """True for an id that the tokenizer has; ids of a foreign one may have holes."""
+        return 0 <= token < self.vocab_size
+
+    def beginnings(self, prompts: Sequence[str], spoken: Sequence[Conversation | None] = ()) -> list[list[int]]:
+        """Ids of prompts, those of `start` in front; spoken: the conversations that they were, for chat templates."""
+        return [[*self.start, *ids] for ids in self.encode_batch(prompts)]
+
+    def prompt_ids(self, prompts: Sequence[str], spoken: Sequence[Conversation | None] = ()) -> list[list[int]]:
+        """`beginnings` to go on from. Errors: InputError for one without any id."""
+        rows = self.beginnings(prompts, spoken)
+        if not all(rows):
+            what = "the prompt is empty, and the tokenizer begins texts with no token of its own"
+            raise InputError(what, todo="give a prompt: a model needs a token to go on from")
+        return rows
+
+    def text_ids(self, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None) -> list[int]:
+        """Ids of start, prompt and completion, and EOS if the completion ended; the two texts are encoded apart."""
+        (before,), (after,) = self.beginnings([prompt]), self.encode_batch([completion], continued=bool(prompt))
+        return [*before, *after, *([self.eos_id] if ended else [])]
+
     def save(self, directory: str | os.PathLike[str], *, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json (Hugging Face's layout). Errors: DiskError."""
         config = {
@@ -94,12 +138,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,  # else transformers decodes " ." as "."
         }
         files = {FILE: self._content, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
-        for name, content in files.items():
-            path = Path(directory) / name
-            try:
-                path.write_text(content, encoding="utf-8", newline="\n")
-            except OSError as exc:
-                raise DiskError(f"cannot be written ({exc.strerror})", str(path)) from exc
+        write_files(Path(directory), {name: content.encode() for name, content in files.items()})
 
     @staticmethod
     def load(directory: str | os.PathLike[str]) -> "Tokenizer":
@@ -116,15 +155,26 @@ class Tokenizer:
         data = parse_json(content, str(path))
         try:
             return Tokenizer(content, *_checked(data))
-        except _Fault as fault:
+        except Malformed as fault:
             todo = "take one that minirlhf wrote"
             raise InputError(f"tokenizer cannot be used ({fault})", str(path), todo) from fault
 
 
-def text_ids(tokenizer: Tokenizer, prompt: str, completion: str, ended: bool) -> list[int]:
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of these names and contents into a directory. Errors: DiskError."""
+    for name, content in files.items():
+        path = directory / name
+        try:
+            path.write_bytes(content)
+        except OSError as exc:
+            raise DiskError(f"cannot be written ({exc.strerror})", str(path)) from exc
+
+
+def text_ids(
+    tokenizer: Tokenizer, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None
+) -> list[int]:  # fmt: skip
     """Ids of [BOS] prompt completion, and EOS if the completion ended; prompt and completion are encoded apart."""
-    prompt_ids, completion_ids = tokenizer.encode_batch([prompt, completion])
-    return [tokenizer.bos_id, *prompt_ids, *completion_ids, *([tokenizer.eos_id] if ended else [])]
+    return tokenizer.text_ids(prompt, completion, ended, spoken)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -141,7 +191,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         min_frequency=2,
         show_progress=False,
         special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(_BYTES),
+        initial_alphabet=sorted(BYTE_SYMBOLS),
     )
     rust.train_from_iterator(_pieces(texts), trainer)
     rust.post_processor = _bos_first(SPECIAL.index("<bos>"))
@@ -174,36 +224,36 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
 # ---- reading a tokenizer.json that anyone may have written -------------------------------------------------
 
 
-class _Fault(Exception):
-    """Fault of a tokenizer.json."""
+class Malformed(Exception):
+    """Fault of a tokenizer's file: a sentence that the refusal puts in brackets."""
 
 
 def _section(data: Any, name: str, kind: str) -> dict[str, Any]:
     section = data.get(name) if isinstance(data, dict) else None
     if not isinstance(section, dict) or section.get("type") != kind:
-        raise _Fault(f"{name} is not of type {kind}")
+        raise Malformed(f"{name} is not of type {kind}")
     return section
 
 
 def _checked(data: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(vocabulary, merges) of a parsed tokenizer.json, or _Fault."""
+    """(vocabulary, merges) of a parsed tokenizer.json, or Malformed."""
     model = _section(data, "model", "BPE")
     words = _section(data, "pre_tokenizer", "ByteLevel")
     _section(data, "decoder", "ByteLevel")
     _section(data, "post_processor", "TemplateProcessing")
     if words.get("add_prefix_space") is not False or words.get("use_regex") is not True:
-        raise _Fault("pre_tokenizer adds a prefix space or has another word pattern")
+        raise Malformed("pre_tokenizer adds a prefix space or has another word pattern")
     other = [key for key in ("normalizer", "truncation", "padding") if data.get(key) is not None]
     other += [key for key in _OFF if model.get(key)]
     if other:
-        raise _Fault(f"{other[0]} is set")
+        raise Malformed(f"{other[0]} is set")
     vocab = _checked_vocab(model.get("vocab"))
     added = data.get("added_tokens")
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise _Fault("added_tokens is not a list of objects")
+        raise Malformed("added_tokens is not a list of objects")
     named = [[token.get("content"), token.get("id")] for token in added]
     if named != [[name, vocab[name]] for name in SPECIAL]:
-        raise _Fault(f"added_tokens are not {' '.join(SPECIAL)} with their ids")
+        raise Malformed(f"added_tokens are not {' '.join(SPECIAL)} with their ids")
     return vocab, _checked_merges(model.get("merges"), vocab)
 
 
@@ -220,32 +270,32 @@ _OFF: Final = (
 
 def _checked_vocab(vocab: Any) -> dict[str, int]:
     if not isinstance(vocab, dict):
-        raise _Fault("vocab is not an object")
+        raise Malformed("vocab is not an object")
     if any(type(i) is not int for i in vocab.values()) or sorted(vocab.values()) != list(range(len(vocab))):
-        raise _Fault("the ids of vocab are not 0 to size - 1, each once")
-    missing = [symbol for symbol in (*SPECIAL, *_BYTES) if symbol not in vocab]
+        raise Malformed("the ids of vocab are not 0 to size - 1, each once")
+    missing = [symbol for symbol in (*SPECIAL, *BYTE_SYMBOLS) if symbol not in vocab]
     if missing:
-        raise _Fault(f"vocab lacks {missing[0]!r}")
+        raise Malformed(f"vocab lacks {missing[0]!r}")
     if "" in vocab:
-        raise _Fault("vocab holds an empty token")
-    strange = [symbol for symbol in vocab if symbol not in SPECIAL and not _BYTES.keys() >= set(symbol)]
+        raise Malformed("vocab holds an empty token")
+    strange = [symbol for symbol in vocab if symbol not in SPECIAL and not BYTE_SYMBOLS.keys() >= set(symbol)]
     if strange:
-        raise _Fault(f"token {strange[0][:40]!r} is not made of byte symbols")
+        raise Malformed(f"token {strange[0][:40]!r} is not made of byte symbols")
     return vocab
 
 
 def _checked_merges(merges: Any, vocab: dict[str, int]) -> list[tuple[str, str]]:
     if not isinstance(merges, list):
-        raise _Fault("merges is not a list")
+        raise Malformed("merges is not a list")
     checked = list[tuple[str, str]]()
     for number, pair in enumerate(merges):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise _Fault(f"merge {number} is not a pair of tokens")
+            raise Malformed(f"merge {number} is not a pair of tokens")
         left, right = pair
         for token in (left, right, left + right):
             if token not in vocab or token in SPECIAL:
-                raise _Fault(f"merge {number} has {token[:40]!r}, which is no ordinary token of vocab")
+                raise Malformed(f"merge {number} has {token[:40]!r}, which is no ordinary token of vocab")
         checked.append((left, right))
     if len(set(checked)) < len(checked):
-        raise _Fault("a merge is given twice")
+        raise Malformed("a merge is given twice")
     return checked

@@ -99,7 +99,7 @@ def elsewhere(vocab=13, rows=5, p=4, r=6):
     """Make a policy and a rollout on the device meta."""
     rollout = random_rollout(rows, p, r, vocab=vocab)
     tensors = {f.name: x.to("meta") for f in fields(rollout) if isinstance(x := getattr(rollout, f.name), torch.Tensor)}
-    policy = Policy(Transformer(replace(CONFIG, vocab_size=vocab)), Sampler(1.0, banned=(PAD, BOS), stop=EOS))
+    policy = Policy(Transformer(replace(CONFIG, vocab_size=vocab)), Sampler(1.0, banned=(PAD, BOS), stops=(EOS,)))
     return policy.to("meta"), replace(rollout, **tensors)
 
 

@@ -101,7 +101,7 @@ def test_a_batch_whose_rows_all_stop_at_once_has_one_column():
 
 def test_greedy_takes_the_most_likely_token():
     policy = small_policy()
-    greedy = Sampler(0.0, banned=(PAD, BOS), stop=EOS)
+    greedy = Sampler(0.0, banned=(PAD, BOS), stops=(EOS,))
     out = generate(policy, prompts(), Letters(), max_new_tokens=5, generator=seeded(), sampler=greedy)
     best = policy.forward_pass(out).log_dist(slice(None)).argmax(-1)
     assert torch.equal(best[out.mask], out.response_ids[out.mask])

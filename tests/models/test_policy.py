@@ -79,7 +79,7 @@ def test_values_start_at_zero_and_a_separate_critic_leaves_the_trunk_alone():
     from minirlhf.models.sampler import Sampler
     from tests.helpers import small_trunk
 
-    sampler = Sampler(1.0, banned=(PAD, BOS), stop=EOS)
+    sampler = Sampler(1.0, banned=(PAD, BOS), stops=(EOS,))
     policy = Policy(small_trunk(), sampler, separate_critic=True)
     rollout = random_rollout()
     assert (policy.forward_pass(rollout).values == 0).all()

@@ -89,7 +89,7 @@ def test_the_reference_side_does_not_depend_on_the_policy_and_the_seed_decides()
 def narrow(seed: int) -> Policy:
     """Only EOS, c and d can be sampled: 7 responses of up to two tokens, 15 of up to three."""
     banned = tuple(i for i in range(13) if i not in (EOS, 5, 6))
-    return Policy(small_trunk(seed), Sampler(0.8, banned=banned, stop=EOS))
+    return Policy(small_trunk(seed), Sampler(0.8, banned=banned, stops=(EOS,)))
 
 
 def every_response(horizon: int) -> list[list[int]]:
@@ -268,7 +268,7 @@ def test_distinct_2_is_taken_at_equal_numbers_of_bigrams(monkeypatch):
 
 
 def test_bigrams_stay_inside_a_response_and_leave_eos_out():
-    assert bigrams_of([[3, 4, EOS], [5], [], [6, 6, 6]], EOS) == [(3, 4), (6, 6), (6, 6)]
+    assert bigrams_of([[3, 4, EOS], [5], [], [6, 6, 6]], [True, False, False, False]) == [(3, 4), (6, 6), (6, 6)]
     assert distinct_share([]) is None  # such as bigrams of responses of one token
     assert distinct_share(["a", "a", "b", "a"]) == 0.5
 

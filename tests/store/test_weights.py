@@ -146,7 +146,7 @@ def test_anything_else_is_refused_in_a_line_that_names_it(tmp_path, tokenizer, f
     damage, said = FAULTS[fault]
     damage(tmp_path)
     with pytest.raises(UserError) as error:
-        load_policy(tmp_path, Sampler(1.0, banned=(0, 1), stop=2))
+        load_policy(tmp_path, Sampler(1.0, banned=(0, 1), stops=(2,)))
     assert isinstance(error.value, CheckpointError | InputError)
     assert said in str(error.value)
     assert str(tmp_path) in str(error.value)

@@ -32,10 +32,10 @@ def test_special_tokens_come_first_and_the_256_bytes_next() -> None:
 
 
 def test_byte_symbols_are_those_of_the_library() -> None:
-    assert set(module._BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert set(module.BYTE_SYMBOLS) == set(pre_tokenizers.ByteLevel.alphabet())
     for text in ["".join(map(chr, range(0x250))), "\0 \x7f\x80\xa0\xad", "好"]:
         symbols = "".join(piece for piece, _ in pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(text))
-        assert bytes(module._BYTES[symbol] for symbol in symbols) == text.encode()
+        assert bytes(module.BYTE_SYMBOLS[symbol] for symbol in symbols) == text.encode()
 
 
 def test_the_most_frequent_pair_is_merged_first_and_a_single_one_never() -> None:

@@ -40,7 +40,7 @@ COMMON = 8.0  # shared component of all embeddings: it dominates, so that the la
 class Ids:
     """Tokenizer stub that decodes to the ids themselves: the work does not depend on texts."""
 
-    pad_id, bos_id, eos_id = PAD, BOS, EOS
+    pad_id, eos_id, stops = PAD, EOS, (EOS,)
 
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(map(str, ids))
@@ -88,7 +88,7 @@ def even(rollout: Rollout, step: int) -> Scores:
 def policy_of(work: Workload) -> Policy:
     """Policy on `trunk_of`; its sampler never ends a response if the workload has no EOS."""
     banned = (PAD, BOS) if work.eos else (PAD, BOS, EOS)
-    return Policy(trunk_of(work), Sampler(1.0, banned, EOS), separate_critic=work.separate_critic)
+    return Policy(trunk_of(work), Sampler(1.0, banned, (EOS,)), separate_critic=work.separate_critic)
 
 
 def iterations(work: Workload) -> Iterator[dict[str, float]]:

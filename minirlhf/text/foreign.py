@@ -1,0 +1,319 @@
+"""Tokenizers of others: a directory with tokenizer.json and its companions, read without transformers.
+
+    tokenizer.json           vocabulary, merges, splitting (core.py, splitting.py)
+    tokenizer_config.json    names of BOS, EOS and PAD, add_bos_token, the chat template
+    special_tokens_map.json, config.json    the names, or ids, where the file above has none
+    generation_config.json   more ids that end a response
+    chat_template.jinja      the chat template, where it has a file
+
+Not here: files that minirlhf wrote itself (tokenizer.py), and the rendering of templates (template.py).
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from minirlhf.errors import InputError
+from minirlhf.text.core import Added, Core
+from minirlhf.text.files import parse_json, read_bytes
+from minirlhf.text.template import ChatTemplate
+from minirlhf.text.tokenizer import FILE, MAX_FILE_BYTES, SPECIAL, Conversation, Malformed, Tokenizer, write_files
+
+CONFIG: Final = "tokenizer_config.json"
+TEMPLATE: Final = "chat_template.jinja"
+OWN_FILES: Final = (FILE, CONFIG, "special_tokens_map.json", "generation_config.json", TEMPLATE)
+NAMES: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
+LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
+
+
+def load_tokenizer(directory: str | os.PathLike[str], *, chat: bool = False) -> Tokenizer:
+    """Read the tokenizer of a directory: our own kind where the file is ours, else a foreign one.
+
+    chat: prompts and responses go through the tokenizer's chat template. Errors: InputError for files that are missing
+    or cannot be used, and for `chat` without a template.
+    """
+    path = Path(directory) / FILE
+    if not path.is_file():
+        todo = "give a directory that holds it, as `save_pretrained` of transformers writes it"
+        raise InputError("no tokenizer", str(path), todo)
+    files = {FILE: read_bytes(path, MAX_FILE_BYTES)}
+    data = _parsed(files[FILE], path)
+    added = data.get("added_tokens") if isinstance(data, dict) else None
+    named = [entry.get("content") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    if named == list(SPECIAL):
+        tokenizer = Tokenizer.load(directory)
+        return chatting(tokenizer, str(path)) if chat else tokenizer
+    for name in (*OWN_FILES[1:], "config.json"):
+        if (Path(directory) / name).is_file():
+            files[name] = read_bytes(Path(directory) / name, MAX_FILE_BYTES)
+    try:
+        foreign = ForeignTokenizer(data, files, Path(directory))
+    except Malformed as fault:
+        raise InputError(f"tokenizer cannot be used ({fault})", str(path), "take another model, or mend it") from fault
+    return chatting(foreign, str(path)) if chat else foreign
+
+
+def chatting(tokenizer: Tokenizer, where: str) -> Tokenizer:
+    """The same tokenizer with its chat template in use (InputError if it has none)."""
+    if not isinstance(tokenizer, ForeignTokenizer) or tokenizer.template is None:
+        todo = "set corpus.template = 'none', or take a model that was made for conversations"
+        raise InputError("the tokenizer has no chat template", where, todo)
+    return tokenizer.in_use()
+
+
+class ForeignTokenizer(Tokenizer):
+    """Tokenizer of somebody else's model; see `Tokenizer` for what everybody may ask of it.
+
+    template: its chat template, None without one; `in_use` makes prompts and responses go through it.
+    """
+
+    def __init__(self, data: Any, files: Mapping[str, bytes], directory: Path) -> None:
+        settings = {name: _settings(files, name, directory) for name in (*OWN_FILES[1:4], "config.json")}
+        config = settings["special_tokens_map.json"] | settings[CONFIG]
+        names = {name: found for name in NAMES if (found := _name(config.get(name))) is not None}
+        self._files = {name: files[name] for name in OWN_FILES if name in files}
+        self._core = Core(data, _added(data, config, names.values()), str(directory / FILE))
+        known = {name: token for name, text in names.items() if (token := self._core.id_of(text)) is not None}
+        models, generation = settings["config.json"], settings["generation_config.json"]
+        ends = [known["eos_token"]] if "eos_token" in known else []
+        ends += self._ids(generation, "eos_token_id") or self._ids(models, "eos_token_id")
+        if not ends:
+            raise Malformed("no token that ends a text is named: eos_token of tokenizer_config.json")
+        self.eos_id, self.stops = ends[0], tuple(dict.fromkeys(ends))
+        begins = [known["bos_token"]] if "bos_token" in known else self._ids(models, "bos_token_id")
+        self.bos_id = begins[0] if begins else None
+        fillers = [known["pad_token"]] if "pad_token" in known else self._ids(models, "pad_token_id")
+        self.pad_id = fillers[0] if fillers else self.eos_id
+        self.start = self._start(data, config)
+        self.vocab_size = self._core.size
+        special = {i for i, entry in self._core.added.items() if entry.special} | set(known.values())
+        self.special = {i: self._core.name(i) for i in sorted(special | set(self.stops))}
+        source = _template(files, settings[CONFIG], directory)
+        where = str(directory / (TEMPLATE if TEMPLATE in files else CONFIG))
+        self.template = None if source is None else ChatTemplate(source, names, where)
+        self._chat = False
+        self._spelt = re.compile("|".join(map(re.escape, sorted(self.special.values(), key=len, reverse=True))))
+        decided = [
+            self.start,
+            self.bos_id,
+            self.eos_id,
+            sorted(special),
+            source,
+        ]  # not the stops: no text has other ids
+        self.hash = hashlib.sha256(files[FILE] + json.dumps(decided).encode()).hexdigest()
+
+    def in_use(self) -> "ForeignTokenizer":
+        """A copy that encodes prompts and responses by the chat template; the end of a turn ends a response as well."""
+        other = copy.copy(self)
+        other._chat = True
+        other.hash = hashlib.sha256(f"{self.hash} chat".encode()).hexdigest()
+        probe = other.text_ids("a", "b", True)
+        if probe[-1] in self.special:
+            other.stops = tuple(dict.fromkeys((*self.stops, probe[-1])))
+        return other
+
+    # ---- what everybody asks ---------------------------------------------------------------------------------
+
+    def encode_batch(self, texts: Sequence[str], *, continued: bool = False) -> list[list[int]]:
+        """Ids of texts, without special tokens, not even those that they spell out.
+
+        continued: no space is put in front, as sentencepiece does at the beginning of a text. Errors: InputError for a
+        character that the vocabulary lacks.
+        """
+        return self._core.encode(texts, continued)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes of a token, maybe half a character; b"" for a special token. Errors: IndexError."""
+        return b"" if token in self.special else self._core.bytes_of(token)
+
+    def knows(self, token: int) -> bool:
+        """True for an id that the vocabulary has."""
+        return self._core.knows(token)
+
+    def save(self, directory: str | os.PathLike[str], *, model_max_length: int | None = None) -> None:
+        """Write the files that were read, byte for byte. Errors: DiskError."""
+        write_files(Path(directory), self._files)
+
+    def beginnings(self, prompts: Sequence[str], spoken: Sequence[Conversation | None] = ()) -> list[list[int]]:
+        """Ids of prompts; by the chat template where it is in use, a prompt without a conversation as a user's word."""
+        if not self._chat:
+            return super().beginnings(prompts)
+        talks = itertools.zip_longest(prompts, spoken)
+        return [self.conversation_ids(_talk(prompt, talk)) for prompt, talk in talks]
+
+    def text_ids(self, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None) -> list[int]:
+        """Ids of a prompt and its completion; by the chat template, where it is in use, through the end of the turn."""
+        if not self._chat:
+            return super().text_ids(prompt, completion, ended)
+        messages = _talk(prompt, spoken)
+        answer = completion if spoken is None else completion.removeprefix("\n")  # a line of the flattened text
+        before = self.conversation_ids(messages)
+        if not ended:
+            return [*before, *(self.encode_batch([answer], continued=True)[0] if answer else [])]
+        return [*before, *self.answer_ids(messages, answer)]
+
+    # ---- conversations ---------------------------------------------------------------------------------------
+
+    def conversation_ids(self, messages: Conversation) -> list[int]:
+        """Ids of a conversation, with what the assistant's next message begins with."""
+        return self._ids_of(*self._rendered(messages, answering=True))
+
+    def answer_ids(self, messages: Conversation, answer: str) -> list[int]:
+        """Ids of the assistant's answer behind `conversation_ids`, through the token that ends its turn, else EOS.
+
+        Errors: InputError if the template does not put the answer behind the conversation as it is.
+        """
+        whole = [*messages, {"role": "assistant", "content": answer}]
+        before, marks = self._rendered(messages, answering=True, within=whole)
+        text, _ = self._rendered(whole, answering=False, within=whole)
+        if not text.startswith(before):
+            what = "the chat template writes a conversation in another way once it is answered"
+            raise InputError(what, self._templated().where, "its answers cannot be learned from: take another template")
+        first, both = self._ids_of(before, marks), self._ids_of(text, marks)
+        rest = both[len(first) :] if both[: len(first)] == first else self._ids_of(text[len(before) :], marks, True)
+        last = max((at for at, token in enumerate(rest) if token in self.special), default=-1)
+        return rest[: last + 1] if last >= 0 else [*rest, self.eos_id]
+
+    def _templated(self) -> ChatTemplate:
+        assert self.template is not None, "`chatting` has seen it"
+        return self.template
+
+    def _rendered(
+        self, messages: Conversation, *, answering: bool, within: Conversation | None = None
+    ) -> tuple[str, dict[str, str]]:
+        """(rendering, marks in it -> special tokens that the messages spell out, which are text).
+
+        within: conversation whose marks are taken, so that those of its parts are the same.
+        """
+        template = self._templated()
+        for message in messages:
+            if not message.get("role"):
+                raise InputError("a message has no role", template.where, 'write {"role", "content"}')
+        values = [value for message in within or messages for value in message.values()]
+        spelt = sorted({found for value in values for found in self._spelt.findall(value)})
+        every = "".join([*values, template.source])
+        free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in every) if spelt else iter(())
+        marks = dict(zip(spelt, free, strict=False))
+
+        def marked(text: str) -> str:
+            return self._spelt.sub(lambda found: marks[found[0]], text) if marks else text
+
+        shown = [{key: marked(value) for key, value in message.items()} for message in messages]
+        return template.render(shown, answering=answering), {mark: name for name, mark in marks.items()}
+
+    def _ids_of(self, text: str, marks: Mapping[str, str], continued: bool = False) -> list[int]:
+        """Ids of a rendering: special tokens are meant, those behind marks are text."""
+        ids = list[int]()
+        for number, part in enumerate(self._core.parts(text)):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            piece, found = part
+            bare = continued and not number
+            if bare or any(mark in piece for mark in marks):
+                for mark, name in marks.items():
+                    piece = piece.replace(mark, name)
+                (found,) = self._core.encode([piece], bare or bool(number and not self._core.prefixes_parts()))
+            ids += found
+        return ids
+
+    # ---- settings --------------------------------------------------------------------------------------------
+
+    def _ids(self, settings: Mapping[str, Any], name: str) -> list[int]:
+        """Ids that a setting names, one or a list, without those that the tokenizer does not know."""
+        value = settings.get(name)
+        values = value if isinstance(value, list) else [value]
+        return [i for i in values if type(i) is int and self._core.knows(i)]
+
+    def _start(self, data: Any, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """Ids that every text begins with: add_bos_token, or the special tokens in front in the post-processor."""
+        chosen = config.get("add_bos_token")
+        if isinstance(chosen, bool):
+            return (self.bos_id,) if chosen and self.bos_id is not None else ()
+        post = data.get("post_processor")
+        waiting = post.get("processors", [post]) if isinstance(post, dict) else []
+        found = list[int]()
+        for step in waiting if isinstance(waiting, list) else []:
+            single = step.get("single") if isinstance(step, dict) else None
+            for entry in single if isinstance(single, list) else []:
+                name = entry.get("SpecialToken", {}).get("id") if isinstance(entry, dict) else None
+                if not isinstance(name, str):
+                    break
+                token = self._core.id_of(name)
+                if token is None:
+                    raise Malformed(f"the post-processor adds {name[:40]!r}, which has no id")
+                found.append(token)
+        return tuple(found)
+
+
+def _talk(prompt: str, spoken: Conversation | None) -> Conversation:
+    return spoken or [{"role": "user", "content": prompt}]
+
+
+def _parsed(content: bytes, path: Path) -> Any:
+    try:
+        return parse_json(content.decode("utf-8"), str(path))
+    except UnicodeDecodeError as exc:
+        raise InputError("file is not UTF-8", str(path)) from exc
+
+
+def _settings(files: Mapping[str, bytes], name: str, directory: Path) -> dict[str, Any]:
+    """Object of an optional file, {} without it (InputError if it is no object)."""
+    found = _parsed(files[name], directory / name) if name in files else {}
+    if not isinstance(found, dict):
+        raise InputError("file is not a JSON object", str(directory / name), "mend it, or remove it")
+    return found
+
+
+def _name(value: Any) -> str | None:
+    """Name of a special token: a string, or an object with its content; None for anything else."""
+    name = value.get("content") if isinstance(value, dict) else value
+    return name if isinstance(name, str) and name else None
+
+
+def _added(data: Any, config: Mapping[str, Any], named: Iterable[str]) -> list[Added]:
+    """Added tokens of tokenizer.json and tokenizer_config.json; the second decides where they differ.
+
+    Those that have a part, such as EOS, are special, whatever their flag says.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("added_tokens") or [], list):
+        raise Malformed("added_tokens is not a list of objects")
+    found = dict[int, Added]()
+    for entry in data.get("added_tokens") or []:
+        token = entry.get("id") if isinstance(entry, dict) else None
+        if token in found:
+            raise Malformed(f"two added tokens have the id {token}")
+        found[entry["id"] if isinstance(entry, dict) and "id" in entry else -1] = Added.of(entry, token)
+    more = config.get("added_tokens_decoder") or {}
+    if not isinstance(more, dict) or not all(isinstance(key, str) and re.fullmatch(r"\d{1,10}", key) for key in more):
+        raise Malformed(f"added_tokens_decoder of {CONFIG} is not an object of ids")
+    found |= {int(key): Added.of(entry, int(key)) for key, entry in more.items()}
+    lists = [config.get(key) for key in LISTS]
+    apart = {*named, *(name for some in lists if isinstance(some, list) for x in some if (name := _name(x)))}
+    vocab = data.get("model", {}).get("vocab") if isinstance(data.get("model"), dict) else None
+    have = {entry.content for entry in found.values()}
+    for name in sorted(apart - have):
+        token = vocab.get(name) if isinstance(vocab, dict) else None
+        if type(token) is int:
+            found[token] = Added(token, name, special=True, normalized=False)
+    return [Added(**(vars(a) | {"special": a.special or a.content in apart})) for a in found.values()]
+
+
+def _template(files: Mapping[str, bytes], config: Mapping[str, Any], directory: Path) -> str | None:
+    """Source of the chat template: its own file, else the setting, of several named ones the default."""
+    if TEMPLATE in files:
+        try:
+            return files[TEMPLATE].decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise InputError("file is not UTF-8", str(directory / TEMPLATE)) from exc
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None

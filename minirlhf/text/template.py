@@ -1,0 +1,185 @@
+"""Chat templates: a tokenizer's own Jinja template, rendered in a sandbox.
+
+A template comes with somebody else's model, so it is a program of a stranger. It sees the messages and the names of the
+special tokens, and may neither reach out of Jinja's sandbox nor run on for long. What transformers offers to templates
+is there: raise_exception, strftime_now, tojson without escapes, break and continue, {% generation %}. Not here: ids of
+what was rendered (foreign.py).
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from minirlhf.errors import InputError
+from minirlhf.text.tokenizer import Conversation
+
+LONGEST: Final = 1 << 23  # characters of a rendering, and of any text or list that a template computes
+MOST_TURNS: Final = 1_000_000  # turns of the loops over ranges in one rendering
+MOST_SPACES: Final = 10_000
+SECONDS: Final = 20.0
+_WIDE: Final = re.compile(r"\d{4,}|%[^a-zA-Z%]*\*|:[^}]*\{")
+
+
+class ChatTemplate:
+    """Template of conversations; names: variables such as bos_token; where: its file. InputError if it is no Jinja."""
+
+    def __init__(self, source: str, names: Mapping[str, str], where: str) -> None:
+        self.source, self.where, self._names = source, where, dict(names)
+        self._box = _Box()
+        try:
+            self._compiled = self._box.from_string(source)
+        except Exception as fault:  # whatever the compiler says of a stranger's program
+            raise self._refused(fault) from fault
+
+    def render(self, messages: Conversation, *, answering: bool) -> str:
+        """Text of a conversation; answering: followed by what the assistant's next message begins with.
+
+        Errors: InputError for a template that raises, leaves its sandbox or does not end.
+        """
+        self._box.turns = 0
+        started, pieces, length = time.monotonic(), list[str](), 0
+        given = [dict(message) for message in messages]
+        try:
+            for piece in self._compiled.generate(
+                messages=given, add_generation_prompt=answering, tools=None, documents=None, **self._names
+            ):
+                pieces.append(piece)
+                length += len(piece)
+                if length > LONGEST or time.monotonic() - started > SECONDS:
+                    raise SecurityError("it writes on and on")
+        except Exception as fault:
+            raise self._refused(fault) from fault
+        return "".join(pieces)
+
+    def _refused(self, fault: Exception) -> InputError:
+        what = f"{type(fault).__name__}: {fault}" if str(fault) else type(fault).__name__
+        todo = "mend the conversation or the template, or set corpus.template = 'none'"
+        return InputError(f"the chat template fails ({what[:200]})", self.where, todo)
+
+
+class _Box(ImmutableSandboxedEnvironment):
+    """Sandbox that also bounds what a template computes."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
+        self.turns = 0
+        self.filters |= {"tojson": _to_json, "format": _formatted}
+        self.filters |= {name: _bounded(self.filters[name]) for name in ("center", "indent")}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "range": self._range}
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Parse with `a ~ b` read as a sum of texts, so that the sandbox sees it."""
+        parsed: nodes.Template = _Joined().visit(super()._parse(source, name, filename))
+        return parsed
+
+    def _range(self, *bounds: int) -> range:
+        found = range(*bounds)
+        self.turns += len(found)
+        if self.turns > MOST_TURNS:
+            raise SecurityError("its loops have too many turns")
+        return found
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Withhold the methods of a text that fill it up."""
+        if isinstance(obj, str) and attr in ("ljust", "rjust", "center", "zfill", "expandtabs"):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandbox's own `format` of a text, None for any other method."""
+        safe = super().wrap_str_format(value)
+        if safe is not None:
+            check_widths(str(value.__self__))
+        return safe
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Refuse a result that would fill the memory."""
+        if operator == "**" and not (isinstance(left, int | float) and isinstance(right, int) and abs(right) < 1000):
+            raise SecurityError("it computes a power")
+        if operator == "*":
+            size = max([len(x) for x in (left, right) if isinstance(x, str | list | tuple)], default=0)
+            times = max([abs(x) for x in (left, right) if isinstance(x, int)], default=0)
+            if size * times > LONGEST or (not size and times > 1 << 64):
+                raise SecurityError("it repeats a text too often")
+        if operator == "%" and isinstance(left, str):
+            check_widths(left)
+        found = super().call_binop(context, operator, left, right)
+        if isinstance(found, str | list | tuple) and len(found) > LONGEST:
+            raise SecurityError("it makes too long a text")
+        return found
+
+
+class _Joined(NodeTransformer):
+    """Rewrites concatenations of an abstract syntax tree."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        """`a ~ b ~ c` as string(a) + string(b) + string(c)."""
+        self.generic_visit(node)
+        texts = [nodes.Filter(part, "string", [], [], None, None, lineno=node.lineno) for part in node.nodes]
+        found: nodes.Expr = texts[0]
+        for text in texts[1:]:
+            found = nodes.Add(found, text, lineno=node.lineno)
+        return found
+
+
+class _Generation(Extension):
+    """Tag {% generation %} ... {% endgeneration %}, which marks what the assistant wrote; here only its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (the library's form)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Take the content in place of the tag."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """JSON with letters as they are and without HTML's escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same filter, but for numbers that would make a long text."""
+
+    def called(*values: Any, **named: Any) -> Any:
+        if any(isinstance(value, int) and value > MOST_SPACES for value in (*values, *named.values())):
+            raise SecurityError("it makes too many spaces")
+        return function(*values, **named)
+
+    return called
+
+
+def _formatted(text: Any, *values: Any, **named: Any) -> str:
+    """Jinja's `format`: text % values."""
+    check_widths(str(text))
+    return str(text) % (named or values)
+
+
+def check_widths(text: str) -> None:
+    """SecurityError for a format that asks for a width of four digits, or for one that is a value itself."""
+    if _WIDE.search(text):
+        raise SecurityError("it formats a text to a large width")
