@@ -115,7 +115,8 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """Text of a single token: half a character as its bytes, a special token by its name."""
-    return tokenizer.special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
+    special = tokenizer.special
+    return special.get(token) or tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace")
 
 
 def rounded(values: Tensor) -> list[float | None]:

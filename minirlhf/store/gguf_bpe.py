@@ -78,7 +78,7 @@ def bpe_json(vocabulary: Vocabulary, where: str) -> str:
 def added(tokens: Sequence[str], kinds: Sequence[int], kind: int) -> list[AddedToken]:
     """The tokens of this type, which are found in a text before it is split into words."""
     found = [token for token, own in zip(tokens, kinds, strict=True) if own == kind]
-    return [AddedToken(token, normalized=False, special=kind == CONTROL) for token in found]
+    return [AddedToken(token, normalized=False) for token in found]
 
 
 def set_words(rust: tokenizers.Tokenizer, words: str, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import random
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load
 from tokenizers import Tokenizer, pre_tokenizers
 
 from minirlhf.errors import InputError
@@ -210,11 +212,16 @@ def test_the_same_file_gives_the_same_bytes(tmp_path):
     assert len(hashes(tmp_path / "a")) == 6
 
 
-def test_the_tensors_begin_at_a_multiple_of_eight(tmp_path):
-    data = (converted(tmp_path) / "model.safetensors").read_bytes()
-    length = int.from_bytes(data[:8], "little")
+@pytest.mark.parametrize("letters", range(1, 9))
+def test_the_tensors_begin_at_a_multiple_of_eight(letters):
+    gguf = pytest.importorskip("gguf")
+    tensor = SimpleNamespace(data=torch.ones(3).numpy(), tensor_type=gguf.GGMLQuantizationType.F32)
+    out = io.BytesIO()
+    module.write_tensors(out, [module.TensorPart("x" * letters, (3,), tensor, 0)], "f")
+    length = int.from_bytes(out.getvalue()[:8], "little")
     assert length % 8 == 0
-    assert len(data) == 8 + length + 2 * sum(tensor.numel() for tensor in weights().values())
+    assert len(out.getvalue()) == 8 + length + 3 * 2
+    assert torch.equal(load(out.getvalue())["x" * letters].float(), torch.ones(3))
 
 
 # ---- the tokenizer (needs no package) ----------------------------------------------------------------------
@@ -241,6 +248,8 @@ def test_special_tokens_and_those_of_the_user_are_found_in_a_text():
     ids = tokenizer.encode("the<|im_end|><tool>").ids
     assert ids == [TOKENS.index("the"), 2, len(TOKENS) - 1]
     assert tokenizer.decode(ids) == "the<tool>"
+    listed = json.loads(tokenizer.to_str())["added_tokens"]
+    assert [(entry["id"], entry["special"]) for entry in listed] == [(0, True), (1, True), (2, True), (263, False)]
 
 
 def test_a_text_comes_back():
@@ -377,6 +386,16 @@ def test_another_file_is_refused(tmp_path, content):
         convert_gguf(tmp_path / "file.gguf", tmp_path / "out")
     with pytest.raises(InputError, match="no regular file"):
         convert_gguf(tmp_path, tmp_path / "out")
+
+
+def test_a_file_that_was_cut_is_called_so(tmp_path):
+    """Within the last tensor, and within the list of types of tokens: numpy would give what is left of them."""
+    file = write_gguf(tmp_path / "tiny.gguf")
+    whole = file.read_bytes()
+    for end in (len(whole) - 8, whole.index(b"tokenizer.ggml.token_type") + 61):
+        file.write_bytes(whole[:end])
+        with pytest.raises(InputError, match=r"not readable as GGUF \(it ends in the middle\)"):
+            convert_gguf(file, tmp_path / "out")
 
 
 def test_a_length_that_no_file_has_is_refused_at_once(tmp_path):
