@@ -26,6 +26,7 @@ from minirlhf.tensors import gather_logprobs
 
 CHUNK_LOGITS = 1 << 24  # most logits at a time while gradients are wanted: 64 MiB in float32
 CHUNK_READ = 1 << 20  # most logits at a time otherwise: smaller, because nothing is recomputed and caches hold them
+ROWS_READ = 128  # states at least in such a chunk: each reads the whole LM head, which is large where V is
 
 
 class Policy(nn.Module):
@@ -63,11 +64,12 @@ class Policy(nn.Module):
         """Add `distance` (score units) to V in every state."""
         self.value_head.bias.add_(distance / self.value_scale)
 
-    def forward_pass(self, rollout: Rollout) -> PolicyOutput:
+    def forward_pass(self, rollout: Rollout, *, with_entropy: bool = True) -> PolicyOutput:
         """Forward pass over prompt + response (B rows): log-prob and value of every response token.
 
         The state before response token t gives its distribution and value; the state after the last real token gives
-        next_value. Only real tokens are computed (packed end to end, without padding).
+        next_value. Only real tokens are computed (packed end to end, without padding). with_entropy: False where nobody
+        will ask for it, which saves time.
         """
         tokens, (b, r) = rollout.tokens, rollout.response_ids.shape
         hidden = self.model.packed(tokens.ids, tokens.packing)  # (N,W)
@@ -82,16 +84,20 @@ class Policy(nn.Module):
             return empty.index_copy(0, tokens.places, values).view(b, r, *values.shape[1:])
 
         rows_of_states = cache(lambda: placed(states))
+        if with_entropy and not torch.is_grad_enabled():  # one pass over the head for both
+            logprobs, entropies = self._read(read_both, states, ids).unbind(dim=1)
+        else:
+            logprobs, entropies = self._read(gather_logprobs, states, ids), None
         return PolicyOutput(
-            logprobs=placed(self._read(gather_logprobs, states, ids)),
+            logprobs=placed(logprobs),
             values=placed(values[tokens.before]),
             next_value=values[tokens.packing.ends],
-            entropy=lambda: placed(self._read(lambda dist, _: entropy(dist), states, ids)),
+            entropy=lambda: placed(self._read(read_entropy, states, ids) if entropies is None else entropies),
             log_dist=lambda rows: self.sampler.log_dist(self.logits(rows_of_states()[rows])),
         )
 
     def _read(self, read: Callable[[Tensor, Tensor], Tensor], states: Tensor, ids: Tensor) -> Tensor:
-        """Apply read(log_dist (m,V), ids (m,)) -> (m,) to n states, a chunk of logits at a time: (n,).
+        """Apply read(log_dist (m,V), ids (m,)) -> (m,...) to n states, a chunk of logits at a time: (n,...).
 
         With several chunks and gradients wanted, each chunk is recomputed in the backward pass: otherwise autograd
         would keep the logits of all of them, and nothing would be saved.
@@ -100,8 +106,10 @@ class Policy(nn.Module):
         def one(states: Tensor, ids: Tensor) -> Tensor:
             return read(self.sampler.log_dist(self.logits(states)), ids)
 
-        most = CHUNK_LOGITS if torch.is_grad_enabled() else CHUNK_READ
-        size = max(1, most // self.model.config.vocab_size)
+        vocabulary = self.model.config.vocab_size
+        size = max(1, CHUNK_LOGITS // vocabulary)
+        if not torch.is_grad_enabled():
+            size = min(size, max(ROWS_READ, CHUNK_READ // vocabulary))
         if size >= len(states):
             return one(states, ids)
         chunks = [(states[at : at + size], ids[at : at + size]) for at in range(0, len(states), size)]
@@ -115,6 +123,16 @@ def entropy(log_dist: Tensor) -> Tensor:
     # p log p -> 0 as p -> 0: a banned id has p = 0 and log p = -inf, and 0 * -inf would be NaN.
     finite = log_dist.masked_fill(log_dist.isneginf(), 0.0)
     return -(log_dist.exp() * finite).sum(dim=-1)
+
+
+def read_entropy(log_dist: Tensor, ids: Tensor) -> Tensor:
+    """Entropies (m,) of distributions (m,V); ids (m,) are those taken, on which they do not depend."""
+    return entropy(log_dist)
+
+
+def read_both(log_dist: Tensor, ids: Tensor) -> Tensor:
+    """(log-prob of the id taken, entropy) of distributions (m,V) with ids (m,): (m,2) nats."""
+    return torch.stack([gather_logprobs(log_dist, ids), entropy(log_dist)], dim=1)
 
 
 def weights_hash(trunk: Trunk) -> str:
@@ -142,7 +160,7 @@ class Reference:
     @torch.no_grad()
     def forward_pass(self, rollout: Rollout) -> PolicyOutput:
         """Forward pass of the frozen model on the same tokens."""
-        return self.policy.forward_pass(rollout)
+        return self.policy.forward_pass(rollout, with_entropy=False)
 
     def unchanged(self) -> bool:
         """True if the weights are still those that were frozen."""

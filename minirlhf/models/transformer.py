@@ -135,17 +135,18 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share Hkv key and value heads; the cache is H/Hkv times smaller."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, device: str | None = None) -> None:
         super().__init__()
+        linear = partial(nn.Linear, device=device)
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_size = config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(self.heads * self.head_size, config.hidden_size, bias=config.o_bias)
+        self.q_proj = linear(config.hidden_size, self.heads * self.head_size, bias=config.qkv_bias)
+        self.k_proj = linear(config.hidden_size, self.kv_heads * self.head_size, bias=config.qkv_bias)
+        self.v_proj = linear(config.hidden_size, self.kv_heads * self.head_size, bias=config.qkv_bias)
+        self.o_proj = linear(self.heads * self.head_size, config.hidden_size, bias=config.o_bias)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(self.head_size, eps=config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(self.head_size, eps=config.rms_norm_eps)
+            self.q_norm = nn.RMSNorm(self.head_size, eps=config.rms_norm_eps, device=device)
+            self.k_norm = nn.RMSNorm(self.head_size, eps=config.rms_norm_eps, device=device)
         self.normed = config.qk_norm
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
@@ -162,11 +163,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)), token by token."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, device: str | None = None) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        linear = partial(nn.Linear, device=device)
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, project: Project) -> Tensor:
         # The gate decides, smoothly and for each feature, how much of `up` passes.
@@ -180,12 +182,12 @@ class Block(nn.Module):
     The residual stream x itself is never normalised, so that gradients reach the first layer undiminished.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, device: str | None = None) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, device=device)
+        self.self_attn = Attention(config, device)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, device=device)
+        self.mlp = MLP(config, device)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, project: Project) -> Tensor:
         # Attention is the only place where tokens of a text meet; everything else works on each token alone.
@@ -198,17 +200,18 @@ class Transformer(nn.Module):
     """Token ids -> hidden states after the final norm; `logits` applies the LM head to them.
 
     recompute: keep only the states between blocks for the backward pass, and compute a block again there; the gradient
-    is the same to the bit.
+    is the same to the bit. device: "meta" for shapes without memory, which tensors of a file then fill.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, device: str | None = None) -> None:
         super().__init__()
         self.config = config
         # (V,W), read as the LM head as well: at a small width most of the weights are here, and they are stored once.
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device=device)
+        self.layers = nn.ModuleList(Block(config, device) for _ in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, device=device)
+        head = partial(nn.Linear, config.hidden_size, config.vocab_size, bias=False, device=device)
+        self.lm_head = None if config.tied else head()
         self.in_bfloat16 = self.recompute = False
 
     @torch.no_grad()

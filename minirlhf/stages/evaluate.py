@@ -117,7 +117,7 @@ def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tenso
 
     Its mean estimates KL(pi, ref) over whole responses without bias, with less variance than sum_t log pi/ref.
     """
-    return summed_kl(policy.forward_pass(rollout), reference.forward_pass(rollout), rollout.mask)
+    return summed_kl(policy.forward_pass(rollout, with_entropy=False), reference.forward_pass(rollout), rollout.mask)
 
 
 def summed_kl(active: PolicyOutput, frozen: PolicyOutput, mask: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def measure(
     parts = []
     for rollout in sampling.rollouts(sampler, prompts, "objective"):
         scores, shaped = judge(rollout)
-        active, frozen = policy.forward_pass(rollout), reference.forward_pass(rollout)
+        active, frozen = policy.forward_pass(rollout, with_entropy=False), reference.forward_pass(rollout)
         log_ratio = torch.where(rollout.mask, active.logprobs - frozen.logprobs, 0.0).double().sum(dim=1)
         # Along the reference's responses the sum would say nothing about the policy, and it takes as long as sampling.
         kl = summed_kl(active, frozen, rollout.mask) if sampler is policy else torch.zeros_like(log_ratio)

@@ -90,7 +90,7 @@ def load_policy(directory: Path, sampler: Sampler, device: torch.device = CPU, e
     head = {"value_scale": torch.ones(())} | read_tensors(directory / VALUE_HEAD)  # older models know no scale
     trunk = read_trunk(directory, device, elsewhere)
     policy = Policy(trunk, sampler, separate_critic=any(name.startswith("critic.") for name in head))
-    restore(policy, head | named(trunk), directory / VALUE_HEAD)
+    restore(policy, head | trunk_tensors(trunk), directory / VALUE_HEAD)
     return policy
 
 
@@ -123,10 +123,10 @@ def load_scorer(directory: Path, device: torch.device = CPU) -> Scorer:
         moments = {name: torch.tensor(float(facts[name])) for name in ("mean", "std")}
     except (KeyError, TypeError, ValueError):
         raise CheckpointError("no mean and standard deviation", str(directory / SCORE), "train it again") from None
-    restore(scorer, head | moments | named(trunk), directory / WEIGHTS)
+    restore(scorer, head | moments | trunk_tensors(trunk), directory / WEIGHTS)
     return scorer
 
 
-def named(trunk: Trunk) -> dict[str, Tensor]:
+def trunk_tensors(trunk: Trunk) -> dict[str, Tensor]:
     """Tensors of a trunk by their names in a policy or a reward model."""
     return {f"model.{name}": tensor for name, tensor in trunk.state_dict().items()}

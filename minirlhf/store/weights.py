@@ -70,8 +70,7 @@ def load_trunk(
     where = directory / "config.json"
     config = config_from_hf(read_json(where), str(where))
     config = config if lm_head else replace(config, tied=True)
-    with torch.device("meta"):  # shapes without memory
-        trunk = Transformer(config)
+    trunk = Transformer(config, "meta")  # shapes without memory
     own, found, others = trunk.state_dict(), dict[str, Tensor](), dict[str, Tensor]()
     for key, tensor, file in stored_tensors(directory):
         name = key.removeprefix("model.")
@@ -80,7 +79,7 @@ def load_trunk(
         if name not in own:
             others[key] = tensor.clone()
             continue
-        check_tensor(name, tensor, own[name].shape, file)
+        check_stored(name, tensor, own[name].shape, file)
         # A copy, not a view of the file, which somebody may write to while the model is in use.
         found[name] = tensor.to(device, dtype, copy=True)
     if missing := sorted(own.keys() - found.keys()):
@@ -126,7 +125,7 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def check_tensor(name: str, tensor: Tensor, shape: torch.Size, file: Path) -> None:
+def check_stored(name: str, tensor: Tensor, shape: torch.Size, file: Path) -> None:
     """Refuse a tensor of another shape, that is no floating-point number, or not finite (CheckpointError)."""
     todo = "give a complete model of this config.json"
     if tensor.shape != shape:

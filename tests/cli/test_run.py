@@ -10,7 +10,7 @@ import pytest
 
 from minirlhf.cli.lines import tell
 from minirlhf.pipeline import pipeline as composition
-from minirlhf.pipeline import precision
+from minirlhf.rl import guards
 from minirlhf.rl.guards import OWN_METRICS
 from minirlhf.studies.summary import measures_of
 from tests.cli.calling import call, done, refused
@@ -342,20 +342,18 @@ def test_a_reference_that_was_written_to_ends_the_run_without_a_result(tiny, tmp
 # ---- precision --------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_is_probed_recorded_and_leaves_the_evaluation_in_float32(tiny, tmp_path, monkeypatch):
+def test_bfloat16_is_told_guarded_and_leaves_the_evaluation_in_float32(tiny, tmp_path, monkeypatch):
     lower = (*tiny, "--set", "ppo.precision=bfloat16")
     events = done("run", *lower, "--out", tmp_path / "a", "--json").events
     saved = json.loads((tmp_path / "a" / "evaluation.json").read_text())
-    assert 0 < saved["precision_error"] < 0.1
     (stage,) = [e for e in events if e.get("stage") == "ppo"]
-    assert any("bfloat16: log-probs within" in note for note in stage["notes"])
+    assert any("bfloat16: policy/first_log_ratio is its rounding" in note for note in stage["notes"])
     again = json.loads(done("evaluate", tmp_path / "a", "--json").out)
     del again["warnings"]
-    assert again == {k: v for k, v in saved.items() if k not in ("seconds", "made_of", "precision_error")}
+    assert again == {k: v for k, v in saved.items() if k not in ("seconds", "made_of")}
     done("run", *tiny, "--out", tmp_path / "b")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] != weights[1]
-    assert "precision_error" not in (tmp_path / "b" / "evaluation.json").read_text()
-    monkeypatch.setattr(precision, "MOST_PRECISION_ERROR", 1e-9)
+    monkeypatch.setattr(guards, "MOST_ROUNDING", -1.0)
     line = refused(2, "run", *lower, "--out", tmp_path / "c", said=("bfloat16 moves log-probs by", "ppo.precision"))
     assert "use float32" in line
