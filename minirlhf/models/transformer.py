@@ -207,7 +207,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         # (V,W), read as the LM head as well: at a small width most of the weights are here, and they are stored once.
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device=device)
+        shape = (config.vocab_size, config.hidden_size)
+        # nn.Embedding would draw its first weights, for which a device without memory imports a second of libraries.
+        bare = partial(nn.Embedding.from_pretrained, freeze=False)
+        self.embed_tokens = nn.Embedding(*shape) if device is None else bare(torch.empty(*shape, device=device))
         self.layers = nn.ModuleList(Block(config, device) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, device=device)
         head = partial(nn.Linear, config.hidden_size, config.vocab_size, bias=False, device=device)
