@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from minirlhf.builtin.trained import tokenizer_of
 from minirlhf.config.schema import CorpusConfig
 from minirlhf.errors import InputError
 from minirlhf.models.generate import PromptBatch
@@ -245,6 +246,14 @@ def test_without_a_template_a_conversation_is_its_lines(tmp_path):
 def test_keys_of_models_tell_the_template_and_are_as_before_without_one():
     assert template_key(CorpusConfig()) == {}
     assert template_key(CorpusConfig(template="chat")) == {"template": "chat"}
+
+
+def test_a_saved_reward_model_knows_whether_its_texts_went_through_the_template(tmp_path):
+    folder = smollm(tmp_path)
+    for chat in (False, True):
+        tokenizer = load_tokenizer(folder, chat=chat)
+        assert tokenizer_of(folder, tokenizer.hash).text_ids("a", "b", True) == tokenizer.text_ids("a", "b", True)
+    assert load_tokenizer(folder).text_ids("a", "b", True) != tokenizer.text_ids("a", "b", True)
 
 
 # ---- the transformers library ------------------------------------------------------------------------------
