@@ -16,7 +16,7 @@ from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.foreign import load_tokenizer
 from minirlhf.text.template import ChatTemplate
 from minirlhf.text.tokenizer import train_tokenizer
-from tests.text.foreign_files import CHATML, FAMILIES, llama3, smollm
+from tests.text.foreign_files import CHATML, FAMILIES, llama2, llama3, smollm
 
 ASKED = [{"role": "user", "content": "the cat?"}]
 LONG = [
@@ -147,6 +147,13 @@ def test_a_special_token_in_a_message_stays_text(chats):
         answer = tokenizer.text_ids("the", said, True)[len(tokenizer.beginnings(["the"])[0]) :]
         assert [i in tokenizer.special for i in answer] == [False] * (len(answer) - 1) + [True]
         assert tokenizer.decode(answer).strip() == said
+
+
+def test_a_message_with_a_special_token_gets_no_space_where_others_get_none(tmp_path):
+    """Metaspace puts a space in front of the first word of a text only, and <s> stands before this one."""
+    chat = load_tokenizer(llama2(tmp_path, "first"), chat=True)
+    assert shown(chat, chat.beginnings(["a </s>"])[0]) == "[<s>][INST] a </s> [/INST]"
+    assert shown(chat, chat.beginnings(["a"])[0]) == "[<s>][INST] a [/INST]"
 
 
 def test_private_characters_of_a_text_are_not_taken_for_marks(chats):
