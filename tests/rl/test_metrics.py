@@ -106,6 +106,12 @@ def test_rows_that_take_no_part_leave_the_means_but_stay_responses():
     assert out["val/num_eos_tokens"] == 1
 
 
+def test_a_response_that_another_token_than_eos_ends_has_ended():
+    whole = experience()
+    ended = replace(whole.rollout, terminated=torch.tensor([True, True]))
+    assert measured(replace(whole, rollout=ended))["val/num_eos_tokens"] == 2
+
+
 def test_of_a_rollout_without_any_scored_row_what_was_not_measured_is_nan():
     whole = experience()
     nobody = replace(whole, rollout=whole.rollout.keeping(torch.tensor([False, False])))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minirlhf.errors import InputError
-from minirlhf.text.chat import text_of, typed_prompt
+from minirlhf.text.chat import text_of, typed_messages, typed_prompt
 from minirlhf.text.comparisons import read_comparisons, read_demonstrations
 from minirlhf.text.corpus import read_documents, read_prompts
 from tests.manual import blocks, read
@@ -179,3 +179,9 @@ def test_a_typed_conversation_with_a_broken_message_is_refused(typed):
 @pytest.mark.parametrize("typed", ["[1, 2]", "[sic] he said", "[]", '[{"x": 1}]'])
 def test_what_only_looks_like_a_conversation_is_text(typed):
     assert typed_prompt(typed, "PROMPT") == typed
+
+
+def test_a_typed_conversation_keeps_its_messages():
+    typed = '[{"role": "system", "content": "s"}, {"content": [{"type": "text", "text": "a"}]}]'
+    assert typed_messages(typed, "PROMPT") == [{"role": "system", "content": "s"}, {"role": "", "content": "a"}]
+    assert typed_messages("[1] is a text", "PROMPT") is None

@@ -72,6 +72,10 @@ def test_ends_of_config_json_serve_where_generation_config_has_none(tmp_path):
     (folder / "config.json").write_text(json.dumps({"eos_token_id": [5, 99], "pad_token_id": 5}))
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.eos_id, tokenizer.stops, tokenizer.pad_id) == (4, (4, 5), 5)
+    (tmp_path / "saved").mkdir()
+    save_transformer(tmp_path / "saved", Transformer(TransformerConfig(**CONFIG.__dict__)), tokenizer)
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.stops, again.pad_id, again.hash) == ((4, 5), 5, tokenizer.hash)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 4}))
     assert load_tokenizer(folder).stops == (4,)
 
@@ -133,6 +137,7 @@ def test_several_stops_each_end_a_row(tmp_path):
     assert not {4, 5} & {i for ids in out.completion_id_lists for i in ids[:-1]}
     assert not {6, 7, 8} & set(out.response_ids[out.response_mask].tolist())
     assert all("<" not in text for text in out.completions)
+    assert (out.response_ids[~out.response_mask] == 6).all()
 
 
 def sampled(tokenizer, vocab: int = 5):
@@ -279,7 +284,8 @@ def faults():
         "vocab is not": changed("model.vocab", []),
         "given twice": changed("model.vocab", vocab | {"zz": 0}),
         "whole number": changed("model.vocab", vocab | {"zz": 2.5}),
-        "that vocab lacks": changed("model.merges", [["a", "b"], ["ab", "c"]]),  # the core panics on its like
+        "that vocab lacks": changed("model.merges", [["a", "好"]]),
+        "a token that vocab": changed("model.merges", [["z", "q"]]),  # the core panics on it
         "not a pair": changed("model.merges", ["a b c"]),
         "dropout": changed("model.dropout", 0.5),
         "unk_token": changed("model.unk_token", "<none>"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from minirlhf.builtin.trained import tokenizer_of
 from minirlhf.config.schema import CorpusConfig
 from minirlhf.errors import InputError
 from minirlhf.models.generate import PromptBatch
@@ -15,7 +16,7 @@ from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.foreign import load_tokenizer
 from minirlhf.text.template import ChatTemplate
 from minirlhf.text.tokenizer import train_tokenizer
-from tests.text.foreign_files import CHATML, FAMILIES, llama3, smollm
+from tests.text.foreign_files import CHATML, FAMILIES, llama2, llama3, smollm
 
 ASKED = [{"role": "user", "content": "the cat?"}]
 LONG = [
@@ -148,6 +149,13 @@ def test_a_special_token_in_a_message_stays_text(chats):
         assert tokenizer.decode(answer).strip() == said
 
 
+def test_a_message_with_a_special_token_gets_no_space_where_others_get_none(tmp_path):
+    """Metaspace puts a space in front of the first word of a text only, and <s> stands before this one."""
+    chat = load_tokenizer(llama2(tmp_path, "first"), chat=True)
+    assert shown(chat, chat.beginnings(["a </s>"])[0]) == "[<s>][INST] a </s> [/INST]"
+    assert shown(chat, chat.beginnings(["a"])[0]) == "[<s>][INST] a [/INST]"
+
+
 def test_private_characters_of_a_text_are_not_taken_for_marks(chats):
     said = "\ue000 <|im_end|> \ue001"
     assert said in chats["smollm"].decode(chats["smollm"].beginnings([said])[0])
@@ -245,6 +253,14 @@ def test_without_a_template_a_conversation_is_its_lines(tmp_path):
 def test_keys_of_models_tell_the_template_and_are_as_before_without_one():
     assert template_key(CorpusConfig()) == {}
     assert template_key(CorpusConfig(template="chat")) == {"template": "chat"}
+
+
+def test_a_saved_reward_model_knows_whether_its_texts_went_through_the_template(tmp_path):
+    folder = smollm(tmp_path)
+    for chat in (False, True):
+        tokenizer = load_tokenizer(folder, chat=chat)
+        assert tokenizer_of(folder, tokenizer.hash).text_ids("a", "b", True) == tokenizer.text_ids("a", "b", True)
+    assert load_tokenizer(folder).text_ids("a", "b", True) != tokenizer.text_ids("a", "b", True)
 
 
 # ---- the transformers library ------------------------------------------------------------------------------
