@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from minirlhf.config.schema import Config
 
 # Option -> the configuration key that it sets.
-FLAGS = {"kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.policy", "seed": "run.seed"}
+FLAGS = {
+    "model": "model.path", "kl": "kl.estimator", "advantage": "advantage.function", "loss": "loss.policy",
+    "seed": "run.seed",
+}  # fmt: skip
 
 _OPTIONS = {
     "preset": click.argument("preset", required=False, metavar="[PRESET|FILE.toml]"),
+    "model": click.option(
+        "--model", metavar="DIR|smollm2", help="Model of your own to start from, in place of pretraining."
+    ),
     "rewards": click.option(
         "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]", help="Reward, repeatable; replaces the set."
     ),

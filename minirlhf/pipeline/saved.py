@@ -51,9 +51,10 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
     # The backbone of adapters is not part of the run; where it has moved, the config may give its new place.
     elsewhere = base_directory(config) if is_adapted(directory / "model") else None
     tokenizer = read_tokenizer(directory / "model", elsewhere, chat=config.corpus.chat)
-    sampler = sampler_of(config, tokenizer)
+    start = reference_trunk(directory / "reference", device, elsewhere)
+    sampler = sampler_of(config, tokenizer, start.config.vocab_size)
     policy = load_policy(directory / "model", sampler, device, elsewhere).to(device).eval()
-    base = Policy(reference_trunk(directory / "reference", device, elsewhere), sampler).to(device)
+    base = Policy(start, sampler).to(device)
     return RunModels(policy, reference_of(config, base, tokenizer), tokenizer, device)
 
 

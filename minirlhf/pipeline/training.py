@@ -80,7 +80,7 @@ def initial_state(config: Config, base: Base, device: torch.device, *, learns_va
     An advantage function that does not read V trains none: a critic would only cost its forward passes.
     """
     ppo, separate = config.ppo, config.model.separate_critic and learns_values
-    sampler = sampler_of(config, base.tokenizer)
+    sampler = sampler_of(config, base.tokenizer, base.trunk.config.vocab_size)
     start = Policy(base.trunk, sampler)
     trunk = new_learner(config, base.trunk, config.run.seed) if config.lora.on else base.trunk
     policy = Policy(trunk, sampler, separate_critic=separate).to(device)

@@ -19,6 +19,7 @@ import torch
 
 from minirlhf.config.paths import check_place
 from minirlhf.config.schema import Config, CorpusConfig
+from minirlhf.errors import InputError
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
@@ -67,12 +68,12 @@ def problem_of(config: Config) -> Problem | None:
     return None if config.exact.problem is None else problems()[config.exact.problem]
 
 
-def sampler_of(config: Config, tokenizer: Tokenizer) -> Sampler:
+def sampler_of(config: Config, tokenizer: Tokenizer, vocab_size: int) -> Sampler:
     """Sampler of a run: the temperature, and the ids that may not be chosen."""
     problem, temperature = problem_of(config), config.sampler.temperature
     if problem is not None:
         return lab.problem_sampler(problem, tokenizer, temperature)
-    return Sampler(temperature, banned=tokenizer.banned(tokenizer.vocab_size), stops=tokenizer.stops)
+    return Sampler(temperature, banned=tokenizer.banned(vocab_size), stops=tokenizer.stops)
 
 
 def reference_of(config: Config, policy: Policy, tokenizer: Tokenizer) -> Reference:
@@ -166,7 +167,11 @@ def own_base(config: Config, device: torch.device, emit: Emit) -> Base:
         "seconds": perf_counter() - started,
     }  # fmt: skip
     emit({"event": "stage", "stage": "base", "reused": True, "directory": str(directory), **facts})
-    return Base(directory, trunk, read_tokenizer(directory, chat=config.corpus.chat), facts)
+    tokenizer = read_tokenizer(directory, chat=config.corpus.chat)
+    if tokenizer.vocab_size > trunk.config.vocab_size:
+        what = f"the tokenizer has {tokenizer.vocab_size} ids, and the model {trunk.config.vocab_size}"
+        raise InputError(what, str(directory), "give the tokenizer that belongs to this model")
+    return Base(directory, trunk, tokenizer, facts)
 
 
 def base_directory(config: Config) -> Path:

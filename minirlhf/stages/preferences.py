@@ -260,7 +260,7 @@ def build_member(
 @torch.no_grad()
 def own_responses(config: Config, base: Base, comparisons: list[Pair], device: torch.device) -> list[list[int]]:
     """Ids, prompt and response, of the base's own responses to prompts of the comparisons, as PPO will score them."""
-    sampler, new = sampler_of(config, base.tokenizer), config.sampler.max_new_tokens
+    sampler, new = sampler_of(config, base.tokenizer, base.trunk.config.vocab_size), config.sampler.max_new_tokens
     room = config.model.max_positions - new - 1
     begun = base.tokenizer.beginnings([c.prompt for c in comparisons], [c.spoken for c in comparisons])
     texts = [(c.prompt, c.spoken) for c, ids in zip(comparisons, begun, strict=True) if len(ids) <= room + 1]
