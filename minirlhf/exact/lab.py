@@ -89,7 +89,7 @@ class TableReference(Reference):
         table[-1] = table[0]  # what padding reads: some distribution
         self._table = table.to(device)
 
-    def forward_pass(self, rollout: Rollout) -> PolicyOutput:
+    def forward_pass(self, rollout: Rollout, *, with_entropy: bool = True) -> PolicyOutput:
         """Log-probabilities of the table for the tokens taken; it has no values."""
         states = self.states(rollout).to(self._table.device)
         dist, real = self._table[states], rollout.response_mask

@@ -1,0 +1,314 @@
+"""Memory of a run, calculated from its sizes: `plan_memory` loads no model and allocates nothing.
+
+Counted are the tensors that grow with the model or the batch: weights, gradients, Adam's moments, the KV cache, what
+autograd keeps for the backward pass, and the logits of a chunk. The counts are read off the code of transformer.py,
+policy.py, generate.py and packing.py, at its peak: every row at its full length. tests/models/test_memory.py holds them
+against autograd's saved tensors and the allocator.
+
+Not here: memory that the allocator or the system keeps beside (a tenth is usual), reward models, the distributions
+(rows,R,V) of a KL in the loss, and long texts where attention falls back to a matrix of all pairs of tokens.
+Letters: W width, F inner width, H heads, D head size, Q = H D, K = Hkv D, V vocabulary; N tokens of a pass.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from minirlhf.models.generate import FEW
+from minirlhf.models.policy import CHUNK_LOGITS, CHUNK_READ
+
+FLOAT: Final = 4  # bytes of a float32
+MOMENTS_OF_ADAM: Final = 2
+PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class MemorySizes:
+    """Sizes that decide the memory of a run.
+
+    The model: vocab_size to head_dim, tied (the LM head is the embedding). weight_bytes: of a weight of the backbone,
+    4, or 2 for a frozen one in bfloat16. lora_rank: 0 = all weights are trained and the reference is a copy of them;
+    above 0 = adapters of this rank at lora_targets are, beside one frozen backbone that reference and critic share.
+    trained_bytes: of a trained number; its gradient and each moment have as many. autocast: products in bfloat16 beside
+    weights in float32 (`ppo.precision`).
+
+    The work: rows of a rollout, of prompt_tokens and new_tokens each; micro_rows of them in a forward pass of the
+    learning stage; recompute: only the states between blocks are kept. full_kl: the KL estimator reads whole
+    distributions.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rows: int
+    prompt_tokens: int
+    new_tokens: int
+    micro_rows: int
+    tied: bool = True
+    weight_bytes: int = 4
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = PROJECTIONS
+    trained_bytes: int = 4
+    separate_critic: bool = False
+    autocast: bool = False
+    recompute: bool = False
+    full_kl: bool = False
+    chunk_logits: int = CHUNK_LOGITS
+    chunk_read: int = CHUNK_READ
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each projection of a block."""
+        w, f, q, k = self.hidden_size, self.intermediate_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = ((w, q), (w, k), (w, k), (q, w), (w, f), (w, f), (f, w))
+        return dict(zip(PROJECTIONS, shapes, strict=True))
+
+    @property
+    def backbone_parameters(self) -> int:
+        """Weights of a trunk with its LM head: embedding, projections, two norms a block and one at the end."""
+        matrices = sum(inputs * outputs for inputs, outputs in self.projections.values())
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        return embeddings + self.layers * (matrices + 2 * self.hidden_size) + self.hidden_size
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Weights of one adapter: A (rank, inputs) and B (outputs, rank) at each target of each block."""
+        return self.layers * self.lora_rank * sum(sum(self.projections[name]) for name in self.lora_targets)
+
+    @property
+    def trained_parameters(self) -> int:
+        """Weights that learn, those of the critic and of the value head included."""
+        trunk = self.adapter_parameters if self.lora_rank else self.backbone_parameters
+        return trunk * self.trunks + self.hidden_size + 1
+
+    @property
+    def trunks(self) -> int:
+        """Trunks of a forward pass: the policy's, and the critic's if it has its own."""
+        return 2 if self.separate_critic else 1
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row: prompt and response."""
+        return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of a run, by what they are for, and of its stages.
+
+    All the time: baseline (the process itself), weights (of the policy's backbone and the critic's), reference (0 if it
+    shares the backbone), adapters (and the value head), optimizer. While responses are sampled: cache, rollout_work
+    (prompts or logits). While they are scored: states, and either score_pass or score_logits. While the policy learns:
+    gradients, activations, and either learn_logits or backward_work (within a block).
+    """
+
+    baseline: int
+    weights: int
+    reference: int
+    adapters: int
+    optimizer: int
+    cache: int
+    rollout_work: int
+    states: int
+    score_pass: int
+    score_logits: int
+    gradients: int
+    activations: int
+    learn_logits: int
+    backward_work: int
+
+    @property
+    def always(self) -> int:
+        """Bytes that every stage has."""
+        return self.baseline + self.weights + self.reference + self.adapters + self.optimizer
+
+    @property
+    def rollout(self) -> int:
+        return self.always + self.cache + self.rollout_work
+
+    @property
+    def score(self) -> int:
+        return self.always + self.states + max(self.score_pass, self.score_logits)
+
+    @property
+    def learn(self) -> int:
+        return self.always + self.gradients + self.activations + max(self.learn_logits, self.backward_work)
+
+    @property
+    def peak(self) -> int:
+        return max(self.rollout, self.score, self.learn)
+
+
+def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
+    """Calculate the bytes of a run. baseline: of the process before it, see `process_bytes`."""
+    head, backbone = sizes.hidden_size + 1, sizes.backbone_parameters * sizes.weight_bytes
+    adapter = sizes.adapter_parameters * (sizes.trained_bytes + (2 if sizes.weight_bytes < FLOAT else 0))
+    gradients = sizes.trained_parameters * sizes.trained_bytes
+    row_width = sizes.kv_heads * sizes.head_dim * sizes.weight_bytes
+    cache = 2 * sizes.layers * sizes.rows * sizes.row_tokens * row_width
+    prompts, responses = sizes.rows * sizes.prompt_tokens, sizes.rows * sizes.new_tokens
+    return MemoryPlan(
+        baseline=baseline,
+        weights=backbone * (1 if sizes.lora_rank else sizes.trunks),
+        reference=0 if sizes.lora_rank else backbone,
+        adapters=sizes.trunks * adapter + head * sizes.trained_bytes,  # beside bfloat16: and a copy to decode with
+        optimizer=MOMENTS_OF_ADAM * gradients,
+        # Rows that have stopped are dropped once a share of FEW is left: the cache of those is copied.
+        cache=cache + int(FEW * cache),
+        rollout_work=max(pass_bytes(replace(sizes, separate_critic=False), prompts), sampling_bytes(sizes)),
+        # Of the response tokens, in the outputs of policy and reference: entropies are computed from them later.
+        states=2 * responses * sizes.hidden_size * sizes.weight_bytes,
+        score_pass=pass_bytes(sizes, prompts + responses),
+        score_logits=max(chunk_bytes(sizes, sizes.chunk_read, responses), distribution_bytes(sizes)),
+        gradients=gradients,
+        activations=activation_bytes(sizes),
+        learn_logits=chunk_bytes(sizes, sizes.chunk_logits, sizes.micro_rows * sizes.new_tokens) + head_bytes(sizes),
+        backward_work=backward_bytes(sizes),
+    )
+
+
+def process_bytes() -> int:
+    """Memory of this process as it is now (resident set): with torch imported, the baseline of a run on a CPU.
+
+    Where the system does not say (no /proc), the largest that it was so far; 0 where nothing is known.
+    """
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # macOS counts bytes, others KiB
+
+
+# ---- activations -------------------------------------------------------------------------------------------
+
+
+def activation_bytes(sizes: MemorySizes) -> int:
+    """Bytes that autograd keeps of the trunks' forward pass over a micro-batch, its result included."""
+    tokens = sizes.micro_rows * sizes.row_tokens
+    # With recomputation the states between the blocks are kept, and nothing else of them.
+    block = tokens * sizes.hidden_size * sizes.weight_bytes if sizes.recompute else block_bytes(sizes)
+    around = tokens * around_bytes(sizes)
+    # The states of the response tokens are picked out of the policy's hidden states: a copy.
+    states = sizes.micro_rows * sizes.new_tokens * sizes.hidden_size * sizes.weight_bytes
+    return sizes.trunks * (sizes.layers * block + around) + states
+
+
+def block_bytes(sizes: MemorySizes) -> int:
+    """Bytes that autograd keeps of one block."""
+    return sizes.micro_rows * sizes.row_tokens * token_bytes(sizes) + cast_bytes(sizes)
+
+
+def backward_bytes(sizes: MemorySizes) -> int:
+    """Bytes of the backward pass through a block: two gradients of the inner width; the block, if recomputed."""
+    product = 2 if sizes.autocast else sizes.weight_bytes
+    inner = 2 * product * sizes.intermediate_size * sizes.micro_rows * sizes.row_tokens
+    return inner + (block_bytes(sizes) if sizes.recompute else 0)
+
+
+def token_bytes(sizes: MemorySizes) -> int:
+    """Bytes that autograd keeps of one block for each token.
+
+    Two norms: x in float32 and 1 / rms; if their gain is trained, x / rms as well. Attention: q, k, v, its result, and
+    a log-sum for each head. MLP: gate, silu(gate), up. The inputs of the projections that learn: `input_bytes`.
+    """
+    product = 2 if sizes.autocast else sizes.weight_bytes
+    width, q, k = sizes.hidden_size, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    norms = 2 * (FLOAT * width + FLOAT) + (0 if sizes.lora_rank else 2 * FLOAT * width)
+    attention = product * (2 * q + 2 * k) + FLOAT * sizes.heads
+    return norms + attention + product * 3 * sizes.intermediate_size + input_bytes(sizes)
+
+
+def input_bytes(sizes: MemorySizes) -> int:
+    """Bytes for each token of the inputs of a block's projections that learn.
+
+    Projections share an input: q, k, v the first norm's output, gate and up the second's; o_proj's is the result of
+    attention, which is kept anyway. Under autocast each of them casts its own copy of the input.
+    """
+    targets = sizes.lora_targets if sizes.lora_rank else PROJECTIONS
+    product = 2 if sizes.autocast else sizes.weight_bytes
+    rank = len(targets) * sizes.lora_rank * product  # A x, the input of B
+    inputs = {name: sizes.projections[name][0] for name in targets}
+    if not sizes.autocast or not sizes.lora_rank:  # an adapter casts to float32, and autocast back
+        inputs.pop("o_proj", None)
+    if not sizes.autocast:
+        shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+        inputs = {shared.get(name, name): width for name, width in inputs.items()}
+    return rank + product * sum(inputs.values())
+
+
+def cast_bytes(sizes: MemorySizes) -> int:
+    """Bytes of a block's weights in bfloat16 that are kept until the backward pass.
+
+    Autocast casts all of them; an adapter casts its own to the dtype of its backbone.
+    """
+    cast = sizes.adapter_parameters // sizes.layers if sizes.autocast or sizes.weight_bytes < FLOAT else 0
+    if sizes.autocast:
+        cast += sum(inputs * outputs for inputs, outputs in sizes.projections.values())
+    return 2 * cast
+
+
+def around_bytes(sizes: MemorySizes) -> int:
+    """Bytes kept outside the blocks for each token: rotary angles, the last norm, its output, the id."""
+    stream, width = sizes.weight_bytes, sizes.hidden_size
+    norm = FLOAT * width + FLOAT + (0 if sizes.lora_rank else FLOAT * width)
+    value_input = FLOAT * width if stream < FLOAT else 0  # the value head is float32
+    return 2 * sizes.head_dim * stream + norm + stream * width + value_input + 8
+
+
+# ---- without gradients, and logits -------------------------------------------------------------------------
+
+
+def pass_bytes(sizes: MemorySizes, tokens: int) -> int:
+    """Bytes of a forward pass over this many tokens that keeps nothing: the larger of a block's two halves."""
+    width, q, k = sizes.hidden_size, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    # x before and after attention and its norm, beside silu(gate), up and their product; or beside queries that are
+    # being rotated (five times their size), keys and values.
+    stream, product = sizes.weight_bytes, 2 if sizes.autocast else sizes.weight_bytes
+    wide = 4 if sizes.lora_rank and "up_proj" in sizes.lora_targets else 3  # an adapter's share is added
+    mlp = 3 * stream * width + wide * product * sizes.intermediate_size
+    attention = 2 * stream * width + product * (5 * q + 2 * k)
+    # The critic's pass comes second, beside the hidden states of the policy's. Autocast keeps its copies of weights
+    # that learn until the pass is over.
+    beside = stream * width * (sizes.trunks - 1)
+    casts = sizes.layers * cast_bytes(sizes) if sizes.autocast and not sizes.lora_rank else 0
+    return tokens * (max(mlp, attention) + beside) + casts
+
+
+def sampling_bytes(sizes: MemorySizes) -> int:
+    """Bytes of the logits of a decoding step: as they are, scaled, relative to the largest, and their running sum."""
+    widened = FLOAT if sizes.weight_bytes < FLOAT else 0
+    return sizes.rows * sizes.vocab_size * (sizes.weight_bytes + widened + 3 * FLOAT)
+
+
+def chunk_bytes(sizes: MemorySizes, most: int, tokens: int) -> int:
+    """Bytes of a chunk of at most `most` logits: as they are, scaled, and their log-softmax.
+
+    Gradients take no more: in the backward pass there are the log-softmax, its gradient, and that of the logits.
+    """
+    chunk = min(tokens, max(1, most // sizes.vocab_size))
+    return 3 * FLOAT * chunk * sizes.vocab_size
+
+
+def head_bytes(sizes: MemorySizes) -> int:
+    """Bytes of the LM head's gradient (V,W) beside the one that is kept: of a chunk, and the sum of those before it."""
+    if sizes.lora_rank:
+        return 0
+    chunks = -(-sizes.micro_rows * sizes.new_tokens // max(1, sizes.chunk_logits // sizes.vocab_size))
+    return min(chunks, 2) * sizes.vocab_size * sizes.hidden_size * sizes.trained_bytes
+
+
+def distribution_bytes(sizes: MemorySizes) -> int:
+    """Bytes of the distributions (rows,R,V) that a KL estimator like `exact` compares, and of its arithmetic."""
+    if not sizes.full_kl:
+        return 0
+    return 7 * FLOAT * sizes.micro_rows * sizes.new_tokens * sizes.vocab_size
