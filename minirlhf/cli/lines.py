@@ -7,6 +7,7 @@ through it. Not here: which events are shown, and when (printer.py, panel.py).
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -69,3 +70,29 @@ def sft_line(e: dict[str, Any]) -> str:
         f"held-out loss {e['heldout_loss_before']:.3f} -> {e['heldout_loss']:.3f} nats/token of the completions, "
         f"{e['tokens']:,} tokens in {e['seconds']:.0f} s"
     )
+
+
+PARTS = {  # of a plan: their names for people
+    "baseline": "Python and torch", "weights": "weights", "reference": "reference", "adapters": "adapters and heads",
+    "optimizer": "optimizer", "cache": "cache of keys and values", "rollout_work": "sampling", "states": "states",
+    "score_pass": "scoring, the blocks", "score_logits": "scoring, logits", "gradients": "gradients",
+    "activations": "activations", "learn_logits": "learning, logits", "backward_work": "learning, one block",
+}  # fmt: skip
+
+
+def memory_lines(e: dict[str, Any]) -> Iterator[str]:
+    """Lines of an event `memory`: bytes by what they are for, by stage, and the peak beside what the device has."""
+    for name, title in PARTS.items():
+        if e["parts"][name]:
+            yield f"{title:<28}{gigabytes(e['parts'][name])}"
+    for stage, size in e["stages"].items():
+        yield f"while it runs {stage:<14}{gigabytes(size)}"
+    has = "" if e["available"] is None else f" of {gigabytes(e['available']).strip()} on {e['device']}"
+    yield f"peak, calculated            {gigabytes(e['peak'])}{has}"
+    if e["fits"] is False:
+        yield "This does not fit: lower ppo.micro_batch_size, or set lora.rank, model.dtype or ppo.recompute."
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as GB with three decimals, right-aligned in 12 columns."""
+    return f"{size / 1e9:9.3f} GB"

@@ -286,7 +286,12 @@ def with_options(section: dict[str, Any], own: set[str]) -> dict[str, Any]:
 
 def option_name(key: str) -> str:
     """Flag that sets a key, for messages."""
-    flags = {"model.path": "--model", "kl.estimator": "--kl", "advantage.function": "--advantage", "loss.policy": "--loss"}
+    flags = {
+        "model.path": "--model",
+        "kl.estimator": "--kl",
+        "advantage.function": "--advantage",
+        "loss.policy": "--loss",
+    }
     return flags.get(key, f"--{key.rpartition('.')[2]}")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from minirlhf.config.paths import check_place
-from minirlhf.config.schema import Config, CorpusConfig
+from minirlhf.config.schema import Config, CorpusConfig, ModelConfig
 from minirlhf.errors import InputError
 from minirlhf.events import Emit
 from minirlhf.exact import lab
@@ -271,7 +271,7 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     tokenizer = train_tokenizer(texts, config.tokenizer.vocab_size)
     data = windows(texts, tokenizer, config.pretrain.sequence_length)
     heldout = windows([d.text for d in documents.heldout], tokenizer, config.pretrain.sequence_length)
-    model = Transformer(transformer_config(config, tokenizer))
+    model = Transformer(own_sizes(config.model, tokenizer.vocab_size))
     model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
     state = PretrainState.start(model, config.pretrain)
     total = config.pretrain.steps
@@ -302,7 +302,7 @@ def fit_base(directory: Path, key: dict[str, Any], config: Config, device: torch
     started, problem = perf_counter(), problem_of(config)
     assert problem is not None, "chosen by exact.problem"
     tokenizer = lab.problem_tokenizer()
-    model = Transformer(transformer_config(config, tokenizer))
+    model = Transformer(own_sizes(config.model, tokenizer.vocab_size))
     model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
     facts = lab.fit_to_problem(model, problem, tokenizer, config.sampler.temperature, config.pretrain.seed)
     facts |= {"parameters": sum(p.numel() for p in model.parameters()), "seconds": perf_counter() - started}
@@ -312,11 +312,10 @@ def fit_base(directory: Path, key: dict[str, Any], config: Config, device: torch
     emit({"event": "stage", "stage": "base", "reused": False, "directory": str(directory), **facts})
 
 
-def transformer_config(config: Config, tokenizer: Tokenizer) -> TransformerConfig:
-    """Model section under Hugging Face's names; the vocabulary size is the tokenizer's."""
-    model = config.model
+def own_sizes(model: ModelConfig, vocab_size: int) -> TransformerConfig:
+    """Sizes of a base that is pretrained here, under Hugging Face's names."""
     return TransformerConfig(
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=vocab_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
         num_hidden_layers=model.layers,

@@ -1,0 +1,119 @@
+"""Plan of a run's memory before anything is loaded: `minirlhf run ... --dry-run`.
+
+Sizes come from the configuration, from the config.json of a model of one's own, and from the prompts, if there is a
+tokenizer already. Not here: the counts themselves (models/memory.py).
+"""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minirlhf.components.registry import Registry
+from minirlhf.config.schema import Config
+from minirlhf.events import Emit
+from minirlhf.models.families import TransformerConfig
+from minirlhf.models.memory import MemoryPlan, MemorySizes, plan_memory, process_bytes
+from minirlhf.pipeline.build import build_components, set_up
+from minirlhf.pipeline.saved import heldout_prompts
+from minirlhf.stages.base import base_directory, own_sizes
+from minirlhf.stages.evaluate import ROWS
+from minirlhf.stages.model_source import check_model, find_model
+from minirlhf.store.adapters import load_adapter
+from minirlhf.store.models import read_tokenizer
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Memory of a run: PPO's plan, the peak of the evaluation, and the memory of the device (None: not known)."""
+
+    model: TransformerConfig
+    sizes: MemorySizes
+    ppo: MemoryPlan
+    evaluation: int
+    device: str
+    available: int | None
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Largest number of bytes of each stage."""
+        ppo = self.ppo
+        return {"rollout": ppo.rollout, "score": ppo.score, "learn": ppo.learn, "evaluation": self.evaluation}
+
+    def as_event(self) -> dict[str, Any]:
+        """Numbers of the plan as JSON, bytes throughout."""
+        peak = max(self.stages.values())
+        return {
+            "event": "memory", "device": self.device, "available": self.available, "peak": peak,
+            "fits": None if self.available is None else peak <= self.available, "parts": asdict(self.ppo),
+            "stages": self.stages, "parameters": self.sizes.backbone_parameters,
+            "trained": self.sizes.trained_parameters,
+        }  # fmt: skip
+
+
+def plan_run(config: Config, registry: Registry, emit: Emit) -> RunPlan:
+    """Calculate the memory of a run. Raises what the run itself would raise for its model, prompts and components."""
+    device = set_up(config.run)
+    components = build_components(config, registry, device)
+    if config.model.path is None:
+        model = own_sizes(config.model, config.tokenizer.vocab_size)
+    else:
+        model = check_model(find_model(config, emit), config.model.max_positions)
+    sizes = memory_sizes(config, model, longest_prompt(config), learns_values=components.advantage.names("values"))
+    sizes = replace(sizes, full_kl=components.kl.names("log_dist"))
+    baseline = process_bytes() if device.type == "cpu" else 0
+    ppo = plan_memory(sizes, baseline)
+    evaluation = plan_memory(replace(sizes, rows=min(ROWS, config.evaluation.prompts)), baseline)
+    return RunPlan(model, sizes, ppo, max(evaluation.rollout, evaluation.score), str(device), memory_of(device))
+
+
+def memory_sizes(config: Config, model: TransformerConfig, prompt: int, *, learns_values: bool) -> MemorySizes:
+    """Sizes of PPO with this configuration on a model of these sizes; prompt: tokens of the longest one."""
+    ppo, lora, rank, targets = config.ppo, config.lora, config.lora.rank, config.lora.targets
+    if lora.path is not None:
+        adapter = load_adapter(Path(lora.path), model)[0]
+        rank, targets = adapter.rank, adapter.targets
+    return MemorySizes(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        layers=model.num_hidden_layers,
+        heads=model.num_attention_heads,
+        kv_heads=model.num_key_value_heads,
+        head_dim=model.head_size,
+        rows=ppo.prompts_per_iteration * ppo.responses_per_prompt,
+        prompt_tokens=prompt,
+        new_tokens=config.sampler.max_new_tokens,
+        micro_rows=ppo.micro_batch_size or ppo.minibatch_size,
+        tied=model.tied,
+        weight_bytes=2 if config.model.dtype == "bfloat16" else 4,
+        lora_rank=rank,
+        lora_targets=targets,
+        separate_critic=config.model.separate_critic and learns_values,
+        autocast=ppo.precision == "bfloat16" and not lora.on,
+        recompute=ppo.recompute,
+    )
+
+
+def longest_prompt(config: Config) -> int:
+    """Tokens of the longest prompt of a run, or as many as fit where there is no tokenizer to count them yet."""
+    fit = config.model.max_positions - config.sampler.max_new_tokens
+    directory = base_directory(config)
+    if config.exact.problem or not directory.is_dir():
+        return fit
+    tokenizer = read_tokenizer(directory, chat=config.corpus.chat)
+    prompts = heldout_prompts(config, tokenizer)
+    both = [*prompts.train, *prompts.heldout]
+    ids = tokenizer.prompt_ids([prompt.text for prompt in both], [prompt.spoken for prompt in both])
+    return max(map(len, ids), default=fit)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of a device's memory: free ones of a CUDA device, all of the machine's for the CPU; None: not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
