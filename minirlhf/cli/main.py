@@ -32,6 +32,8 @@ COMMANDS = {
     "explain": ("minirlhf.cli.explain", "What happened in a run, in about 25 plain sentences."),
     "inspect": ("minirlhf.cli.inspect", "The tokens of one response, on the terminal."),
     "sample": ("minirlhf.cli.sample", "Let the stages of a run continue a prompt, side by side."),
+    "export": ("minirlhf.cli.export", "The policy of a run for transformers or PEFT."),
+    "model": ("minirlhf.cli.model", "A model of your own: supported or why not, and the memory that it needs."),
     "compare": ("minirlhf.cli.compare", "Presets or values side by side over several seeds."),
     "overoptimise": ("minirlhf.cli.overoptimise", "Where a reward model's score and the true score part."),
     "audit": ("minirlhf.cli.audit", "Bias, variance and gradient of an estimator against exact enumeration."),

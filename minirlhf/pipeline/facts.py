@@ -23,6 +23,7 @@ from minirlhf.config.schema import Config, RewardConfig, RunConfig
 from minirlhf.errors import UserError
 from minirlhf.pipeline.build import TRAINED_REWARD_NAMES
 from minirlhf.stages.data import Prompts
+from minirlhf.store.adapters import ADAPTER_CONFIG, model_hash
 from minirlhf.store.files import MANIFEST, sha256
 from minirlhf.text.files import corpus_files, is_packaged
 from minirlhf.text.tokenizer import Tokenizer
@@ -66,8 +67,8 @@ def data_facts(
 
 
 def corpus_sources(config: Config) -> list[str]:
-    """Paths that [corpus] names; packaged corpora are covered by the version."""
-    given = [getattr(config.corpus, key) for key in PATHS]
+    """Paths that [corpus], [model] and [lora] name; packaged corpora are covered by the version."""
+    given = [*(getattr(config.corpus, key) for key in PATHS), config.model.path, config.lora.path]
     return [] if config.exact.problem else [path for path in given if path is not None and not is_packaged(path)]
 
 
@@ -77,9 +78,11 @@ def has_path(reward: RewardConfig) -> bool:
 
 
 def source_hash(path: str) -> str | None:
-    """SHA-256 of what lies at a path: a saved model (its manifest), a file, or a folder of texts; None if nothing."""
+    """SHA-256 of what lies at a path: a model, a manifest, a file, or a folder of texts; None if nothing."""
     if (Path(path) / MANIFEST).is_file():
         return sha256(Path(path) / MANIFEST)
+    if (Path(path) / "config.json").is_file() or (Path(path) / ADAPTER_CONFIG).is_file():
+        return model_hash(Path(path))
     if Path(path).is_file():
         return sha256(Path(path))
     try:

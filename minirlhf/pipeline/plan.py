@@ -23,6 +23,7 @@ from minirlhf.stages.evaluate import ROWS
 from minirlhf.stages.model_source import check_model, find_model
 from minirlhf.store.adapters import load_adapter
 from minirlhf.store.models import read_tokenizer
+from minirlhf.text.foreign import ForeignTokenizer
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,41 @@ def memory_of(device: torch.device) -> int | None:
     if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def describe_model(directory: Path) -> dict[str, Any]:
+    """Facts of a model directory for `minirlhf model show`; InputError that says why it cannot be used.
+
+    memory: bytes by stage of PPO on 16 responses of 64 + 64 tokens in minibatches of 4, for four ways to train.
+    """
+    model, tokenizer = check_model(directory, 8), read_tokenizer(directory)
+    work = MemorySizes(
+        model.vocab_size, model.hidden_size, model.intermediate_size, model.num_hidden_layers,
+        model.num_attention_heads, model.num_key_value_heads, model.head_size, rows=16, prompt_tokens=64, new_tokens=64,
+        micro_rows=4, tied=model.tied,
+    )  # fmt: skip
+    ways = {
+        "adapters, bfloat16, recomputed": replace(work, lora_rank=8, weight_bytes=2, recompute=True),
+        "adapters, bfloat16": replace(work, lora_rank=8, weight_bytes=2),
+        "adapters, float32": replace(work, lora_rank=8),
+        "all weights, float32": work,
+    }
+    plans = {way: plan_memory(sizes) for way, sizes in ways.items()}
+    named = tokenizer.special
+    return {
+        "model": str(directory),
+        "supported": f"yes: {model.family}",
+        "parameters": work.backbone_parameters,
+        "layers": model.num_hidden_layers,
+        "width": model.hidden_size,
+        "vocabulary": f"{model.vocab_size} in the model, {tokenizer.vocab_size} in the tokenizer",
+        "positions": model.max_position_embeddings,
+        "texts begin": ", ".join(f"{named.get(i, i)} ({i})" for i in tokenizer.start) or "without a token of their own",
+        "texts end": ", ".join(f"{named.get(i, i)} ({i})" for i in tokenizer.stops),
+        "filler": f"{named.get(tokenizer.pad_id, tokenizer.pad_id)} ({tokenizer.pad_id})",
+        "never sampled": f"{len(tokenizer.banned(model.vocab_size))} ids",
+        "template": "chat" if isinstance(tokenizer, ForeignTokenizer) and tokenizer.template is not None else "none",
+        "memory": {
+            way: {"rollout": plan.rollout, "score": plan.score, "learn": plan.learn} for way, plan in plans.items()
+        },
+    }

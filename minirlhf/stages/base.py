@@ -19,7 +19,7 @@ import torch
 
 from minirlhf.config.paths import check_place
 from minirlhf.config.schema import Config, CorpusConfig, ModelConfig
-from minirlhf.errors import InputError
+from minirlhf.errors import CheckpointError, InputError
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
@@ -160,7 +160,10 @@ def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
 def own_base(config: Config, device: torch.device, emit: Emit) -> Base:
     """The user's own model as a base, with the adapter of `lora.path` if there is one."""
     started, directory = perf_counter(), find_model(config, emit)
-    trunk = start_trunk(directory, config, device)
+    try:
+        trunk = start_trunk(directory, config, device)
+    except CheckpointError as fault:  # nothing of a run is damaged: the user's files are
+        raise InputError(str(fault)) from None
     facts = {
         "model": config.model.path, "family": trunk.config.family, "dtype": config.model.dtype,
         "sha256": model_hash(directory), "parameters": sum(p.numel() for p in backbone_of(trunk).parameters()),

@@ -144,6 +144,8 @@ def load_adapter(directory: Path, config: TransformerConfig) -> tuple[Adapter, d
             raise InputError(what, str(where), "only plain LoRA, W x + alpha/r B A x, is computed here")
     try:
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+        if rank < 1:
+            raise ValueError(f"rank {rank}")
     except (KeyError, TypeError, ValueError) as fault:
         raise InputError(f"no rank and alpha ({fault})", str(where), "give an adapter of PEFT or minirlhf") from None
     shares, heads = dict[str, Tensor](), dict[str, Tensor]()
