@@ -61,6 +61,7 @@ class MemorySizes:
     full_kl: bool = False
     chunk_logits: int = CHUNK_LOGITS
     chunk_read: int = CHUNK_READ
+    read_rows: int = 1  # states at least in a chunk that is read without gradients
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
@@ -152,6 +153,7 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
     gradients = sizes.trained_parameters * sizes.trained_bytes
     row_width = sizes.kv_heads * sizes.head_dim * sizes.weight_bytes
     cache = 2 * sizes.layers * sizes.rows * sizes.row_tokens * row_width
+    hidden = sizes.trunks * sizes.rows * sizes.row_tokens * sizes.hidden_size * sizes.weight_bytes  # of one output
     prompts, responses = sizes.rows * sizes.prompt_tokens, sizes.rows * sizes.new_tokens
     return MemoryPlan(
         baseline=baseline,
@@ -165,10 +167,10 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
         # Of the response tokens, in the outputs of policy and reference: entropies are computed from them later.
         states=2 * responses * sizes.hidden_size * sizes.weight_bytes,
         score_pass=pass_bytes(sizes, prompts + responses),
-        score_logits=max(chunk_bytes(sizes, sizes.chunk_read, responses), distribution_bytes(sizes)),
+        score_logits=max(read_bytes(sizes, responses) + hidden, distribution_bytes(sizes)),
         gradients=gradients,
         activations=activation_bytes(sizes),
-        learn_logits=chunk_bytes(sizes, sizes.chunk_logits, sizes.micro_rows * sizes.new_tokens) + head_bytes(sizes),
+        learn_logits=learn_bytes(sizes, sizes.micro_rows * sizes.new_tokens) + head_bytes(sizes),
         backward_work=backward_bytes(sizes),
     )
 
@@ -290,13 +292,20 @@ def sampling_bytes(sizes: MemorySizes) -> int:
     return sizes.rows * sizes.vocab_size * (sizes.weight_bytes + widened + 3 * FLOAT)
 
 
-def chunk_bytes(sizes: MemorySizes, most: int, tokens: int) -> int:
-    """Bytes of a chunk of at most `most` logits: as they are, scaled, and their log-softmax.
+def learn_bytes(sizes: MemorySizes, responses: int) -> int:
+    """Bytes of a chunk of logits with gradients, of so many response tokens: as they are, scaled, their log-softmax.
 
-    Gradients take no more: in the backward pass there are the log-softmax, its gradient, and that of the logits.
+    The backward pass takes no more: there are the log-softmax, its gradient, and that of the logits.
     """
-    chunk = min(tokens, max(1, most // sizes.vocab_size))
+    chunk = min(responses, max(1, sizes.chunk_logits // sizes.vocab_size))
     return 3 * FLOAT * chunk * sizes.vocab_size
+
+
+def read_bytes(sizes: MemorySizes, responses: int) -> int:
+    """Bytes of a chunk of logits without gradients: the log-softmax, its exp, itself without -inf, and p log p."""
+    most = max(1, sizes.chunk_logits // sizes.vocab_size)
+    chunk = min(responses, most, max(1, sizes.read_rows, sizes.chunk_read // sizes.vocab_size))
+    return 4 * FLOAT * chunk * sizes.vocab_size
 
 
 def head_bytes(sizes: MemorySizes) -> int:

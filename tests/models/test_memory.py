@@ -17,16 +17,16 @@ from minirlhf.models.memory import (
     PROJECTIONS,
     MemorySizes,
     activation_bytes,
-    chunk_bytes,
     distribution_bytes,
+    learn_bytes,
     plan_memory,
     process_bytes,
+    read_bytes,
 )
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
-from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer
-from tests.helpers import CONFIG, Letters, seeded
+from tests.helpers import CONFIG, Letters, seeded, small_policy
 
 # Heads of size 2: Q = 4, K = 2. Matrices of a block: 16 + 8 + 8 + 16 + 3 * 24 = 120; weights: 40 + 2 (120 + 8) + 4.
 HAND = MemorySizes(
@@ -52,7 +52,7 @@ def test_all_weights_learn_by_hand():
         "rollout_work": 768,  # 6 tokens x (2 x 4 W + 4 (5 Q + 2 K)); the logits are 3 x 10 x 16 = 480
         "states": 2 * 9 * 16,
         "score_pass": 15 * 128,
-        "score_logits": 3 * 4 * 9 * 10,
+        "score_logits": 4 * 4 * 9 * 10 + 15 * 16,  # and the hidden states of 15 tokens
         "gradients": 4 * 305,
         # 10 tokens; norms 72, attention 4 (8 + 4) + 4 x 2 = 56, MLP 72, inputs 4 (4 + 4 + 6) = 56: 256 a block.
         # Around: angles 16, norm 36, hidden 16, id 8. States of 6 response tokens: 96.
@@ -107,7 +107,9 @@ def test_logits_of_a_real_vocabulary_come_in_chunks():
     """2^24 / 49,152 = 341 tokens with gradients and 21 without; two gradients of the LM head (V,W) beside the kept."""
     plan = plan_memory(replace(HAND, vocab_size=49152, micro_rows=8, rows=64, new_tokens=64))
     assert plan.learn_logits == 3 * 4 * 341 * 49152 + 2 * 49152 * 4 * 4
-    assert plan.score_logits == 3 * 4 * 21 * 49152
+    assert plan.score_logits == 4 * 4 * 21 * 49152 + 64 * 66 * 16
+    few = replace(HAND, vocab_size=49152, rows=64, new_tokens=64, read_rows=128)
+    assert plan_memory(few).score_logits == 4 * 4 * 128 * 49152 + 64 * 66 * 16
     full = plan_memory(replace(HAND, vocab_size=49152, micro_rows=8, new_tokens=64, full_kl=True))
     assert full.score_logits == 7 * 4 * 8 * 64 * 49152
 
@@ -164,6 +166,7 @@ KINDS = {
 SIZES = MemorySizes(
     vocab_size=1000, hidden_size=64, intermediate_size=176, layers=6, heads=4, kv_heads=2, head_dim=16,
     rows=8, prompt_tokens=24, new_tokens=40, micro_rows=8, chunk_logits=1 << 16, chunk_read=1 << 14,
+    read_rows=getattr(policy_module, "ROWS_READ", 1),
 )  # fmt: skip
 
 
@@ -193,7 +196,8 @@ def policy_of(kind):
         lora = pytest.importorskip("minirlhf.models.lora")
         adapter = lora.Adapter(config, RANK, 4.0, kind.targets).initialise(seeded())
         trunk = lora.Adapted(trunk.requires_grad_(False).to(kind.dtype), adapter)
-    return Policy(trunk, Sampler(1.0, (0, 1), -1), separate_critic=kind.critic)
+    sampler = replace(small_policy().sampler, banned=(0, 1, 2))  # the stop is never sampled: no row ends early
+    return Policy(trunk, sampler, separate_critic=kind.critic)
 
 
 def full_rollout():
@@ -212,6 +216,12 @@ def full_rollout():
 def learn(policy, rollout):
     out = policy.forward_pass(rollout)
     (out.logprobs.sum() + out.values.sum()).backward()
+
+
+def score(policy, rollout):
+    active, reference = policy.forward_pass(rollout), policy.forward_pass(rollout)
+    active.entropy()
+    return active, reference
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if not KINDS[name].recompute])
@@ -259,16 +269,16 @@ def test_the_allocator_hands_out_what_is_calculated(name, monkeypatch):
     assert allocated(lambda: learn(policy, rollout)) == pytest.approx(expected, rel=0.1)
 
     with torch.no_grad():
-        outputs = []
-        found = allocated(lambda: outputs.extend(policy.forward_pass(rollout) for _ in range(2)))
+        outputs = list(score(policy, rollout))  # adapters beside bfloat16 have their copies now
+        outputs.clear()
+        found = allocated(lambda: outputs.extend(score(policy, rollout)))
     assert found == pytest.approx(plan.states + max(plan.score_pass, plan.score_logits), rel=0.1)
 
     prompts = PromptBatch(rollout.prompt_ids, rollout.prompt_mask, rollout.group, rollout.prompts, {})
     tokenizer, length = Letters(), SIZES.new_tokens
     tokenizer.decode = lambda ids: ""
     found = allocated(lambda: generate(policy, prompts, tokenizer, max_new_tokens=length, generator=seeded()))
-    # No row stops early (the sampler has no stop), so that no part of the cache is copied.
-    assert found == pytest.approx(plan.cache / 1.8 + plan.rollout_work, rel=0.1)
+    assert found == pytest.approx(plan.cache / 1.8 + plan.rollout_work, rel=0.1)  # no row stops: no copy
 
 
 def test_whole_distributions_take_what_is_calculated():
@@ -280,6 +290,9 @@ def test_whole_distributions_take_what_is_calculated():
     assert found == pytest.approx(distribution_bytes(replace(SIZES, full_kl=True)), rel=0.1)
 
 
-def test_the_last_chunk_of_logits_is_no_larger_than_there_are_tokens():
-    assert chunk_bytes(SIZES, 1 << 24, 7) == 3 * 4 * 7 * 1000
-    assert chunk_bytes(SIZES, 10, 7) == 3 * 4 * 1 * 1000  # a token at least
+def test_a_chunk_is_no_larger_than_there_are_tokens_and_never_empty():
+    assert learn_bytes(SIZES, 7) == 3 * 4 * 7 * 1000
+    assert read_bytes(SIZES, 7) == 4 * 4 * 7 * 1000
+    small = replace(SIZES, chunk_logits=10, chunk_read=10, read_rows=0)
+    assert (learn_bytes(small, 7), read_bytes(small, 7)) == (12 * 1000, 16 * 1000)
+    assert read_bytes(replace(small, read_rows=3), 7) == 16 * 1000  # no more than with gradients
