@@ -65,6 +65,9 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the frozen weights behind adapters (lora); weights that learn are float32"
     )
+    quantise: Literal["int8", "nf4"] | None = Field(
+        None, description="pack the frozen projections in 8 or 4 bits (lora, bitsandbytes); left out: model.dtype"
+    )
     layers: int = Field(2, ge=1, le=256, description="decoder blocks")
     hidden_size: int = Field(128, ge=2, le=65536, description="width")
     heads: int = Field(4, ge=1, description="query heads; divides hidden_size into an even head size")

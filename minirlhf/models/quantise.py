@@ -1,9 +1,9 @@
 """Frozen weights in 8 or 4 bits: the projections of a backbone's blocks, packed and unpacked by bitsandbytes.
 
-int8: one scale for each row of a weight (Dettmers et al., 2208.07339). nf4: 4-bit numbers at the quantiles of a normal
-distribution, one scale for every 64 (QLoRA, 2305.14314). Activations, embeddings, norms, biases and the LM head keep
-their dtype. `quantise` swaps the projections; `_pack` and `_unpack` are all that knows the library, so that another can
-take its place.
+int8: whole numbers to 127 (after Dettmers et al., 2208.07339). nf4: 4-bit numbers at the quantiles of a normal
+distribution (QLoRA, 2305.14314). Every 64 weights share a scale in float32, so that a weight takes 8.5 or 4.5 bits.
+Activations, embeddings, norms, biases and the LM head keep their dtype. `_pack` and `_unpack` are all that knows the
+library, so that another can take its place.
 
 Not here: bitsandbytes' own modules. Linear8bitLt also rounds activations, to a grid that the last bit of an input
 decides, and Linear4bit computes in bfloat16 while no gradient is wanted, on CPUs that have it. Sampling and scoring
@@ -12,6 +12,7 @@ then disagree by more than the loop accepts from two passes of one policy (rl/gu
 
 import importlib.util
 import logging
+import math
 from typing import Any, Final, Literal
 
 import torch
@@ -24,7 +25,7 @@ from minirlhf.models.transformer import Transformer
 Method = Literal["int8", "nf4"]
 METHODS: Final = ("int8", "nf4")
 LIBRARY: Final = "bitsandbytes"
-BLOCK: Final = 64  # weights that share a scale in nf4
+BLOCK: Final = 64  # weights, one after another in a row, that share a scale
 
 
 def check_quantiser(method: str | None) -> None:
@@ -34,7 +35,7 @@ def check_quantiser(method: str | None) -> None:
         raise UsageError(what, todo="pip install 'minirlhf[quantise]', or leave it out")
 
 
-def quantise(model: Transformer, method: Method, device: torch.device) -> Transformer:
+def quantise_projections(model: Transformer, method: Method, device: torch.device) -> Transformer:
     """Pack the projections of all blocks in place and move the model to a device; returns the model, frozen.
 
     One projection after another, and its plain weight is dropped at once: the device never holds the plain model.
@@ -87,7 +88,7 @@ class QuantisedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T with a packed W, unpacked again in the backward pass: autograd would keep the plain weights of all layers."""
+    """x W^T with a packed W, unpacked again in the backward pass: autograd would keep all layers' plain weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear: QuantisedLinear) -> Tensor:
@@ -95,7 +96,7 @@ class _Product(torch.autograd.Function):
         return nn.functional.linear(x, linear.weight(x.dtype))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch gives it no types
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.linear.weight(grad.dtype), None
 
@@ -104,7 +105,9 @@ def _pack(weight: Tensor, method: Method) -> tuple[Tensor, Tensor]:
     """Numbers and scales of a weight (outputs, inputs)."""
     functional = _library()
     if method == "int8":
-        packed, scale, _ = functional.int8_vectorwise_quant(weight.half())  # the only dtype that it takes on a GPU
+        # The function gives each row a scale: a row of a block. float16 is the only dtype that it takes on a GPU.
+        rows = weight.half().reshape(-1, math.gcd(weight.numel(), BLOCK))
+        packed, scale, _ = functional.int8_vectorwise_quant(rows)
         return packed, scale
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
     return packed, state.absmax
@@ -112,12 +115,11 @@ def _pack(weight: Tensor, method: Method) -> tuple[Tensor, Tensor]:
 
 def _unpack(packed: Tensor, scale: Tensor, method: Method, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Weight (outputs, inputs) of numbers and scales, in a dtype."""
-    functional = _library()
     if method == "int8":
-        weight: Tensor = functional.int8_vectorwise_dequant(packed, scale)
-        return weight.to(dtype)
+        return (packed * (scale / 127).unsqueeze(1)).view(shape).to(dtype)
+    functional = _library()
     state = functional.QuantState(scale, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
-    weight = functional.dequantize_4bit(packed, state)
+    weight: Tensor = functional.dequantize_4bit(packed, state)
     return weight
 
 
