@@ -47,12 +47,7 @@ from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT = 3  # raise when the same settings would give other weights
-NO_SIZES = {
-    "separate_critic",
-    "path",
-    "dtype",
-    "quantise",
-}  # keys of [model] that do not decide the weights of a pretrained base
+NO_SIZES = {"separate_critic", "path", "dtype", "quantise"}  # keys of [model] that decide no pretrained weights
 
 
 @dataclass(frozen=True)

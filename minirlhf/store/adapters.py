@@ -197,7 +197,9 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
     try:
         packing = saved.get("quantise")  # older pointers know none
         source = Source(str(saved["path"]), str(saved["sha256"]), str(saved["dtype"]), packing)
-        DTYPES[source.dtype], {None: None, **METHODS}[packing]
+        DTYPES[source.dtype]
+        if packing not in (None, *METHODS):
+            raise KeyError(f"quantise = {packing!r}")
     except KeyError as fault:
         raise CheckpointError(f"no pointer to a base ({fault})", str(directory / POINTER), "save it again") from None
     place = next((p for p in (Path(source.path), elsewhere) if p is not None and p.is_dir()), None)
