@@ -1,8 +1,8 @@
 """A workload on minirlhf: the loop of ppo.py itself, timed from yield to yield.
 
-`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS [DEVICE]` has the protocol of peer.py: it prints "ready", then
-runs one iteration for every line of stdin and answers with one line of JSON. WHAT is minirlhf, or rollout for the
-rollout alone. Not here: the peers (peer.py), taking turns (turns.py).
+`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS [DEVICE]` has the protocol of peer.py: it prints
+"ready", then runs one iteration for every line of stdin and answers with one line of JSON. WHAT is minirlhf, or rollout
+for the rollout alone. Not here: the peers (peer.py), taking turns (turns.py).
 """
 
 import json
@@ -76,8 +76,8 @@ def bench_prompts(work: Workload, step: int, device: str = "cpu") -> PromptBatch
     ids = torch.randint(3, work.vocab, (work.responses, work.prompt_max), generator=random)
     mask = torch.arange(work.prompt_max).flip(0) < lengths.unsqueeze(1)
     texts = tuple("" for _ in range(work.responses))
-    tensors = (torch.where(mask, ids, PAD), mask, torch.arange(work.responses))
-    return PromptBatch(*(tensor.to(device) for tensor in tensors), texts, {})
+    group = torch.arange(work.responses, device=device)
+    return PromptBatch(torch.where(mask, ids, PAD).to(device), mask.to(device), group, texts, {})
 
 
 def even(rollout: Rollout, step: int) -> Scores:
