@@ -123,9 +123,8 @@ def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tenso
 def summed_kl(active: PolicyOutput, frozen: PolicyOutput, mask: Tensor) -> Tensor:
     """Sum over the tokens of a response of KL(active, frozen), exact over the vocabulary: mask (B,R) -> (B,) nats."""
     rows = [slice(row, row + 1) for row in range(len(mask))]  # one at a time: logits of all would be large
-    return (
-        torch.stack([masked_sum(exact(active.log_dist(r), frozen.log_dist(r)), mask[r]) for r in rows]).cpu().double()
-    )
+    kl = [masked_sum(exact(active.log_dist(r), frozen.log_dist(r)), mask[r]) for r in rows]
+    return torch.stack(kl).cpu().double()
 
 
 def score_or_nan(scored: Scores) -> Tensor:
