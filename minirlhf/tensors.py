@@ -62,11 +62,16 @@ class Moments:
         return self.count > 1 and self.std() > ROUNDING * math.sqrt(self.squares / self.count)
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in float64; in float32 on MPS, which has no float64."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 def moments(x: Tensor, mask: Tensor) -> Moments:
     """Moments of x (...,) over the True positions of mask (...,)."""
-    kept = torch.where(mask, x.detach(), torch.zeros_like(x)).double()
+    kept = widened(torch.where(mask, x.detach(), torch.zeros_like(x)))
     # One tolist for all three: each one waits until the device has computed everything before it.
-    total, squares, count = torch.stack([kept.sum(), (kept * kept).sum(), mask.sum().double()]).tolist()
+    total, squares, count = torch.stack([kept.sum(), (kept * kept).sum(), mask.sum().to(kept.dtype)]).tolist()
     return Moments(total, squares, int(count))
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minirlhf import hookimpl
-from minirlhf.tensors import ROUNDING
+from minirlhf.tensors import ROUNDING, widened
 
 
 def _discounted(x: Tensor, mask: Tensor, discount: float, after: Tensor | None = None) -> Tensor:
@@ -68,7 +68,7 @@ def reward_to_go_baseline(rewards: Tensor, mask: Tensor, bootstrap_values: Tenso
     t counts the tokens of the mask. The row itself is left out of the mean (0 if no other row is as long): it would
     take part of each reward away, another part at each t, as fewer rows are left.
     """
-    togo = _discounted(rewards, mask, gamma, bootstrap_values).double()  # float32 would round the sums of a large batch
+    togo = widened(_discounted(rewards, mask, gamma, bootstrap_values))  # float32 would round the sums of a large batch
     at = (mask.cumsum(dim=1) - 1).clamp(min=0)  # which of its row's tokens
     sums = togo.new_zeros(mask.shape[1]).scatter_add(0, at.flatten(), togo.flatten())  # masked ones add 0
     counts = togo.new_zeros(mask.shape[1]).scatter_add(0, at.flatten(), mask.flatten().to(togo.dtype))
@@ -143,7 +143,7 @@ def _centred(rewards: Tensor, mask: Tensor, group: Tensor) -> tuple[Tensor, Tens
     if bool((sizes == 1).any()):
         raise ValueError("a group has only one response; set ppo.responses_per_prompt to 2 or more")
     takes_part = mask.any(dim=1)
-    exact = torch.where(mask, rewards, torch.zeros_like(rewards)).double()
+    exact = widened(torch.where(mask, rewards, torch.zeros_like(rewards)))
     returns, size = exact.sum(dim=1), exact.abs().sum(dim=1)
 
     def over_group(x: Tensor, how: str, missing: float) -> Tensor:

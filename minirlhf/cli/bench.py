@@ -26,6 +26,7 @@ from minirlhf.store.jsonl import json_line
 )
 @click.option("--turns", type=click.IntRange(1, 1000), default=7, show_default=True, metavar="N", help="Of each.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, metavar="N", help="CPU threads.")
+@click.option("--device", default="cpu", show_default=True, metavar="D", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a measurement and a comparison.")
 def command(
     workloads: tuple[str, ...],
@@ -33,22 +34,29 @@ def command(
     environments: Path,
     turns: int,
     threads: int,
+    device: str,
     as_json: bool,
 ) -> None:
     """Seconds of an iteration of PPO and of its stages, with random weights; W1 is toy, W2 small, W3 ragged.
 
     With --against every turn of ours is followed by one of each peer, so that ratios hold when the machine drifts.
+    Peers run on the CPU only.
     """
     from minirlhf.errors import UsageError
+    from minirlhf.pipeline.build import resolve_device
     from minirlhf.studies.bench.turns import AGAINST, bench
     from minirlhf.studies.bench.workloads import WORKLOADS
 
     for name in workloads:
         if name not in WORKLOADS:
             raise UsageError(f"there is no workload {name!r}", todo=f"choose from {', '.join(WORKLOADS)}")
+    where = str(resolve_device(device))
+    if against and where != "cpu":
+        raise UsageError("the peers run on the CPU only", "--against, --device", "leave one of them out")
     peers = [peer for group in dict.fromkeys(against) for peer in AGAINST[group]]
+    emit = print_json if as_json else print_timing
     for name in workloads or ("W1",):
-        bench(WORKLOADS[name], peers, environments, turns, threads, print_json if as_json else print_timing)
+        bench(WORKLOADS[name], peers, environments, turns, threads, emit, where)
 
 
 def print_json(event: dict[str, Any]) -> None:

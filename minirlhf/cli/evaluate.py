@@ -16,7 +16,7 @@ from minirlhf.cli.options import plugin_option, resolve_config
 @click.option("--prompts", metavar="FILE", help="Prompts of your own instead of the held-out ones.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Such as evaluation.prompts=64, run.seed=7")
 @plugin_option
-@click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--json", "as_json", is_flag=True, help="The content of evaluation.json on one line.")
 def command(
     run: Path,

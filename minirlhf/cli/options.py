@@ -41,7 +41,7 @@ _OPTIONS = {
         "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Plugin to load, repeatable."
     ),
     "seed": click.option("--seed", type=int, metavar="N", help="Seed of the run."),
-    "device": click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
+    "device": click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps."),
 }
 
 

@@ -45,7 +45,7 @@ ScoresByLabel = Mapping[str, Sequence[float | None]]  # label of a reward -> its
 @click.option("--min-p", type=FiniteRange(0, 1), default=0.0, help="Only tokens over P times the most likely.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest completion; left out: the run's own.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", metavar="D", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a completion.")
 def command(
     run: Path,

@@ -112,6 +112,8 @@ def model_faults(c: Config) -> Iterator[tuple[str, str]]:
     if c.model.dtype != "float32" and not c.lora.on:
         reason = "weights that learn are float32: set lora.rank, or choose ppo.precision = bfloat16"
         yield f"model.dtype = {shown(c.model.dtype)}", reason
+    if c.model.quantise and not c.lora.on:
+        yield f"model.quantise = {shown(c.model.quantise)}", "packed weights cannot learn: set lora.rank"
     if c.lora.on and c.ppo.precision != c.model.dtype:
         reason = f"the frozen weights behind adapters are used as they are, in model.dtype = {c.model.dtype!r}"
         yield f"ppo.precision = {shown(c.ppo.precision)}", f"{reason}: leave it out"

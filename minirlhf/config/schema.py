@@ -33,7 +33,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     preset: str = Field("reviews", pattern=LABEL.pattern.join("^$"), description="name in the run directory's name")
     seed: int = Field(0, ge=0, description="decides prompts' order, sampling, minibatches and evaluation")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(2, ge=1, le=1024, description="CPU threads; sums depend on it, so it is part of the config")
     bases: str = Field("runs/bases", min_length=1, description="where pretrained bases are kept and found again")
     observers: tuple[str, ...] = Field((), description="observers that watch the run")
@@ -64,6 +64,9 @@ class ModelConfig(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the frozen weights behind adapters (lora); weights that learn are float32"
+    )
+    quantise: Literal["int8", "nf4"] | None = Field(
+        None, description="pack the frozen projections in 8 or 4 bits (lora, bitsandbytes); left out: model.dtype"
     )
     layers: int = Field(2, ge=1, le=256, description="decoder blocks")
     hidden_size: int = Field(128, ge=2, le=65536, description="width")

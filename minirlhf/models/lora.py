@@ -15,8 +15,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from minirlhf.errors import UsageError
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
+from minirlhf.models.quantise import is_quantised
 from minirlhf.models.transformer import KVCache, Transformer
 
 PARTS: Final = {  # projection -> the part of a block that it belongs to
@@ -140,7 +142,13 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Transformer:
-        """A transformer of its own whose weights hold the adapter: W + scale B A, in the backbone's dtype."""
+        """A transformer of its own whose weights hold the adapter: W + scale B A, in the backbone's dtype.
+
+        UsageError if those are packed.
+        """
+        if is_quantised(self.backbone):
+            todo = "load its base without quantise, and merge the adapter into that"
+            raise UsageError("an adapter cannot be merged into packed weights, which would round it", todo=todo)
         model = copy.deepcopy(self.backbone)
         for layer, shares in enumerate(self.adapter.layers):
             for name, low in shares.items():  # type: ignore[operator]

@@ -97,10 +97,11 @@ def visible_slots(real: Tensor, queries: int) -> Tensor:
 
 def rotary(positions: Tensor, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotation angles p theta^(-2i/D), i < D/2, twice in a row: positions (...) -> two (...,1,D)."""
-    # In float64: at position 2,000 an angle in float32 would be off by 1e-4 radians, in bfloat16 by 4.
-    angles = positions.unsqueeze(-1).double() * config.rotary_frequencies(positions.device)  # (...,D/2)
+    # In float64, which MPS lacks: at position 2,000 an angle in float32 would be off by 1e-4 radians, in bfloat16 by 4.
+    places = positions.cpu() if positions.device.type == "mps" else positions
+    angles = places.unsqueeze(-1).double() * config.rotary_frequencies(places.device)  # (...,D/2)
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)  # (...,1,D): the same for all heads
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return angles.cos().to(dtype).to(positions.device), angles.sin().to(dtype).to(positions.device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

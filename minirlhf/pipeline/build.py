@@ -38,11 +38,12 @@ def set_up(run: RunConfig) -> torch.device:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA if there is one. InputError for a device that is not there."""
+    """The device of a name; `auto` is CUDA if there is one, never MPS. InputError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    missing = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise InputError(f"device {name!r} is not there", "run.device", "use --device cpu, or auto")
     return device
 

@@ -34,7 +34,8 @@ def describe_ppo(config: Config, training: Training) -> dict[str, Any]:
         notes.append(f"{config.ppo.precision}: policy/first_log_ratio is its rounding, {MOST_ROUNDING} nats at most")
     if isinstance(state.policy.model, Adapted):
         adapter = state.policy.model.adapter
-        notes.append(f"adapters of rank {adapter.rank} on {', '.join(adapter.targets)}; the backbone is frozen")
+        packed = f", its projections in {config.model.quantise}" if config.model.quantise else ""
+        notes.append(f"adapters of rank {adapter.rank} on {', '.join(adapter.targets)}; the backbone is frozen{packed}")
     if not parts.learns_values:
         notes.append(f"{config.advantage.function} does not read V: the value head is not trained")
     if parts.whitening == "none":

@@ -144,7 +144,7 @@ def measured_side(
         counts = shaped.rollout.mask.any(dim=1)
         if config.truncation.rule == "bootstrap":  # V stands for what a cut response would still have earned
             counts = counts & rollout.terminated
-        return score_or_nan(scores), torch.where(counts, shaped.scores, float("nan")).double().cpu()
+        return score_or_nan(scores), torch.where(counts, shaped.scores, float("nan")).cpu().double()
 
     with rewards.forgetting():  # both sides are judged from the same state
         return measure(side, models.policy, models.reference, prompts, judge, sampling)

@@ -10,6 +10,7 @@ import torch
 from minirlhf.components.component import INPUTS
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config, RewardConfig
+from minirlhf.models.quantise import check_quantiser
 from minirlhf.pipeline.build import Components, build_components, build_rewards, filled_rewards
 from minirlhf.rewards.call import RewardModels
 from minirlhf.stages.base import base_directory, problem_of, read_sft_data
@@ -35,6 +36,7 @@ class Sources:
 
 def check_sources(config: Config, registry: Registry, device: torch.device) -> Sources:
     """Read every file of the corpus and build every component that needs no model of this run (UserError)."""
+    check_quantiser(config.model.quantise)
     candidates = read_run_prompts(config)
     read_sft_data(config)
     sections, waiting = filled_rewards(config)

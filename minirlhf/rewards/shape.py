@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minirlhf.config.schema import PPOConfig, TruncationConfig
 from minirlhf.models.rollout import Rollout
-from minirlhf.tensors import Moments, last_index, moments
+from minirlhf.tensors import Moments, last_index, moments, widened
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def shape_scores(
 
 def target_behind_eos(scores: Tensor, token_rewards: Tensor, rollout: Rollout) -> Tensor:
     """Target of V behind the EOS, where the score lands with ppo.score_slot = "after": (B,); NaN without an EOS."""
-    rest = (scores - torch.where(rollout.mask, token_rewards, 0.0).double().sum(dim=1)).to(scores.dtype)
+    rest = (scores - widened(torch.where(rollout.mask, token_rewards, 0.0)).sum(dim=1)).to(scores.dtype)
     return torch.where(rollout.terminated & rollout.mask.any(dim=1), rest, float("nan"))
 
 
@@ -119,5 +119,5 @@ def place_rewards(scores: Tensor, token_rewards: Tensor, penalty: Tensor, mask: 
     rewards = torch.where(mask, placed - penalty, zero)
     last = last_index(mask)
     # In float64, because the token rewards of a long response may be large beside their sum.
-    rest = torch.where(last >= 0, scores - placed.double().sum(dim=1), 0.0).to(rewards.dtype)
+    rest = torch.where(last >= 0, scores - widened(placed).sum(dim=1), 0.0).to(rewards.dtype)
     return rewards.scatter_add(1, last.clamp(min=0).unsqueeze(1), rest.unsqueeze(1))

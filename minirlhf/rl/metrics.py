@@ -15,7 +15,16 @@ from minirlhf.components.component import Built
 from minirlhf.models.rollout import PolicyOutput
 from minirlhf.rewards.shape import ShapedScores
 from minirlhf.rl.experience import Experience
-from minirlhf.tensors import LOG_CLAMP, ROUNDING, importance_ratio, last_index, masked_mean, masked_sum, moments
+from minirlhf.tensors import (
+    LOG_CLAMP,
+    ROUNDING,
+    importance_ratio,
+    last_index,
+    masked_mean,
+    masked_sum,
+    moments,
+    widened,
+)
 
 Metrics = dict[str, float]
 
@@ -50,7 +59,7 @@ def rollout_metrics(
         "count/masked_rows": (~rows).sum(),
         "count/flat_batches": ~((e.advantages != 0) & mask).any(),
     }
-    read = torch.stack([value.double() for value in values.values()]).tolist()
+    read = torch.stack([widened(value) for value in values.values()]).tolist()
     metrics = dict(zip(values, read, strict=True))
     scores = moments(e.scores, rows)
     metrics["objective/scores_std"] = scores.std() if scores.count > 1 else math.nan
@@ -77,7 +86,7 @@ def correlation(x: Tensor, y: Tensor) -> float:
     everything = torch.ones_like(x, dtype=torch.bool)
     if not (moments(x, everything).varies and moments(y, everything).varies):
         return 0.0
-    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    x, y = (widened(z) - widened(z).mean() for z in (x, y))
     return float((x * y).sum() / (x.norm() * y.norm()))
 
 
@@ -109,7 +118,7 @@ def residual_std(residuals: Tensor, group: Tensor, rows: Tensor) -> float | None
     nothing is left to gain at this beta. Across prompts it differs by their difficulty, hence within a prompt.
     """
     _, index, sizes = torch.unique(group[rows], return_inverse=True, return_counts=True)
-    x = residuals[rows].detach().double()
+    x = widened(residuals[rows].detach())
     freedom = int((sizes - 1).sum())
     if freedom == 0:
         return None
@@ -134,7 +143,7 @@ class Averages:
     def add_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
         """Add (b,R) values a token, or 0-d values of a micro-batch, averaged over the tokens of the minibatch."""
         for name, value in values.items():
-            spread = value.detach().double().expand(mask.shape)
+            spread = widened(value.detach()).expand(mask.shape)
             self.add({name: masked_sum(spread, mask) / self.tokens})
 
     def add_largest(self, name: str, value: Tensor, mask: Tensor) -> None:
@@ -144,7 +153,7 @@ class Averages:
 
     def read(self) -> Metrics:
         """Read everything as floats: one wait for the device."""
-        return dict(zip(self.sums, torch.stack([x.double() for x in self.sums.values()]).tolist(), strict=True))
+        return dict(zip(self.sums, torch.stack([widened(x) for x in self.sums.values()]).tolist(), strict=True))
 
 
 @torch.no_grad()

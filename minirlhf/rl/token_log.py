@@ -121,7 +121,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 def rounded(values: Tensor) -> list[float | None]:
     """Values rounded to six decimals; None for numbers that are not finite (log-probs of banned tokens)."""
-    found: list[float | None] = values.double().round(decimals=6).tolist()
+    found: list[float | None] = values.cpu().double().round(decimals=6).tolist()
     return (
         found if bool(values.isfinite().all()) else [None if x is None or abs(x) == inf or x != x else x for x in found]
     )

@@ -27,6 +27,7 @@ from minirlhf.models.families import TransformerConfig
 from minirlhf.models.lora import Adapted, Adapter, Trunk, backbone_of, learner
 from minirlhf.models.optimizer import steps_too_small
 from minirlhf.models.policy import Policy, Reference
+from minirlhf.models.quantise import check_quantiser, count_weights
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import Transformer
 from minirlhf.stages import sft
@@ -47,7 +48,7 @@ from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
 FORMAT = 3  # raise when the same settings would give other weights
-NO_SIZES = {"separate_critic", "path", "dtype"}  # keys of [model] that do not decide the weights of a pretrained base
+NO_SIZES = {"separate_critic", "path", "dtype", "quantise"}  # keys of [model] that decide no pretrained weights
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def start_key(config: Config) -> dict[str, Any]:
     if lora.on:
         adapter = {"path": model_hash(Path(lora.path))} if lora.path else lora.model_dump(exclude={"path"})
         key = {"base": key, "lora": adapter, "dtype": config.model.dtype}
+        key |= {"quantise": config.model.quantise} if config.model.quantise else {}
     source = config.corpus.demonstrations
     if source is None:
         return key
@@ -146,6 +148,7 @@ def prepare_start(config: Config, base: Base, device: torch.device, emit: Emit) 
 
 def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
     """Find the base of this configuration, or make it; with `model.path` it is a model of the user's own."""
+    check_quantiser(config.model.quantise)
     if config.model.path is not None:
         return own_base(config, device, emit)
     key = base_key(config)
@@ -166,7 +169,7 @@ def own_base(config: Config, device: torch.device, emit: Emit) -> Base:
         raise InputError(str(fault)) from None
     facts = {
         "model": config.model.path, "family": trunk.config.family, "dtype": config.model.dtype,
-        "sha256": model_hash(directory), "parameters": sum(p.numel() for p in backbone_of(trunk).parameters()),
+        "sha256": model_hash(directory), "parameters": count_weights(backbone_of(trunk)),
         "seconds": perf_counter() - started,
     }  # fmt: skip
     emit({"event": "stage", "stage": "base", "reused": True, "directory": str(directory), **facts})
@@ -195,7 +198,7 @@ def start_trunk(directory: Path, config: Config, device: torch.device) -> Trunk:
     """The trunk of a base, or of an SFT model, on a device: whole and free to learn, or frozen behind adapters."""
     if not config.lora.on or is_adapted(directory):
         return read_trunk(directory, device)
-    backbone = load_backbone(directory, config.model.dtype, device)
+    backbone = load_backbone(directory, config.model.dtype, device, config.model.quantise)
     if config.lora.path is None:
         return backbone
     return Adapted(backbone, load_adapter(Path(config.lora.path), backbone.config)[0].to(device))

@@ -78,7 +78,7 @@ def evaluate(
         summary[name] = {
             **score_statistics(scores[name][~scores[name].isnan()]),
             "length_mean": sum(len(i) for i in ids[name]) / len(ids[name]),
-            "eos_rate": ended[name].double().mean().item(),
+            "eos_rate": ended[name].cpu().double().mean().item(),
             "distinct_2": distinct_share(bigrams[name][:equal]),
             "distinct_share": distinct_share(texts[name]),
         }
@@ -123,12 +123,13 @@ def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tenso
 def summed_kl(active: PolicyOutput, frozen: PolicyOutput, mask: Tensor) -> Tensor:
     """Sum over the tokens of a response of KL(active, frozen), exact over the vocabulary: mask (B,R) -> (B,) nats."""
     rows = [slice(row, row + 1) for row in range(len(mask))]  # one at a time: logits of all would be large
-    return torch.stack([masked_sum(exact(active.log_dist(r), frozen.log_dist(r)), mask[r]) for r in rows]).double()
+    kl = [masked_sum(exact(active.log_dist(r), frozen.log_dist(r)), mask[r]) for r in rows]
+    return torch.stack(kl).cpu().double()
 
 
 def score_or_nan(scored: Scores) -> Tensor:
     """Scores (B,), NaN where no reward model applied."""
-    return torch.where(scored.valid, scored.total, float("nan")).double().cpu()
+    return torch.where(scored.valid, scored.total, float("nan")).cpu().double()
 
 
 def json_scores(scores: Tensor) -> list[float | None]:

@@ -63,12 +63,12 @@ def measure(
     for rollout in sampling.rollouts(sampler, prompts, "objective"):
         scores, shaped = judge(rollout)
         active, frozen = policy.forward_pass(rollout, with_entropy=False), reference.forward_pass(rollout)
-        log_ratio = torch.where(rollout.mask, active.logprobs - frozen.logprobs, 0.0).double().sum(dim=1)
+        log_ratio = torch.where(rollout.mask, active.logprobs - frozen.logprobs, 0.0).cpu().double().sum(dim=1)
         # Along the reference's responses the sum would say nothing about the policy, and it takes as long as sampling.
         kl = summed_kl(active, frozen, rollout.mask) if sampler is policy else torch.zeros_like(log_ratio)
         parts.append((scores, scores if shaped is None else shaped, log_ratio, kl))
     shape = (int(prompts.group.max()) + 1, -1)
-    scores, after, log_ratio, kl = (torch.cat(part).double().cpu().view(shape) for part in zip(*parts, strict=True))
+    scores, after, log_ratio, kl = (torch.cat(part).cpu().double().view(shape) for part in zip(*parts, strict=True))
     return Measured(scores, None if shaped is None else after, log_ratio, kl)
 
 

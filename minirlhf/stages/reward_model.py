@@ -159,7 +159,7 @@ def update_scorer(
 def margins(model: Scorer, pairs: Sequence[Pair]) -> Tensor:
     """score(chosen) - score(rejected) of each pair, before normalisation: (n,) float64 on the CPU."""
     scores = model.eval().scores([p.chosen for p in pairs] + [p.rejected for p in pairs], normalised=False)
-    chosen, rejected = scores.double().cpu().chunk(2)
+    chosen, rejected = scores.cpu().double().chunk(2)
     return chosen - rejected
 
 
@@ -174,7 +174,7 @@ def normalise(model: Scorer, rows: Sequence[Sequence[int]]) -> None:
 
     The rows are the reference's own responses: a reward of 0 is then an average response before training.
     """
-    scores = model.eval().scores(rows, normalised=False).double()
+    scores = model.eval().scores(rows, normalised=False).cpu().double()
     model.mean.copy_(scores.mean())
     spread = float(scores.std()) if len(rows) > 1 else 0.0
     model.std.fill_(spread if spread > ROUNDING * float(scores.abs().max()) else 1.0)

@@ -1,7 +1,7 @@
 """Adapters on disk in PEFT's layout, and the frozen backbones that they stand beside.
 
     adapter_config.json  adapter_model.safetensors     PEFT's names; PEFT opens them, and its own adapters are read here
-    backbone.json        the backbone: its directory, the SHA-256 of its files, the dtype in which it is used
+    backbone.json        the backbone: its directory, the SHA-256 of its files, and how it is used: dtype, quantise
 
 A backbone is never copied: it is found again by its directory, and refused if its files have changed. Whoever asks for
 one that is loaded already gets the same frozen module, so that policy, reference, critic and reward model share it.
@@ -11,7 +11,7 @@ Not here: the computation (models/lora.py), and heads (models.py).
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from torch import Tensor
 from minirlhf.errors import CheckpointError, InputError
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.lora import PARTS, Adapted, Adapter
+from minirlhf.models.quantise import METHODS, Method, quantise_projections
 from minirlhf.models.transformer import Transformer
 from minirlhf.store.files import read_json, sha256, write_json
 from minirlhf.store.weights import INDEX, load_transformer, read_tensors, save_tensors, weight_files
@@ -55,11 +56,12 @@ PLAIN: Final[Mapping[str, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Origin of a backbone: its directory, the SHA-256 of its files, and the dtype in which it is used."""
+    """Origin of a backbone: its directory, the SHA-256 of its files, and the dtype and packing in which it is used."""
 
     path: str
     sha256: str
     dtype: str
+    quantise: Method | None = None
 
 
 _LOADED = WeakValueDictionary[tuple[Source, str], Transformer]()
@@ -90,12 +92,19 @@ def _file_hash(file: Path, changed: int, size: int) -> str:
     return sha256(file)
 
 
-def load_backbone(directory: Path, dtype: str, device: torch.device) -> Transformer:
-    """The frozen transformer of a directory; the same module for everybody who asks while it is in use."""
-    source = Source(str(directory.absolute()), model_hash(directory), dtype)
+def load_backbone(directory: Path, dtype: str, device: torch.device, quantise: Method | None = None) -> Transformer:
+    """The frozen transformer of a directory; the same module for everybody who asks while it is in use.
+
+    quantise: how its projections are packed, in memory alone: on disk they stay as they are.
+    """
+    source = Source(str(directory.absolute()), model_hash(directory), dtype, quantise)
     found = _LOADED.get((source, str(device)))
     if found is None:
-        found = load_transformer(directory, DTYPES[dtype], device).requires_grad_(False).eval()
+        if quantise is None:
+            found = load_transformer(directory, DTYPES[dtype], device)
+        else:  # read beside the device, which then never holds the plain weights
+            found = quantise_projections(load_transformer(directory, DTYPES[dtype]), quantise, device)
+        found.requires_grad_(False).eval()
         _LOADED[source, str(device)] = found
     return found
 
@@ -188,8 +197,11 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
     """
     saved = read_json(directory / POINTER, CheckpointError)
     try:
-        source = Source(str(saved["path"]), str(saved["sha256"]), str(saved["dtype"]))
+        packing = saved.get("quantise")  # older pointers know none
+        source = Source(str(saved["path"]), str(saved["sha256"]), str(saved["dtype"]), packing)
         DTYPES[source.dtype]
+        if packing not in (None, *METHODS):
+            raise KeyError(f"quantise = {packing!r}")
     except KeyError as fault:
         raise CheckpointError(f"no pointer to a base ({fault})", str(directory / POINTER), "save it again") from None
     place = next((p for p in (Path(source.path), elsewhere) if p is not None and p.is_dir()), None)
@@ -200,7 +212,7 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
     if found != source.sha256:
         what = f"the base of this adapter has changed on disk: {found[:12]}, and it was {source.sha256[:12]}"
         raise CheckpointError(what, f"{place}, {directory / POINTER}", "put the old files back")
-    return Source(str(place.absolute()), source.sha256, source.dtype)
+    return replace(source, path=str(place.absolute()))
 
 
 def load_adapted(
@@ -208,6 +220,6 @@ def load_adapted(
 ) -> tuple[Adapted, dict[str, Tensor]]:
     """Read an adapter beside the backbone that it points to, and the tensors of heads that were saved with it."""
     source = pointed(directory, elsewhere)
-    backbone = load_backbone(Path(source.path), source.dtype, device)
+    backbone = load_backbone(Path(source.path), source.dtype, device, source.quantise)
     adapter, heads = load_adapter(directory, backbone.config)
     return Adapted(backbone, adapter.to(device)), heads

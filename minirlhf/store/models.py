@@ -69,7 +69,7 @@ def reference_trunk(directory: Path, device: torch.device = CPU, elsewhere: Path
     if is_adapted(directory) or not (directory / POINTER).is_file():
         return read_trunk(directory, device, elsewhere)
     source = pointed(directory, elsewhere)
-    return load_backbone(Path(source.path), source.dtype, device)
+    return load_backbone(Path(source.path), source.dtype, device, source.quantise)
 
 
 def read_tokenizer(directory: Path, elsewhere: Path | None = None, *, chat: bool = False) -> Tokenizer:

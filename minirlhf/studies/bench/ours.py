@@ -1,8 +1,8 @@
 """A workload on minirlhf: the loop of ppo.py itself, timed from yield to yield.
 
-`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS` has the protocol of peer.py: it prints "ready", then
-runs one iteration for every line of stdin and answers with one line of JSON. WHAT is minirlhf, or rollout for the
-rollout alone. Not here: the peers (peer.py), taking turns (turns.py).
+`python -m minirlhf.studies.bench.ours WHAT WORKLOAD_JSON THREADS [DEVICE]` has the protocol of peer.py: it prints
+"ready", then runs one iteration for every line of stdin and answers with one line of JSON. WHAT is minirlhf, or rollout
+for the rollout alone. Not here: the peers (peer.py), taking turns (turns.py).
 """
 
 import json
@@ -68,7 +68,7 @@ def trunk_of(work: Workload) -> Transformer:
     return trunk
 
 
-def bench_prompts(work: Workload, step: int) -> PromptBatch:
+def bench_prompts(work: Workload, step: int, device: str = "cpu") -> PromptBatch:
     """Random prompts of random lengths, left-padded, ids (B,P): a function of the step alone."""
     random = generator(0, "bench/prompts", step)
     lengths = torch.randint(work.prompt_min, work.prompt_max + 1, (work.responses,), generator=random)
@@ -76,13 +76,14 @@ def bench_prompts(work: Workload, step: int) -> PromptBatch:
     ids = torch.randint(3, work.vocab, (work.responses, work.prompt_max), generator=random)
     mask = torch.arange(work.prompt_max).flip(0) < lengths.unsqueeze(1)
     texts = tuple("" for _ in range(work.responses))
-    return PromptBatch(torch.where(mask, ids, PAD), mask, torch.arange(work.responses), texts, {})
+    group = torch.arange(work.responses, device=device)
+    return PromptBatch(torch.where(mask, ids, PAD).to(device), mask.to(device), group, texts, {})
 
 
 def even(rollout: Rollout, step: int) -> Scores:
     """Reward that takes no time: share of even ids in each response, (B,)."""
     scores = (((rollout.response_ids % 2 == 0) & rollout.mask).sum(dim=1) / rollout.mask.sum(dim=1)).float()
-    return Scores(scores, torch.ones_like(scores, dtype=torch.bool), torch.zeros(rollout.mask.shape))
+    return Scores(scores, torch.ones_like(scores, dtype=torch.bool), torch.zeros_like(rollout.mask, dtype=scores.dtype))
 
 
 def policy_of(work: Workload) -> Policy:
@@ -91,9 +92,9 @@ def policy_of(work: Workload) -> Policy:
     return Policy(trunk_of(work), Sampler(1.0, banned, (EOS,)), separate_critic=work.separate_critic)
 
 
-def iterations(work: Workload) -> Iterator[dict[str, float]]:
+def iterations(work: Workload, device: str = "cpu") -> Iterator[dict[str, float]]:
     """Endless PPO iterations; each yields seconds of its stages and of the `whole`, and the number of `tokens`."""
-    policy = policy_of(work)
+    policy = policy_of(work).to(device)
     optimizer = AdamW(policy.parameters(), lr=LR, eps=1e-5, weight_decay=0.0)
     state = PPOState(
         policy, Reference(policy), optimizer, LambdaLR(optimizer, lambda _: 1.0), KLController(0.05, None, 1),
@@ -114,7 +115,13 @@ def iterations(work: Workload) -> Iterator[dict[str, float]]:
     }
     tokenizer: Any = Ids()
     parts = Parts(
-        lambda step: bench_prompts(work, step), even, built["kl"], built["advantage"], built["loss"], "batch", tokenizer
+        lambda step: bench_prompts(work, step, device),
+        even,
+        built["kl"],
+        built["advantage"],
+        built["loss"],
+        "batch",
+        tokenizer,
     )
     started = perf_counter()
     for _, experience, metrics in train(state, parts, config):
@@ -124,11 +131,11 @@ def iterations(work: Workload) -> Iterator[dict[str, float]]:
         started = perf_counter()
 
 
-def rollouts(work: Workload) -> Iterator[dict[str, float]]:
+def rollouts(work: Workload, device: str = "cpu") -> Iterator[dict[str, float]]:
     """Endless rollouts without learning; each yields the seconds of the `whole` and the number of `tokens`."""
-    policy, tokenizer, step = policy_of(work), Ids(), 0
+    policy, tokenizer, step = policy_of(work).to(device), Ids(), 0
     while True:
-        prompts = bench_prompts(work, step)
+        prompts = bench_prompts(work, step, device)
         started = perf_counter()
         rollout = generate(
             policy, prompts, tokenizer, max_new_tokens=work.response, generator=generator(0, "bench/rollout", step),  # type: ignore[arg-type]
@@ -140,13 +147,16 @@ def rollouts(work: Workload) -> Iterator[dict[str, float]]:
 def serve() -> None:
     """Run one turn for each line of stdin, as the arguments say, until it ends."""
     what, work, threads = sys.argv[1], Workload(**json.loads(sys.argv[2])), int(sys.argv[3])
+    device = sys.argv[4] if len(sys.argv) > 4 else "cpu"
     torch.set_num_threads(threads)
-    turns = rollouts(work) if what == "rollout" else iterations(work)
+    turns = (rollouts if what == "rollout" else iterations)(work, device)
     sys.stdout.write('"ready"\n')
     sys.stdout.flush()
     for _ in iter(sys.stdin.readline, ""):
         found = next(turns)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if device.startswith("cuda"):
+            peak = torch.cuda.max_memory_allocated() / 2**20
         sys.stdout.write(json.dumps({**found, "peak_mb": peak}) + "\n")
         sys.stdout.flush()
 

@@ -90,12 +90,17 @@ def python_of(peer: str, environments: Path) -> str:
     return str(python)
 
 
-def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, threads: int, emit: Emit) -> None:
-    """Time a workload here and on peers, in turns; emits the events measurement and comparison."""
+def bench(
+    work: Workload, peers: Sequence[str], environments: Path, turns: int, threads: int, emit: Emit, device: str = "cpu"
+) -> None:
+    """Time a workload here and on peers, in turns; emits the events measurement and comparison.
+
+    device: where ours run. The peers, and the floor, are the CPU's.
+    """
     pythons = {peer: python_of(peer, environments) for peer in peers}
     critic = replace(work, separate_critic=True)
     own = [sys.executable, "-m", "minirlhf.studies.bench.ours"]
-    commands = {"minirlhf": [*own, "minirlhf", json.dumps(work.plain()), str(threads)]}
+    commands = {"minirlhf": [*own, "minirlhf", json.dumps(work.plain()), str(threads), device]}
     if "trl-ppo" in peers:
         commands["minirlhf, separate critic"] = [*own, "minirlhf", json.dumps(critic.plain()), str(threads)]
     for peer, python in pythons.items():
@@ -109,7 +114,8 @@ def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, 
         for _ in range(turns):
             for one in running:
                 found[one.name].append(one.turn())
-    floors = {f"floor_{name}": floor_seconds(work, onednn=name == "onednn") for name in ("default", "onednn")}
+    names = ("default", "onednn") if device == "cpu" else ()
+    floors = {f"floor_{name}": floor_seconds(work, onednn=name == "onednn") for name in names}
     for name, rows in found.items():
         for row in measurements(work, name, rows, floors):
             emit(row)
@@ -121,7 +127,7 @@ def bench(work: Workload, peers: Sequence[str], environments: Path, turns: int, 
 def measurements(
     work: Workload, name: str, rows: Sequence[Mapping[str, float]], floors: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Events `measurement`, one a stage: medians over the turns; the whole also has floor_seconds, the lower floor."""
+    """Events `measurement`, one a stage: medians over the turns; the whole also has the lower floor, if there is one."""
     known = None if work.eos else work.responses * work.response  # tokens of a peer that does not report them
     for what in ("whole", *STAGES):
         seconds = sorted(row[what] for row in rows if what in row)
@@ -137,7 +143,7 @@ def measurements(
             "slowest": seconds[-1],
             "tokens_per_s": per_second([row for row in rows if what in row], what, known),
             "peak_mb": max(row["peak_mb"] for row in rows),
-            **({"floor_seconds": min(floors.values()), **floors} if what == "whole" else {}),
+            **({"floor_seconds": min(floors.values()), **floors} if floors and what == "whole" else {}),
         }
 
 
