@@ -258,7 +258,9 @@ def test_a_command_of_the_manual_is_a_configuration(line, tmp_path, monkeypatch)
     arguments = shlex.split(line)[2:]
     with_value = ("--out", "--resume", "--ui")  # options of `run` that `config show` does not have
     arguments = [
-        a for i, a in enumerate(arguments) if a not in ("--json", *with_value) and arguments[i - 1] not in with_value
+        a
+        for i, a in enumerate(arguments)
+        if a not in ("--json", "--dry-run", *with_value) and arguments[i - 1] not in with_value
     ]
     for name, source in named_sources(PAGES[LINES[line]]).items():
         (tmp_path / name).write_text(source)

@@ -119,8 +119,6 @@ def model_faults(c: Config) -> Iterator[tuple[str, str]]:
         yield f"ppo.precision = {shown(c.ppo.precision)}", f"{reason}: leave it out"
     if c.lora.rank and c.lora.path:
         yield f"lora.rank = {c.lora.rank}", "the adapter of lora.path has a rank of its own: leave it out"
-    if c.corpus.chat and c.model.path is None:
-        yield "corpus.template = 'chat'", "a pretrained base has no chat template: it comes with model.path"
     for name in c.lora.targets:
         if name not in TARGETS:
             hint = nearest(name, TARGETS) or f"; there are {', '.join(TARGETS)}"

@@ -19,7 +19,7 @@ import torch
 
 from minirlhf.config.paths import check_place
 from minirlhf.config.schema import Config, CorpusConfig, ModelConfig
-from minirlhf.errors import CheckpointError, InputError
+from minirlhf.errors import CheckpointError, InputError, UsageError
 from minirlhf.events import Emit
 from minirlhf.exact import lab
 from minirlhf.exact.problems import Problem, problems
@@ -151,6 +151,7 @@ def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
     check_quantiser(config.model.quantise)
     if config.model.path is not None:
         return own_base(config, device, emit)
+    check_pretrained(config)
     key = base_key(config)
     build = fit_base if config.exact.problem else build_base
 
@@ -158,6 +159,18 @@ def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
         build(directory, key, config, device, emit)
 
     return load_base(find_or_make(Path(config.run.bases), "", key, make, emit, "base"), config, device)
+
+
+def check_pretrained(config: Config) -> None:
+    """Refuse settings that only a model of the user's own can have (UsageError); presets without one have them."""
+    settings = {
+        "model.dtype": config.model.dtype != "float32",
+        "model.quantise": config.model.quantise is not None,
+        "corpus.template": config.corpus.chat,
+    }
+    for key, given in settings.items():
+        if given:
+            raise UsageError("it is for a model of your own, and none is given", key, "give its directory: --model DIR")
 
 
 def own_base(config: Config, device: torch.device, emit: Emit) -> Base:

@@ -243,8 +243,9 @@ def index(folder, name):
         (["model.dtype=bfloat16"], "weights that learn are float32"),
         (["lora.rank=4", "ppo.precision=bfloat16"], "ppo.precision = 'bfloat16'"),
         (["lora.rank=4", "lora.path=somewhere"], "the adapter of lora.path has a rank of its own"),
-        (["corpus.template=chat"], "a pretrained base has no chat template"),
-        (["model.path=somewhere", "exact.problem=bandit"], "model.path"),
+        (["corpus.template=chat"], "corpus.template; give its directory: --model DIR"),
+        (["lora.rank=4", "model.dtype=bfloat16"], "model.dtype; give its directory: --model DIR"),
+        (["model.path=somewhere", "exact.problem=bandit", "sampler.max_new_tokens=1"], "model.path"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_one_line(sets, said, tiny, tmp_path):

@@ -43,12 +43,25 @@ def values(name, *wanted):
     return tuple(config[section][key] for section, key in (w.split(".") for w in wanted))
 
 
-@pytest.mark.parametrize("name", ["notes", "queries"])
+@pytest.mark.parametrize("name", ["notes", "queries", "notes-8b"])
 def test_the_loop_of_the_notes_is_theirs(name):
     """N18: V is a head on the policy's trunk. N19: exact KL, no whitening, no clip, mean (returns - new values)^2."""
     wanted = ("kl.estimator", "advantage.function", "advantage.whiten", "loss.policy", "loss.value_clip", "ppo.epochs")
     assert values(name, *wanted, "model.separate_critic") == ("exact", "gae", "none", "ratio", 0.0, 3, False)
-    assert values(name, "kl.place") == (("reward",) if name == "notes" else ("both",))  # queries says why
+    assert values(name, "kl.place") == (("reward",) if name == "notes" else ("both",))  # the others say why
+
+
+def test_the_worked_example_of_the_notes_has_their_settings():
+    """N20: 4 bits, adapters, 3 epochs, batches of 2, minibatches of 1, 32 new tokens."""
+    wanted = (
+        "model.quantise",
+        "ppo.epochs",
+        "ppo.prompts_per_iteration",
+        "ppo.minibatch_size",
+        "sampler.max_new_tokens",
+    )
+    assert values("notes-8b", *wanted) == ("nf4", 3, 2, 1, 32)
+    assert load_config("notes-8b")[0].lora.on
 
 
 def test_like_trl_has_the_defaults_of_its_ppo_config():
@@ -78,6 +91,7 @@ def test_like_openai_has_the_values_of_its_experiment_sentiment():
     ("name", "differences"),
     [
         ("notes", ["lambda", "clipped to norm 1", "KL in the reward alone leaves something out"]),
+        ("notes-8b", ["rank, lambda, learning rates"]),
         ("like-openai", ["whiten_rewards", "have 24 tokens", "clip gradients", "Batches of 512", "learning rate"]),
         ("like-trl", ["any value model", "clip gradients", "learning rate", "53 tokens"]),
         ("reinforce-pp", ["normalises and clips the scores", "learning rates"]),
