@@ -88,11 +88,12 @@ def test_adapters_beside_bfloat16_by_hand():
 
 
 def test_a_critic_of_its_own_has_weights_and_an_untied_head_has_too():
-    """A critic is a trunk without an LM head of its own use; it is a copy all the same."""
     plan, more = plan_memory(HAND), plan_memory(replace(HAND, separate_critic=True))
     assert more.weights == 2 * plan.weights
     assert more.reference == plan.reference
     assert more.gradients == plan.gradients + 1200
+    assert more.score_pass == plan.score_pass + 15 * 4 * 4  # beside the hidden states of the policy
+    assert more.rollout_work == plan.rollout_work  # sampling asks for no value
     assert replace(HAND, tied=False).backbone_parameters == 340
 
 
