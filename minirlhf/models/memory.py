@@ -169,10 +169,10 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
         # Of the response tokens, in the outputs of policy and reference: entropies are computed from them later.
         states=2 * responses * sizes.hidden_size * sizes.weight_bytes,
         score_pass=pass_bytes(sizes, prompts + responses),
-        score_logits=max(read_bytes(sizes, responses) + hidden, distribution_bytes(sizes)),
+        score_logits=max(reading_bytes(sizes, responses) + hidden, distribution_bytes(sizes)),
         gradients=gradients,
         activations=activation_bytes(sizes),
-        learn_logits=learn_bytes(sizes, sizes.micro_rows * sizes.new_tokens) + head_bytes(sizes),
+        learn_logits=learning_bytes(sizes, sizes.micro_rows * sizes.new_tokens) + head_bytes(sizes),
         backward_work=backward_bytes(sizes),
     )
 
@@ -294,7 +294,7 @@ def sampling_bytes(sizes: MemorySizes) -> int:
     return sizes.rows * sizes.vocab_size * (sizes.weight_bytes + widened + 3 * FLOAT)
 
 
-def learn_bytes(sizes: MemorySizes, responses: int) -> int:
+def learning_bytes(sizes: MemorySizes, responses: int) -> int:
     """Bytes of a chunk of logits with gradients, of so many response tokens: as they are, scaled, their log-softmax.
 
     The backward pass takes no more: there are the log-softmax, its gradient, and that of the logits.
@@ -303,7 +303,7 @@ def learn_bytes(sizes: MemorySizes, responses: int) -> int:
     return 3 * FLOAT * chunk * sizes.vocab_size
 
 
-def read_bytes(sizes: MemorySizes, responses: int) -> int:
+def reading_bytes(sizes: MemorySizes, responses: int) -> int:
     """Bytes of a chunk of logits without gradients: the log-softmax, its exp, itself without -inf, and p log p."""
     most = max(1, sizes.chunk_logits // sizes.vocab_size)
     chunk = min(responses, most, max(1, sizes.read_rows, sizes.chunk_read // sizes.vocab_size))

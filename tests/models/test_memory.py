@@ -18,10 +18,10 @@ from minirlhf.models.memory import (
     MemorySizes,
     activation_bytes,
     distribution_bytes,
-    learn_bytes,
+    learning_bytes,
     plan_memory,
     process_bytes,
-    read_bytes,
+    reading_bytes,
 )
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
@@ -292,8 +292,8 @@ def test_whole_distributions_take_what_is_calculated():
 
 
 def test_a_chunk_is_no_larger_than_there_are_tokens_and_never_empty():
-    assert learn_bytes(SIZES, 7) == 3 * 4 * 7 * 1000
-    assert read_bytes(SIZES, 7) == 4 * 4 * 7 * 1000
+    assert learning_bytes(SIZES, 7) == 3 * 4 * 7 * 1000
+    assert reading_bytes(SIZES, 7) == 4 * 4 * 7 * 1000
     small = replace(SIZES, chunk_logits=10, chunk_read=10, read_rows=0)
-    assert (learn_bytes(small, 7), read_bytes(small, 7)) == (12 * 1000, 16 * 1000)
-    assert read_bytes(replace(small, read_rows=3), 7) == 16 * 1000  # no more than with gradients
+    assert (learning_bytes(small, 7), reading_bytes(small, 7)) == (12 * 1000, 16 * 1000)
+    assert reading_bytes(replace(small, read_rows=3), 7) == 16 * 1000  # no more than with gradients
