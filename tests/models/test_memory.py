@@ -18,10 +18,10 @@ from minirlhf.models.memory import (
     MemorySizes,
     activation_bytes,
     distribution_bytes,
-    learn_bytes,
+    learning_bytes,
     plan_memory,
     process_bytes,
-    read_chunk_bytes,
+    reading_bytes,
 )
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
@@ -88,11 +88,12 @@ def test_adapters_beside_bfloat16_by_hand():
 
 
 def test_a_critic_of_its_own_has_weights_and_an_untied_head_has_too():
-    """A critic is a trunk without an LM head of its own use; it is a copy all the same."""
     plan, more = plan_memory(HAND), plan_memory(replace(HAND, separate_critic=True))
     assert more.weights == 2 * plan.weights
     assert more.reference == plan.reference
     assert more.gradients == plan.gradients + 1200
+    assert more.score_pass == plan.score_pass + 15 * 4 * 4  # beside the hidden states of the policy
+    assert more.rollout_work == plan.rollout_work  # sampling asks for no value
     assert replace(HAND, tied=False).backbone_parameters == 340
 
 
@@ -291,8 +292,8 @@ def test_whole_distributions_take_what_is_calculated():
 
 
 def test_a_chunk_is_no_larger_than_there_are_tokens_and_never_empty():
-    assert learn_bytes(SIZES, 7) == 3 * 4 * 7 * 1000
-    assert read_chunk_bytes(SIZES, 7) == 4 * 4 * 7 * 1000
+    assert learning_bytes(SIZES, 7) == 3 * 4 * 7 * 1000
+    assert reading_bytes(SIZES, 7) == 4 * 4 * 7 * 1000
     small = replace(SIZES, chunk_logits=10, chunk_read=10, read_rows=0)
-    assert (learn_bytes(small, 7), read_chunk_bytes(small, 7)) == (12 * 1000, 16 * 1000)
-    assert read_chunk_bytes(replace(small, read_rows=3), 7) == 16 * 1000  # no more than with gradients
+    assert (learning_bytes(small, 7), reading_bytes(small, 7)) == (12 * 1000, 16 * 1000)
+    assert reading_bytes(replace(small, read_rows=3), 7) == 16 * 1000  # no more than with gradients
