@@ -47,7 +47,7 @@ class RunPlan:
         """Numbers of the plan as JSON, bytes throughout."""
         peak = max(self.stages.values())
         return {
-            "event": "memory", "device": self.device, "available": self.available, "peak": peak,
+            "device": self.device, "available": self.available, "peak": peak,
             "fits": None if self.available is None else peak <= self.available, "parts": asdict(self.ppo),
             "stages": self.stages, "parameters": self.sizes.backbone_parameters,
             "trained": self.sizes.trained_parameters,
