@@ -53,14 +53,8 @@ def test_the_loop_of_the_notes_is_theirs(name):
 
 def test_the_worked_example_of_the_notes_has_their_settings():
     """N20: 4 bits, adapters, 3 epochs, batches of 2, minibatches of 1, 32 new tokens."""
-    wanted = (
-        "model.quantise",
-        "ppo.epochs",
-        "ppo.prompts_per_iteration",
-        "ppo.minibatch_size",
-        "sampler.max_new_tokens",
-    )
-    assert values("notes-8b", *wanted) == ("nf4", 3, 2, 1, 32)
+    batches = ("ppo.epochs", "ppo.prompts_per_iteration", "ppo.minibatch_size", "sampler.max_new_tokens")
+    assert values("notes-8b", "model.quantise", *batches) == ("nf4", 3, 2, 1, 32)
     assert load_config("notes-8b")[0].lora.on
 
 

@@ -105,11 +105,11 @@ def test_recomputation_keeps_the_states_between_blocks_and_one_block():
 
 
 def test_logits_of_a_real_vocabulary_come_in_chunks():
-    """2^24 / 49,152 = 341 tokens with gradients and 21 without; two gradients of the LM head (V,W) beside the kept."""
-    plan = plan_memory(replace(HAND, vocab_size=49152, micro_rows=8, rows=64, new_tokens=64))
+    """2^24 / 49,152 = 341 tokens with gradients and 21 without, or the 128 of ROWS_READ; two gradients of the LM head (V,W) beside the kept."""
+    plan = plan_memory(replace(HAND, vocab_size=49152, micro_rows=8, rows=64, new_tokens=64, read_rows=1))
     assert plan.learn_logits == 3 * 4 * 341 * 49152 + 2 * 49152 * 4 * 4
     assert plan.score_logits == 4 * 4 * 21 * 49152 + 64 * 66 * 16
-    few = replace(HAND, vocab_size=49152, rows=64, new_tokens=64, read_rows=128)
+    few = replace(HAND, vocab_size=49152, rows=64, new_tokens=64)
     assert plan_memory(few).score_logits == 4 * 4 * 128 * 49152 + 64 * 66 * 16
     full = plan_memory(replace(HAND, vocab_size=49152, micro_rows=8, new_tokens=64, full_kl=True))
     assert full.score_logits == 7 * 4 * 8 * 64 * 49152
