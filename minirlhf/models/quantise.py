@@ -118,9 +118,12 @@ def _unpack(packed: Tensor, scale: Tensor, method: Method, shape: torch.Size, dt
     if method == "int8":
         return (packed * (scale / 127).unsqueeze(1)).view(shape).to(dtype)
     functional = _library()
-    state = functional.QuantState(scale, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
+    # A row for each block: on the CPU bitsandbytes gives blocks that go over the end of a row the scale of another one.
+    size = shape.numel()
+    blocks = (size // BLOCK, BLOCK) if size % BLOCK == 0 else (1, size)
+    state = functional.QuantState(scale, shape=blocks, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
     weight: Tensor = functional.dequantize_4bit(packed, state)
-    return weight
+    return weight.view(shape)
 
 
 def _library() -> Any:
