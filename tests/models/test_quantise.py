@@ -37,7 +37,7 @@ LORA = ("--set", "lora.rank=2", "--set", "ppo.lr=1e-2")
 
 def test_packed_weights_without_adapters_are_refused():
     message = refused(2, "config", "show", "tiny", "--set", "model.quantise=nf4")
-    assert "model.quantise = 'nf4': packed weights cannot learn: set lora.rank" in message
+    assert "model.quantise = 'nf4' (--set): packed weights cannot learn: set lora.rank" in message
 
 
 def test_an_unknown_packing_is_refused():
@@ -49,7 +49,7 @@ def test_a_missing_library_is_named_before_anything_is_made(tiny, tmp_path, monk
     message = refused(2, "run", *tiny, *LORA, "--set", "model.quantise=int8", "--out", tmp_path / "run")
     assert "model.quantise = int8 needs bitsandbytes; pip install 'minirlhf[quantise]'" in message
     assert not (tmp_path / "run").exists()
-    message = refused(2, "sft", *tiny, *LORA, "--set", "model.quantise=int8")
+    message = refused(2, "pretrain", *tiny, *LORA, "--set", "model.quantise=int8")
     assert "pip install 'minirlhf[quantise]'" in message
     check_quantiser(None)
     with pytest.raises(UsageError, match="needs bitsandbytes"):
