@@ -137,7 +137,7 @@ def test_sums_are_in_float64_but_on_mps():
 
 
 def test_what_computes_on_a_device_asks_for_float64_by_widened_alone():
-    """MPS has none. Exceptions: behind `.cpu()`, the angles of rotary (on the CPU there), and what is float64 already."""
+    """MPS has none. Exceptions: behind `.cpu()` and the angles of rotary, which are on the CPU there."""
     package, found = Path(__file__).parents[1] / "minirlhf", []
     for folder in ("models", "rewards", "builtin", "rl", "ppo.py", "tensors.py"):
         for file in [package / folder] if folder.endswith(".py") else sorted((package / folder).glob("*.py")):

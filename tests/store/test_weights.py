@@ -172,7 +172,7 @@ def test_devices(monkeypatch):
     with pytest.raises(InputError, match="'cuda:2' is not there"):
         resolve_device("cuda:2")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(InputError, match="'mps' is not there: run.device; use --device cpu"):
+    with pytest.raises(InputError, match=r"'mps' is not there: run\.device; use --device cpu"):
         resolve_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device("mps") == torch.device("mps")
