@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from minirlhf.config.schema import Config
 from minirlhf.errors import CheckpointError, UsageError
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.lora import Adapted, Adapter
@@ -20,6 +21,7 @@ from minirlhf.models.optimizer import AdamW
 from minirlhf.models.policy import Policy, weights_hash
 from minirlhf.models.quantise import METHODS, QuantisedLinear, check_quantiser, count_weights, quantise_projections
 from minirlhf.models.sampler import Sampler
+from minirlhf.stages.base import base_key, start_key
 from minirlhf.store.adapters import POINTER, load_adapted, load_backbone, pointed, save_adapter, source_of
 from minirlhf.store.files import write_json
 from minirlhf.store.gguf import convert_gguf, find_smollm2
@@ -49,8 +51,10 @@ def test_a_missing_library_is_named_before_anything_is_made(tiny, tmp_path, monk
     message = refused(2, "run", *tiny, *LORA, "--set", "model.quantise=int8", "--out", tmp_path / "run")
     assert "model.quantise = int8 needs bitsandbytes; pip install 'minirlhf[quantise]'" in message
     assert not (tmp_path / "run").exists()
-    message = refused(2, "pretrain", *tiny, *LORA, "--set", "model.quantise=int8")
+    bases = ("--set", f"run.bases={tmp_path / 'bases'}")
+    message = refused(2, "pretrain", *tiny, *LORA, *bases, "--set", "model.quantise=int8")
     assert "pip install 'minirlhf[quantise]'" in message
+    assert not (tmp_path / "bases").exists()
     check_quantiser(None)
     with pytest.raises(UsageError, match="needs bitsandbytes"):
         quantise_projections(small_trunk(), "nf4", CPU)
@@ -68,6 +72,14 @@ def test_pointers_without_a_packing_are_read_and_bad_ones_refused(tmp_path):
         write_json(file, facts | {"quantise": bad})
         with pytest.raises(CheckpointError, match="quantise"):
             pointed(tmp_path / "adapter")
+
+
+def test_a_packing_decides_what_is_fine_tuned_and_no_base():
+    plain = Config.model_validate({"lora": {"rank": 2}})
+    nf4 = Config.model_validate({"lora": {"rank": 2}, "model": {"quantise": "nf4"}})
+    assert base_key(plain) == base_key(nf4)
+    assert start_key(nf4) == start_key(plain) | {"quantise": "nf4"}
+    assert "quantise" not in start_key(plain)
 
 
 # ---- tiny models -------------------------------------------------------------------------------------------
