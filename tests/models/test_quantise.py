@@ -170,7 +170,7 @@ def test_an_adapter_begins_as_the_packed_backbone_and_cannot_be_merged(method):
 @pytest.mark.interop
 @pytest.mark.parametrize("method", METHODS)
 def test_sampling_and_scoring_agree(method):
-    """bitsandbytes' own modules differ here by tenths of a nat, which is why they are not used."""
+    """Padded rows, as in sampling, and the same tokens end to end: equal but for rounding in float32."""
     model = packed(method)
     policy = Policy(model, Sampler(1.0, banned=(PAD, BOS), stop=EOS))
     prompts = PromptBatch.build(["abc", "j", "ab", "hgfedcba"], [{}] * 4, Letters())
