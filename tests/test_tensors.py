@@ -1,11 +1,23 @@
 """Masked arithmetic: values by hand, junk under the mask without effect, no NaN from degenerate batches."""
 
 import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minirlhf.tensors import gather_logprobs, importance_ratio, last_index, masked_mean, masked_sum, moments, whiten
+from minirlhf.tensors import (
+    gather_logprobs,
+    importance_ratio,
+    last_index,
+    masked_mean,
+    masked_sum,
+    moments,
+    whiten,
+    widened,
+)
 
 NAN = float("nan")
 
@@ -112,3 +124,24 @@ def test_gather_and_last_index():
 def test_numbers_vary_if_they_differ_by_more_than_rounding(values, expected):
     x = torch.tensor(values, dtype=torch.float64)
     assert moments(x, torch.ones_like(x, dtype=torch.bool)).varies is expected
+
+
+# ---- a device without float64 -----------------------------------------------------------------------------
+
+
+def test_sums_are_in_float64_but_on_mps():
+    x = torch.tensor([1.0, 2.0])
+    assert widened(x).dtype == torch.float64
+    on_mps = SimpleNamespace(device=torch.device("mps"), float=lambda: "float32", double=lambda: "float64")
+    assert widened(on_mps) == "float32"
+
+
+def test_what_computes_on_a_device_asks_for_float64_by_widened_alone():
+    """MPS has none. Exceptions: behind `.cpu()` and the angles of rotary, which are on the CPU there."""
+    package, found = Path(__file__).parents[1] / "minirlhf", []
+    for folder in ("models", "rewards", "builtin", "rl", "ppo.py", "tensors.py"):
+        for file in [package / folder] if folder.endswith(".py") else sorted((package / folder).glob("*.py")):
+            for line in file.read_text(encoding="utf-8").split("\n"):
+                if re.search(r"(?<!\.cpu\(\))\.double\(\)", line):
+                    found.append((file.stem, line.strip().partition(" ")[0]))
+    assert found == [("transformer", "angles"), ("tensors", "return")]

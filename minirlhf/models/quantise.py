@@ -5,9 +5,9 @@ distribution (QLoRA, 2305.14314). Every 64 weights share a scale in float32, so 
 Activations, embeddings, norms, biases and the LM head keep their dtype. `_pack` and `_unpack` are all that knows the
 library, so that another can take its place.
 
-Not here: bitsandbytes' own modules. Linear8bitLt also rounds activations, to a grid that the last bit of an input
-decides, and Linear4bit computes in bfloat16 while no gradient is wanted, on CPUs that have it. Sampling and scoring
-then disagree by more than the loop accepts from two passes of one policy (rl/guards.py).
+Not here: bitsandbytes' own modules. Linear8bitLt also rounds activations, and the last bit of one can decide where to;
+Linear4bit computes in bfloat16 while no gradient is wanted, on CPUs that have it. Sampling and scoring then disagree:
+by 0.9 and 0.1 nats about some token of 192 of SmolLM2 in float32, where these agree to 0.00002.
 """
 
 import importlib.util
@@ -118,9 +118,12 @@ def _unpack(packed: Tensor, scale: Tensor, method: Method, shape: torch.Size, dt
     if method == "int8":
         return (packed * (scale / 127).unsqueeze(1)).view(shape).to(dtype)
     functional = _library()
-    state = functional.QuantState(scale, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
+    # A row for each block: on the CPU bitsandbytes gives blocks that go over the end of a row the scale of another one.
+    size = shape.numel()
+    blocks = (size // BLOCK, BLOCK) if size % BLOCK == 0 else (1, size)
+    state = functional.QuantState(scale, shape=blocks, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
     weight: Tensor = functional.dequantize_4bit(packed, state)
-    return weight
+    return weight.view(shape)
 
 
 def _library() -> Any:

@@ -1,6 +1,7 @@
 """The decoder: causal, blind to padding, the same with a cache as without, and grouped-query attention by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,23 @@ def test_no_mask_means_that_every_slot_is_real():
 def test_a_row_of_padding_alone_gives_finite_numbers():
     trunk, x = small_trunk(), ids()
     assert trunk(x, torch.zeros_like(x, dtype=torch.bool)).isfinite().all()
+
+
+def test_rotary_angles_are_computed_on_the_cpu_for_mps(monkeypatch):
+    """No float64 there. A stand-in says that it is on MPS, and what is moved back to it stays on the CPU."""
+    positions, mps, moved = torch.tensor([[0, 3, 70]]), torch.device("mps"), []
+    to = torch.Tensor.to
+
+    def stays(tensor, *where):
+        if where != (mps,):
+            return to(tensor, *where)
+        moved.append(tensor.dtype)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", stays)
+    found = rotary(SimpleNamespace(device=mps, cpu=lambda: positions), CONFIG, torch.float32)
+    assert moved == [torch.float32] * 2
+    assert all(map(torch.equal, found, rotary(positions, CONFIG, torch.float32)))
 
 
 def test_rotary_scores_depend_on_distance_alone():

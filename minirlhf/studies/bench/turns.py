@@ -127,7 +127,7 @@ def bench(
 def measurements(
     work: Workload, name: str, rows: Sequence[Mapping[str, float]], floors: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """Events `measurement`, one a stage: medians over the turns; the whole has the lower floor, if any."""
+    """Events `measurement`, one a stage: medians over the turns; the whole also has the floor, if there is one."""
     known = None if work.eos else work.responses * work.response  # tokens of a peer that does not report them
     for what in ("whole", *STAGES):
         seconds = sorted(row[what] for row in rows if what in row)

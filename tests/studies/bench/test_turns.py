@@ -2,8 +2,10 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +138,29 @@ def test_refusals(tmp_path):
     refused(2, "bench", "W9", said=("there is no workload 'W9'", "W1, W2, W3"))
     said = ("there is no environment with trl-ppo", "trl==1.12.0", "python3 -m venv")
     refused(2, "bench", "W1", "--against", "trl", "--peers", tmp_path, said=said)
+    refused(2, "bench", "W1", "--device", "cuda:99", said=("device 'cuda:99' is not there",))
+
+
+def test_peers_have_no_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refused(2, "bench", "--against", "hf", "--device", "cuda", said=("the peers run on the CPU only",))
+
+
+def test_the_device_goes_to_the_process_and_there_is_no_floor_but_the_cpus(monkeypatch, tmp_path):
+    commands, events = [], []
+
+    @contextmanager
+    def stub(name, command):
+        commands.append(command)
+        yield SimpleNamespace(name=name, turn=lambda: {"whole": 1.0, "peak_mb": 1.0, "tokens": 9.0})
+
+    monkeypatch.setattr(turns, "contestant", stub)
+    turns.bench(SMALL, [], tmp_path, 1, 3, events.append, "cuda:1")
+    assert commands[0][-2:] == ["3", "cuda:1"]
+    assert "floor_seconds" not in events[0]
+    turns.bench(SMALL, [], tmp_path, 1, 3, events.append)
+    assert commands[1][-1] == "cpu"
+    assert events[1]["floor_seconds"] > 0
 
 
 def test_the_workloads_go_to_a_process_and_back():
