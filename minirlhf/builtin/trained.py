@@ -82,15 +82,16 @@ class trained:
     ) -> list[float]:
         # With the policy's own tokenizer the sampled ids are scored as they are: a text can be split into tokens in
         # several ways, and encoding it again need not give the ids that were sampled.
+        spoken = rollout.spoken or [None] * len(prompts)
         if self.foreign:
-            texts = zip(prompts, completions, rollout.spoken or [None] * len(prompts), strict=True)
+            texts = zip(prompts, completions, spoken, strict=True)
             rows = [read_part(self.tokenizer.whole_ids(*text), self.pad_id) for text in texts]
             self._check(rows)
         elif trainer_state.tokenizer_hash == self.hash:
             rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
         else:
             ended = rollout.terminated.tolist()
-            rows = [text_ids(self.tokenizer, *texts) for texts in zip(prompts, completions, ended, strict=True)]
+            rows = [text_ids(self.tokenizer, *text) for text in zip(prompts, completions, ended, spoken, strict=True)]
         if rollout.mask.device != self.device:
             self.device = rollout.mask.device
             self.model = self.model.to(self.device) if self.foreign else self._loaded()

@@ -27,7 +27,7 @@ from minirlhf.store.weights import read_tensors, save_tensors
 from minirlhf.text.corpus import Prompt
 from minirlhf.text.foreign import load_tokenizer
 from minirlhf.text.tokenizer import train_tokenizer
-from tests.cli.calling import done, refused
+from tests.cli.calling import call, done
 from tests.helpers import CONFIG, random_rollout, seeded
 from tests.text.foreign_files import FAMILIES, byte_level, llama2, llama3, smollm, write
 
@@ -35,7 +35,7 @@ TALK = [{"role": "system", "content": "You are kind."}, {"role": "user", "conten
 
 
 def written(folder, tokenizer, **changes):
-    """A tiny model of somebody else around the tokenizer of a directory: (directory, model); changes: of config.json."""
+    """A tiny model of somebody else with a tokenizer: (directory, model); changes: of its config.json."""
     sizes = replace(CONFIG, vocab_size=tokenizer.vocab_size, max_position_embeddings=changes.pop("positions", 256))
     model = Scorer(Transformer(sizes).initialise(seeded())).initialise(seeded(1)).eval()
     folder.mkdir(exist_ok=True)
@@ -96,7 +96,8 @@ def test_it_reads_the_conversation_by_its_own_template_through_the_end_of_the_an
     # The flattened text of a conversation goes on with a line break, which is no part of the answer.
     found = scored(built, ["the cat", "You are kind.\nthe cat"], ["sat on the mat", "\nate"], [None, TALK])
     assert found == pytest.approx(values(model, [asked, talked]), abs=1e-5)
-    assert scored(built, ["the cat"], ["sat on the mat"]) == pytest.approx(found[:1], abs=1e-5)  # no conversations known
+    # A rollout that knows no conversations has prompts of a user.
+    assert scored(built, ["the cat"], ["sat on the mat"]) == pytest.approx(found[:1], abs=1e-5)
 
 
 def test_without_a_template_it_reads_prompt_and_response_as_one_text(plain):
@@ -104,9 +105,10 @@ def test_without_a_template_it_reads_prompt_and_response_as_one_text(plain):
     tokenizer = load_tokenizer(folder)
     together = [tokenizer.bos_id, *tokenizer.encode("the cat")]
     assert len(together) < 1 + len(tokenizer.encode("the c")) + len(tokenizer.encode("at"))  # a token over the border
-    assert scored(built_of(folder), ["the c"], ["at"], [TALK]) == pytest.approx(values(model, [together]), abs=1e-5)
+    found = scored(built_of(folder), ["the c"], ["at"], [TALK])
+    assert found == pytest.approx(values(model, [together]), abs=1e-5)
     # Its ids are never the policy's, whatever tokenizer that has.
-    assert scored(built_of(folder), ["the c"], ["at"], (), tokenizer.hash) == scored(built_of(folder), ["the c"], ["at"])
+    assert scored(built_of(folder), ["the c"], ["at"], (), tokenizer.hash) == found
 
 
 def test_a_tokenizer_that_ends_texts_itself_does_so_here_and_only_here(tmp_path):
@@ -178,7 +180,6 @@ def test_small_batches_give_the_same_scores(chatting):
     model = load_classifier(chatting[0], torch.float32)
     rows = [[5] * n for n in (3, 9, 1, 4, 8)]
     calls = []
-    model.model.register_forward_pre_hook(lambda *_: None)
     forward, whole = model.forward, model.scores(rows)
     model.forward = lambda part: calls.append([len(row) for row in part]) or forward(part)
     model.most_tokens = 10
@@ -190,7 +191,7 @@ def test_small_batches_give_the_same_scores(chatting):
 
 
 def test_it_is_frozen_and_in_the_dtype_that_is_asked_for(chatting):
-    folder, model = chatting
+    folder, _ = chatting
     found = {}
     for dtype in ("float32", "bfloat16"):
         (member,) = built_of(folder, dtype=dtype).state.model.members
@@ -209,11 +210,26 @@ def test_one_of_ours_is_read_as_it_was_trained(tmp_path):
     with complete_directory(tmp_path / "rm") as temporary:
         save_scorer(temporary, model, tokenizer)
     assert built_of(tmp_path / "rm").state.foreign is False
-    with pytest.raises(UsageError, match="dtype = bfloat16 .* is for models of others"):
+    with pytest.raises(UsageError, match=r"dtype = bfloat16 .* is for models of others"):
         built_of(tmp_path / "rm", dtype="bfloat16")
     (tmp_path / "rm" / SCORE).unlink()  # the manifest knows that it is ours, and damaged
     with pytest.raises(CheckpointError, match=r"differ from the manifest.*score\.json"):
         built_of(tmp_path / "rm")
+
+
+def test_one_of_ours_that_learned_conversations_gets_them_from_another_policy(tmp_path):
+    """Its texts went through the template in training, so they do here, too, with the messages of the prompt."""
+    tokenizer = load_tokenizer(smollm(tmp_path / "tokenizer"), chat=True)
+    model = Scorer(Transformer(replace(CONFIG, vocab_size=tokenizer.vocab_size, max_position_embeddings=256)))
+    model = Scorer(model.model.initialise(seeded())).initialise(seeded(1)).eval()
+    with complete_directory(tmp_path / "rm") as temporary:
+        save_scorer(temporary, model, tokenizer)
+    built = built_of(tmp_path / "rm")
+    ended = random_rollout(1).terminated.tolist()
+    row = tokenizer.text_ids("You are kind.\nthe cat", "\nate", ended[0], TALK)
+    assert row != tokenizer.text_ids("You are kind.\nthe cat", "\nate", ended[0])
+    found = scored(built, ["You are kind.\nthe cat"], ["\nate"], [TALK])
+    assert found == pytest.approx(values(model, [row]), abs=1e-5)
 
 
 def test_it_needs_no_manifest_and_keeps_the_one_it_has(chatting, tmp_path):
@@ -305,7 +321,7 @@ def test_incomplete_directories_are_refused_each_in_a_line_with_the_path(chattin
 
 def test_a_text_that_it_cannot_read_is_refused(tmp_path):
     tokenizer = load_tokenizer(smollm(tmp_path / "tokenizer"))
-    least = len(tokenizer.whole_ids("a", "b")) + 0
+    least = len(tokenizer.whole_ids("a", "b"))
     folder, _ = written(tmp_path / "rm", tokenizer, positions=least)
     built = built_of(folder)
     assert len(scored(built, ["a"], ["b"])) == 1
@@ -364,10 +380,10 @@ def test_an_unknown_scale_is_told_unless_it_is_measured(chatting):
 
 def test_its_files_are_facts_of_a_run(chatting):
     folder, _ = chatting
-    reward = RewardConfig(use="trained", path=str(folder))
+    reward = RewardConfig(use="trained", options={"path": str(folder)})
     before = model_hash(folder)
     assert model_of_reward(reward) == source_hash(str(folder)) == before
-    assert model_of_reward(RewardConfig(use="own", path=str(folder))) is None
+    assert model_of_reward(RewardConfig(use="own", options={"path": str(folder)})) is None
     assert model_of_reward(RewardConfig(use="trained")) is None
     (folder / "tokenizer_config.json").write_text("{}")
     assert model_of_reward(reward) == source_hash(str(folder)) != before
@@ -392,7 +408,9 @@ def test_a_run_on_it_says_what_its_scale_is_and_a_changed_file_stops_a_resumed_o
     settings = folder / "tokenizer_config.json"
     kept = settings.read_text()
     settings.write_text(json.dumps(json.loads(kept) | {"model_max_length": 7}))
-    refused(4, *resume, said=("rewards.trained.path is not what it was",))
+    stopped = call(*resume)
+    assert stopped.code == 4
+    assert "rewards.trained.path is not what it was at the checkpoint" in stopped.err
     settings.write_text(kept)
     done(*resume)
 
