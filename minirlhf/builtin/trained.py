@@ -80,14 +80,14 @@ class trained:
         rollout: Any,
         trainer_state: Any,
     ) -> list[float]:
-        # With the policy's own tokenizer the sampled ids are scored as they are: a text can be split into tokens in
-        # several ways, and encoding it again need not give the ids that were sampled.
         spoken = rollout.spoken or [None] * len(prompts)
         if self.foreign:
             texts = zip(prompts, completions, spoken, strict=True)
             rows = [read_part(self.tokenizer.whole_ids(*text), self.pad_id) for text in texts]
-            self._check(rows)
+            self._check_ids(rows)
         elif trainer_state.tokenizer_hash == self.hash:
+            # With the policy's own tokenizer the sampled ids are scored as they are: a text can be split into tokens
+            # in several ways, and encoding it again need not give the ids that were sampled.
             rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
         else:
             ended = rollout.terminated.tolist()
@@ -111,7 +111,7 @@ class trained:
             scorers = [load_scorer(member, self.device).to(self.device) for member in self.members]
         return Ensemble(scorers).eval().requires_grad_(False)
 
-    def _check(self, rows: Sequence[Sequence[int]]) -> None:
+    def _check_ids(self, rows: Sequence[Sequence[int]]) -> None:
         """Refuse a text without a token, and an id without an embedding: on a GPU it would end the process."""
         size = min(scorer.model.config.vocab_size for scorer in self.model.scorers())
         for row in rows:

@@ -12,7 +12,9 @@ from minirlhf.builtin.trained import read_part
 from minirlhf.components.registry import load_plugins
 from minirlhf.config.schema import RewardConfig
 from minirlhf.errors import CheckpointError, InputError, PluginError, UsageError
-from minirlhf.models.generate import PromptBatch
+from minirlhf.models.generate import PromptBatch, generate
+from minirlhf.models.policy import Policy
+from minirlhf.models.sampler import Sampler
 from minirlhf.models.scorer import ROWS, Scorer, portions
 from minirlhf.models.transformer import Transformer
 from minirlhf.pipeline.facts import model_of_reward, source_hash
@@ -28,7 +30,7 @@ from minirlhf.text.corpus import Prompt
 from minirlhf.text.foreign import load_tokenizer
 from minirlhf.text.tokenizer import train_tokenizer
 from tests.cli.calling import call, done
-from tests.helpers import CONFIG, random_rollout, seeded
+from tests.helpers import CONFIG, random_rollout, seeded, small_trunk
 from tests.text.foreign_files import FAMILIES, byte_level, llama2, llama3, smollm, write
 
 TALK = [{"role": "system", "content": "You are kind."}, {"role": "user", "content": "the cat"}]
@@ -334,11 +336,15 @@ def test_a_text_that_it_cannot_read_is_refused(tmp_path):
 
 def test_ids_without_embedding_and_empty_texts_are_refused_before_they_reach_a_device(plain):
     folder, _ = plain
-    size = load_tokenizer(folder).vocab_size
-    replaced(folder, lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"][:100]}))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
-    with pytest.raises(PluginError, match=f"a text has the id {size - 3}, and it has 100 embeddings"):
+    begin, config = load_tokenizer(folder).bos_id, json.loads((folder / "config.json").read_text())
+    for size in (begin + 1, begin):  # BOS is the highest id of the text
+        tensors = read_tensors(folder / "model.safetensors")
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:size].clone()
+        save_tensors(tensors, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
+        if size > begin:
+            assert len(scored(built_of(folder), ["a"], ["b"])) == 1
+    with pytest.raises(PluginError, match=f"a text has the id {begin}, and it has {begin} embeddings"):
         scored(built_of(folder), ["a"], ["b"])
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": False}))
@@ -356,6 +362,9 @@ def test_conversations_travel_from_the_prompts_to_the_reward(chatting):
     assert batch.spoken == (None, None, TALK, TALK)
     assert [part.spoken for part in batch.parts(3)] == [(None, None, TALK), (TALK,)]
     assert PromptBatch.build(["a"], [{}], tokenizer).spoken == ()
+    policy = Policy(small_trunk(0, replace(CONFIG, vocab_size=tokenizer.vocab_size)), Sampler(1.0, (), (0,)))
+    sampled = generate(policy, batch, tokenizer, max_new_tokens=2, generator=seeded())
+    assert sampled.spoken == batch.spoken
     rollout = replace(random_rollout(4), spoken=batch.spoken)
     assert rollout.rows(torch.tensor([2, 0])).spoken == (TALK, None)
     assert random_rollout(4).rows(torch.tensor([2])).spoken == ()
