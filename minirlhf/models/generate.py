@@ -27,13 +27,14 @@ FEW = 0.8  # finished rows are dropped once this share of the rows, or less, is 
 @dataclass(frozen=True)
 class PromptBatch:
     """B prompts ready to be continued: ids (B,P) left-padded, mask (B,P) True = real token, group (B,) = number of the
-    prompt, texts, and columns (B values each)."""
+    prompt, texts, columns (B values each), and the conversations that the texts were (None, or ())."""
 
     ids: Tensor
     mask: Tensor
     group: Tensor
     texts: tuple[str, ...]
     columns: dict[str, tuple[Any, ...]]
+    spoken: tuple[Conversation | None, ...] = ()
 
     @classmethod
     def build(
@@ -68,6 +69,7 @@ class PromptBatch:
             group=group[spread].to(device),
             texts=tuple(texts[i] for i in spread),
             columns={name: tuple(columns[i].get(name) for i in spread) for name in names},
+            spoken=tuple(spoken[i] for i in spread if spoken),
         )
 
     def parts(self, size: int) -> Iterator["PromptBatch"]:
@@ -75,7 +77,8 @@ class PromptBatch:
         for start in range(0, len(self.texts), size):
             rows = slice(start, start + size)
             columns = {name: values[rows] for name, values in self.columns.items()}
-            yield PromptBatch(self.ids[rows], self.mask[rows], self.group[rows], self.texts[rows], columns)
+            part = (self.ids[rows], self.mask[rows], self.group[rows], self.texts[rows], columns)
+            yield PromptBatch(*part, self.spoken[rows])
 
 
 @torch.no_grad()
@@ -142,4 +145,5 @@ def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stops: tup
         prompts=prompts.texts,
         completions=completions,
         columns=dict(prompts.columns),
+        spoken=prompts.spoken,
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.models.packing import Packing
+from minirlhf.text.tokenizer import Conversation
 
 
 def check_array(name: str, tensor: Tensor, shape: tuple[int, ...], kind: str) -> None:
@@ -38,7 +39,7 @@ class Rollout:
     real token, attended to. mask (B,R): True = token that the policy chose, EOS included; KL, advantages and loss are
     over it. terminated (B,): EOS was sampled. group (B,): index of the prompt. prompts, completions: B texts. columns:
     other fields of each prompt's row, B values each. sizes: (prompt, response) lengths in tokens, on the CPU; counted
-    once if they are not given.
+    once if they are not given. spoken: B conversations that the prompts were, None for a plain text.
     """
 
     prompt_ids: Tensor
@@ -52,6 +53,7 @@ class Rollout:
     completions: tuple[str, ...]
     columns: Mapping[str, tuple[Any, ...]]
     sizes: tuple[tuple[int, int], ...] = ()
+    spoken: tuple[Conversation | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sizes:
@@ -82,6 +84,7 @@ class Rollout:
             completions=tuple(self.completions[i] for i in order),
             columns={name: tuple(values[i] for i in order) for name, values in self.columns.items()},
             sizes=tuple(self.sizes[i] for i in order),
+            spoken=tuple(self.spoken[i] for i in order if self.spoken),
         )
 
     @cached_property

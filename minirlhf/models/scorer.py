@@ -7,6 +7,7 @@ Saved in Hugging Face's layout of LlamaForSequenceClassification (`score.weight`
 Not here: training it (stages/reward_model.py), and the reward that reads a saved one (builtin/trained.py).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,8 +23,10 @@ class Scorer(nn.Module):
     """Trunk and a scalar head without bias: only differences of scores are learned, and a bias cancels in them.
 
     mean and std, 0-d buffers, normalise a score: those of the reference policy's own responses, once they are known;
-    until then 0 and 1.
+    until then 0 and 1. most_tokens: of a batch in `scores`, which a single text may exceed.
     """
+
+    most_tokens: float = math.inf
 
     mean: Tensor
     std: Tensor
@@ -65,13 +68,25 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
-        """Scores (n,) of many texts, in batches of ROWS of similar length, without gradients; normalised or raw."""
+        """Scores (n,) of many texts, in batches of similar length, without gradients; normalised or raw."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         out = torch.zeros(len(rows), dtype=self.score.weight.dtype, device=self.score.weight.device)
-        for start in range(0, len(order), ROWS):
-            part = order[start : start + ROWS]
+        for part in portions(order, [len(row) for row in rows], self.most_tokens):
             out[part] = self([rows[i] for i in part]).to(out.dtype)
         return self.normalised(out) if normalised else out
+
+
+def portions(order: Sequence[int], lengths: Sequence[int], most_tokens: float) -> Iterator[list[int]]:
+    """Yield the texts of `order` in batches of at most ROWS texts and most_tokens tokens (of one text: any number)."""
+    part, tokens = list[int](), 0
+    for text in order:
+        if part and (len(part) == ROWS or tokens + lengths[text] > most_tokens):
+            yield part
+            part, tokens = [], 0
+        part.append(text)
+        tokens += lengths[text]
+    if part:
+        yield part
 
 
 class Ensemble(nn.Module):
@@ -88,19 +103,19 @@ class Ensemble(nn.Module):
     @property
     def longest(self) -> int:
         """Longest text, in tokens, that every member can read."""
-        return min(scorer.model.config.max_position_embeddings for scorer in self._scorers())
+        return min(scorer.model.config.max_position_embeddings for scorer in self.scorers())
 
     def each(self, rows: Sequence[Sequence[int]], *, normalised: bool = True) -> Tensor:
         """Scores (k,n) of n texts by each of the k members."""
-        return torch.stack([scorer.scores(rows, normalised=normalised) for scorer in self._scorers()])
+        return torch.stack([scorer.scores(rows, normalised=normalised) for scorer in self.scorers()])
 
     def both(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Means over the members (n,) of the raw scores, and of the normalised ones."""
         raw = self.each(rows, normalised=False)
-        each = [scorer.normalised(scores) for scorer, scores in zip(self._scorers(), raw, strict=True)]
+        each = [scorer.normalised(scores) for scorer, scores in zip(self.scorers(), raw, strict=True)]
         return raw.mean(dim=0), torch.stack(each).mean(dim=0)
 
-    def _scorers(self) -> Iterator[Scorer]:
+    def scorers(self) -> Iterator[Scorer]:
         for member in self.members:
             assert isinstance(member, Scorer)
             yield member

@@ -24,6 +24,7 @@ from minirlhf.errors import UserError
 from minirlhf.pipeline.build import TRAINED_REWARD_NAMES
 from minirlhf.stages.data import Prompts
 from minirlhf.store.adapters import ADAPTER_CONFIG, model_hash
+from minirlhf.store.classifiers import is_classifier
 from minirlhf.store.files import MANIFEST, sha256
 from minirlhf.text.files import corpus_files, is_packaged
 from minirlhf.text.tokenizer import Tokenizer
@@ -54,13 +55,13 @@ def data_facts(
     texts = [[[prompt.text, prompt.columns] for prompt in part] for part in (prompts.train, prompts.heldout)]
     models = {str(r.options["path"]) for r in config.rewards.values() if r.use in TRAINED_REWARD_NAMES and has_path(r)}
     named = {*corpus_sources(config), *models}
-    manifests = [Path(str(reward.options.get("path"))) / MANIFEST for reward in rewards]
+    hashes = [model_of_reward(reward) for reward in rewards]
     files = {Path(built.component.path) for built in used if built.component.owner != PROJECT}
     return {
         "config": config.model_dump(mode="json"),
         "tokenizer": tokenizer.hash,
         "prompts": hashlib.sha256(json.dumps(texts, sort_keys=True, default=str).encode()).hexdigest(),
-        "reward_models": ", ".join(sha256(path) for path in manifests if path.is_file()),
+        "reward_models": ", ".join(found for found in hashes if found is not None),
         "sources": {source: found for source in sorted(named) if (found := source_hash(source)) is not None},
         "code": {str(path): sha256(path) for path in sorted(with_imports(files))},
     }
@@ -75,6 +76,15 @@ def corpus_sources(config: Config) -> list[str]:
 def has_path(reward: RewardConfig) -> bool:
     """True for a reward with an option `path`."""
     return isinstance(reward.options.get(OPTION), str) and reward.options[OPTION] != ""
+
+
+def model_of_reward(reward: RewardConfig) -> str | None:
+    """SHA-256 of the saved reward model at a reward's `path`, None if there is none."""
+    path = Path(str(reward.options.get("path")))
+    if (path / MANIFEST).is_file():
+        return sha256(path / MANIFEST)
+    foreign = reward.use in TRAINED_REWARD_NAMES and is_classifier(path)
+    return model_hash(path) if foreign else None
 
 
 def source_hash(path: str) -> str | None:

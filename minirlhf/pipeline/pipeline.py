@@ -21,7 +21,7 @@ from minirlhf.pipeline.evaluation import evaluate_run
 from minirlhf.pipeline.facts import MADE_OF, versions
 from minirlhf.pipeline.precision import precision
 from minirlhf.pipeline.resume import go_on, newest_checkpoint
-from minirlhf.pipeline.rewards import check_lengths
+from minirlhf.pipeline.rewards import check_lengths, scale_doubts
 from minirlhf.pipeline.saved import RunModels
 from minirlhf.pipeline.sources import Sources, check_sources
 from minirlhf.pipeline.training import Training, prepare_training
@@ -70,7 +70,7 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
         prompts = fit_prompts_of(context, sources, base.tokenizer)
         both = [*prompts.train, *prompts.heldout]
         check_lengths(rewards, base.tokenizer, both, config.sampler.max_new_tokens)
-        for note in () if told else prompts.notes:
+        for note in () if told else (*prompts.notes, *scale_doubts(rewards)):
             context.warn(note)
         training = prepare_training(context, sources, rewards, base, prompts)
         if resume:

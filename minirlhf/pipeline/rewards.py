@@ -107,7 +107,8 @@ def no_scores(rollout: Rollout) -> Scores:
 def check_lengths(rewards: RewardModels, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
     """Raise UsageError if a trained reward model reads fewer tokens than a prompt and a response may have.
 
-    One of another tokenizer is not checked here: it refuses a text that is too long for it when it meets one.
+    One of another tokenizer, and any that is somebody else's (its hash is None, for it encodes prompt and response
+    together), is not checked here: it refuses a text that is too long for it when it meets one.
     """
     ids = tokenizer.beginnings([prompt.text for prompt in prompts], [prompt.spoken for prompt in prompts])
     longest = max(map(len, ids), default=1) + max_new_tokens
@@ -117,6 +118,17 @@ def check_lengths(rewards: RewardModels, tokenizer: Tokenizer, prompts: Sequence
             what = f"reward {label!r} reads {model.model.longest} tokens, and prompt and response may have {longest}"
             todo = "lower sampler.max_new_tokens, or train a reward model with a larger model.max_positions"
             raise UsageError(what, f"rewards.{label}.path", todo)
+
+
+def scale_doubts(rewards: RewardModels) -> list[str]:
+    """Sentences on reward models of others whose scores are not normalised: their scale is unknown to the run."""
+    return [
+        f"reward {label!r} is somebody else's model, so that mean and standard deviation of its scores are not known: "
+        f"they count in the model's own scale, beside kl.coef and other rewards; rewards.{label}.normalize = true "
+        "measures both on the reference's own responses"
+        for label, _, built in rewards.models
+        if isinstance(built.state, trained) and built.state.foreign and label not in rewards.normalized
+    ]
 
 
 def fit_rewards(

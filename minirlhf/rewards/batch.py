@@ -81,4 +81,5 @@ def _copy_rollout(rollout: Any) -> Any:
         return None
     values = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
     tensors = {name: value.detach().clone() for name, value in values.items() if hasattr(value, "detach")}
-    return replace(rollout, **tensors, columns=copy.deepcopy(dict(rollout.columns)))
+    told = {"columns": copy.deepcopy(dict(rollout.columns)), "spoken": copy.deepcopy(rollout.spoken)}
+    return replace(rollout, **tensors, **told)

@@ -90,7 +90,7 @@ class ForeignTokenizer(Tokenizer):
         self.bos_id = begins[0] if begins else None
         fillers = [known["pad_token"]] if "pad_token" in known else self._ids(models, "pad_token_id")
         self.pad_id = fillers[0] if fillers else self.eos_id
-        self.start = self._start(data, config)
+        self.start, self._end = self._around(data, config)
         self.vocab_size = self._core.size
         special = {i for i, entry in self._core.added.items() if entry.special} | set(known.values())
         self.special = {i: self._core.name(i) for i in sorted(special | set(self.stops))}
@@ -157,6 +157,18 @@ class ForeignTokenizer(Tokenizer):
         if not ended:
             return [*before, *(self.encode_batch([answer], continued=True)[0] if answer else [])]
         return [*before, *self.answer_ids(messages, answer)]
+
+    def whole_ids(self, prompt: str, completion: str, spoken: Conversation | None = None) -> list[int]:
+        """Ids of a whole conversation by the chat template, in use or not; without one those of prompt + completion.
+
+        The completion is the assistant's turn behind the conversation, and the template ends it. Special tokens that
+        the texts spell out are text.
+        """
+        if self.template is None:
+            return [*super().whole_ids(prompt, completion), *self._end]
+        answer = completion if spoken is None else completion.removeprefix("\n")  # a line of the flattened text
+        messages = [*_talk(prompt, spoken), {"role": "assistant", "content": answer}]
+        return self._ids_of(*self._rendered(messages, answering=False))
 
     # ---- conversations ---------------------------------------------------------------------------------------
 
@@ -231,25 +243,30 @@ class ForeignTokenizer(Tokenizer):
         values = value if isinstance(value, list) else [value]
         return [i for i in values if type(i) is int and self._core.knows(i)]
 
-    def _start(self, data: Any, config: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids that every text begins with: add_bos_token, or the special tokens in front in the post-processor."""
-        chosen = config.get("add_bos_token")
-        if isinstance(chosen, bool):
-            return (self.bos_id,) if chosen and self.bos_id is not None else ()
+    def _around(self, data: Any, config: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that every text begins and ends with: special tokens around the text in the post-processor.
+
+        add_bos_token, if it is set, says instead of it how a text begins.
+        """
         post = data.get("post_processor")
         waiting = post.get("processors", [post]) if isinstance(post, dict) else []
-        found = list[int]()
+        front, back = list[int](), list[int]()
         for step in waiting if isinstance(waiting, list) else []:
             single = step.get("single") if isinstance(step, dict) else None
+            side = front
             for entry in single if isinstance(single, list) else []:
                 name = entry.get("SpecialToken", {}).get("id") if isinstance(entry, dict) else None
                 if not isinstance(name, str):
-                    break
+                    side = back  # the text itself
+                    continue
                 token = self._core.id_of(name)
                 if token is None:
                     raise Malformed(f"the post-processor adds {name[:40]!r}, which has no id")
-                found.append(token)
-        return tuple(found)
+                side.append(token)
+        chosen = config.get("add_bos_token")
+        if isinstance(chosen, bool):
+            front = [self.bos_id] if chosen and self.bos_id is not None else []
+        return tuple(front), tuple(back)
 
 
 def _talk(prompt: str, spoken: Conversation | None) -> Conversation:

@@ -129,6 +129,13 @@ class Tokenizer:
         (before,), (after,) = self.beginnings([prompt]), self.encode_batch([completion], continued=bool(prompt))
         return [*before, *after, *([self.eos_id] if ended else [])]
 
+    def whole_ids(self, prompt: str, completion: str, spoken: Conversation | None = None) -> list[int]:
+        """Ids of a prompt and its completion encoded as one text, with what the tokenizer itself adds to a text.
+
+        It is what a reward model of somebody else reads, which knows no border between the two.
+        """
+        return [*self.start, *self.encode(prompt + completion)]
+
     def save(self, directory: str | os.PathLike[str], *, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json (Hugging Face's layout). Errors: DiskError."""
         config = {

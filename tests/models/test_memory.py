@@ -105,7 +105,7 @@ def test_recomputation_keeps_the_states_between_blocks_and_one_block():
 
 
 def test_logits_of_a_real_vocabulary_come_in_chunks():
-    """2^24 / 49,152 = 341 tokens with gradients; without 21, or ROWS_READ. Two gradients of the LM head beside the kept."""
+    """2^24 / 49,152 = 341 tokens with gradients, 21 or ROWS_READ without; two gradients of the LM head kept."""
     plan = plan_memory(replace(HAND, vocab_size=49152, micro_rows=8, rows=64, new_tokens=64, read_rows=1))
     assert plan.learn_logits == 3 * 4 * 341 * 49152 + 2 * 49152 * 4 * 4
     assert plan.score_logits == 4 * 4 * 21 * 49152 + 64 * 66 * 16
