@@ -122,6 +122,7 @@ def test_the_process_is_measured_and_not_a_constant():
     assert kept.sum() > 0
 
 
+@pytest.mark.slow
 def test_a_process_with_torch_is_a_hundred_megabytes_and_more():
     code = "import torch; from minirlhf.models.memory import process_bytes; print(process_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -258,7 +259,12 @@ def allocated(function):
     return largest
 
 
-@pytest.mark.parametrize("name", KINDS)
+FAST = ("full, recomputed", "adapters")  # the others take a second each
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_the_allocator_hands_out_what_is_calculated(name, monkeypatch):
     """Peaks of the three stages, beside what is there all the time: within 10 %."""
     monkeypatch.setattr(policy_module, "CHUNK_LOGITS", SIZES.chunk_logits)
