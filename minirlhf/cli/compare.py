@@ -18,7 +18,7 @@ from minirlhf.store.jsonl import json_line
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Runs of each.")
 @click.option("--vary-base", is_flag=True, help="Base, SFT model and reward model anew for each seed.")
 @some_options(
-    "rewards", "kl", "advantage", "loss", "sets", "plugins", "device"
+    "model", "rewards", "kl", "advantage", "loss", "sets", "plugins", "device"
 )  # all of `run` but --seed: every variant has seeds 0 to N-1
 @jobs_option
 @click.option(

@@ -10,7 +10,7 @@ from minirlhf.cli.options import check_picture, output_options, resolve_config, 
 
 @click.command("reward-model")
 @click.argument("comparisons", metavar="COMPARISONS")
-@some_options("preset", "sets", "device")
+@some_options("preset", "model", "sets", "device")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to save it; must not exist.")
 @click.option(
     "--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw how often it is right when it says so."
@@ -19,6 +19,7 @@ from minirlhf.cli.options import check_picture, output_options, resolve_config, 
 def command(
     comparisons: str,
     preset: str | None,
+    model: str | None,
     sets: tuple[str, ...],
     device: str | None,
     out: Path | None,
@@ -33,7 +34,7 @@ def command(
     Then: minirlhf run --reward trained --set rewards.trained.path=DIR
     """
     given = (*sets, f"corpus.preferences={json.dumps(comparisons, ensure_ascii=False)}")
-    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device, kinds=())
+    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device, kinds=(), model=model)
 
     if svg is not None:
         check_picture(svg)

@@ -9,11 +9,12 @@ from minirlhf.cli.options import output_options, resolve_config, some_options
 
 @click.command("sft")
 @click.argument("demonstrations", metavar="DEMONSTRATIONS")
-@some_options("preset", "sets", "device")
+@some_options("preset", "model", "sets", "device")
 @output_options
 def command(
     demonstrations: str,
     preset: str | None,
+    model: str | None,
     sets: tuple[str, ...],
     device: str | None,
     ui: str,
@@ -27,7 +28,7 @@ def command(
     minirlhf run --set corpus.demonstrations=DEMONSTRATIONS
     """
     given = (*sets, f"corpus.demonstrations={json.dumps(demonstrations, ensure_ascii=False)}")
-    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device, kinds=())
+    config, _ = resolve_config(preset=preset, rewards=(), sets=given, plugins=(), device=device, kinds=(), model=model)
 
     from minirlhf.cli.ui import progress
     from minirlhf.pipeline.build import set_up

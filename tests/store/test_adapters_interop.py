@@ -1,0 +1,79 @@
+"""PEFT against our adapters: its files are read here and ours there, and both compute what the merged weights do."""
+
+import pytest
+import torch
+
+from minirlhf.models.lora import Adapted
+from minirlhf.store.adapters import load_adapter, load_backbone
+from minirlhf.store.weights import load_transformer
+from tests.cli.calling import done
+from tests.own_models import own_model
+
+pytestmark = pytest.mark.interop
+CPU = torch.device("cpu")
+CLOSE = 3e-4
+
+
+@pytest.fixture(scope="module")
+def libraries():
+    return pytest.importorskip("transformers"), pytest.importorskip("peft")
+
+
+def text():
+    return torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def ours_on(trunk):
+    with torch.no_grad():
+        return trunk.logits(trunk(text()))
+
+
+def theirs_on(model):
+    with torch.no_grad():
+        return model.eval()(text()).logits
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj", "o_proj", "gate_proj"]])
+def test_an_adapter_that_peft_saved_computes_the_same_here(targets, tmp_path, libraries):
+    transformers, peft = libraries
+    base = own_model(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=12, target_modules=targets))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * 0.2
+    adapted.save_pretrained(tmp_path / "adapter")
+    backbone = load_backbone(base, "float32", CPU)
+    ours = Adapted(backbone, load_adapter(tmp_path / "adapter", backbone.config)[0])
+    assert (ours_on(ours) - theirs_on(adapted)).abs().max() < CLOSE
+    assert (ours_on(ours.merged()) - theirs_on(adapted)).abs().max() < CLOSE
+    assert (ours_on(ours) - ours_on(backbone)).abs().max() > 100 * CLOSE
+
+
+def test_the_adapter_and_the_merged_model_of_a_run_open_there(tiny, tmp_path, libraries):
+    transformers, peft = libraries
+    base, run = own_model(tmp_path / "base"), tmp_path / "run"
+    done(
+        "run",
+        *tiny,
+        "--model",
+        base,
+        "--set",
+        "lora.rank=4",
+        "--set",
+        "ppo.lr=0.05",
+        "--reward",
+        "length",
+        "--out",
+        run,
+    )
+    done("export", run, tmp_path / "adapter")
+    done("export", run, tmp_path / "merged", "--merge")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    bare = theirs_on(model)
+    adapted = theirs_on(peft.PeftModel.from_pretrained(model, tmp_path / "adapter"))
+    merged = theirs_on(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32))
+    assert (adapted - merged).abs().max() < CLOSE
+    assert (ours_on(load_transformer(tmp_path / "merged")) - merged).abs().max() < CLOSE
+    assert (adapted - bare).abs().max() > 10 * CLOSE
