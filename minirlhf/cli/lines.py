@@ -77,6 +77,7 @@ PARTS = {  # of a plan: their names for people
     "optimizer": "optimizer", "cache": "cache of keys and values", "rollout_work": "sampling", "states": "states",
     "score_pass": "scoring, the blocks", "score_logits": "scoring, logits", "gradients": "gradients",
     "activations": "activations", "learn_logits": "learning, logits", "backward_work": "learning, one block",
+    "heap": "heap of malloc",
 }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from minirlhf.models.generate import FEW
 from minirlhf.models.policy import CHUNK_LOGITS, CHUNK_READ, ROWS_READ
 
 FLOAT: Final = 4  # bytes of a float32
+# Most that malloc keeps beside on a CPU: the backward pass has a thread, and a heap, of its own. Measured on SmolLM2.
+HEAP: Final = 250_000_000
 MOMENTS_OF_ADAM: Final = 2
 PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -108,7 +110,7 @@ class MemoryPlan:
     All the time: baseline (the process itself), weights (of the policy's backbone and the critic's), reference (0 if it
     shares the backbone), adapters (and the value head), optimizer. While responses are sampled: cache, rollout_work
     (prompts or logits). While they are scored: states, and either score_pass or score_logits. While the policy learns:
-    gradients, activations, and either learn_logits or backward_work (within a block).
+    gradients, activations, and either learn_logits or backward_work (within a block); on a CPU heap, which malloc keeps.
     """
 
     baseline: int
@@ -125,6 +127,7 @@ class MemoryPlan:
     activations: int
     learn_logits: int
     backward_work: int
+    heap: int
 
     @property
     def always(self) -> int:
@@ -141,7 +144,7 @@ class MemoryPlan:
 
     @property
     def learn(self) -> int:
-        return self.always + self.gradients + self.activations + max(self.learn_logits, self.backward_work)
+        return self.always + self.gradients + self.activations + max(self.learn_logits, self.backward_work) + self.heap
 
     @property
     def peak(self) -> int:
@@ -149,7 +152,7 @@ class MemoryPlan:
 
 
 def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
-    """Calculate the bytes of a run. baseline: of the process before it, see `process_bytes`."""
+    """Calculate the bytes of a run. baseline: of the process before it on a CPU, see `process_bytes`; 0 for a card."""
     head, backbone = sizes.hidden_size + 1, sizes.backbone_parameters * sizes.weight_bytes
     adapter = sizes.adapter_parameters * (sizes.trained_bytes + (2 if sizes.weight_bytes < FLOAT else 0))
     gradients = sizes.trained_parameters * sizes.trained_bytes
@@ -157,6 +160,7 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
     cache = 2 * sizes.layers * sizes.rows * sizes.row_tokens * row_width
     hidden = sizes.trunks * sizes.rows * sizes.row_tokens * sizes.hidden_size * sizes.weight_bytes  # of one output
     prompts, responses = sizes.rows * sizes.prompt_tokens, sizes.rows * sizes.new_tokens
+    learned = gradients + activation_bytes(sizes) + backward_bytes(sizes)
     return MemoryPlan(
         baseline=baseline,
         weights=backbone * (1 if sizes.lora_rank else sizes.trunks),
@@ -174,6 +178,7 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
         activations=activation_bytes(sizes),
         learn_logits=learning_bytes(sizes, sizes.micro_rows * sizes.new_tokens) + head_bytes(sizes),
         backward_work=backward_bytes(sizes),
+        heap=min(HEAP, learned) if baseline else 0,
     )
 
 

@@ -4,9 +4,9 @@
 
 MODEL: a directory of weights, such as runs/bases/smollm2-HASH. PYTHON: the interpreter of an environment with trl,
 peft and transformers. An iteration has 16 responses of 24 tokens to 16 openings of reviews, learned from twice in parts
-of 8: sampling, scoring by policy and reference, two epochs. Ours is the command `minirlhf run smollm2` (PPO with a value
-head); TRL's is GRPOTrainer with adapters of the same rank on the same projections and a KL to the base. Each turn is a
-process of its own, and a turn of one is followed by one of the other, so that ratios hold when the machine drifts.
+of 8: sampling, scoring by policy and reference, two epochs. Ours is the command `minirlhf run smollm2` (PPO with a
+value head); TRL's is GRPOTrainer with adapters of the same rank on the same projections and a KL to the base. A turn
+is a process of its own, and a turn of one is followed by one of the other, so that ratios hold when the machine drifts.
 """
 
 import argparse

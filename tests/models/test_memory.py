@@ -59,7 +59,9 @@ def test_all_weights_learn_by_hand():
         "activations": 10 * (2 * 256 + 76) + 96,
         "learn_logits": 3 * 4 * 6 * 10 + 10 * 4 * 4,
         "backward_work": 10 * 2 * 6 * 4,
+        "heap": 1220 + 5976 + 480,  # as much as is learned with, and HEAP at most; none on a card
     }
+    assert plan_memory(HAND).heap == 0
     always = 1000 + 1200 + 1200 + 20 + 2440
     assert (plan.rollout, plan.score) == (always + 864 + 768, always + 288 + 1920)
     assert plan.learn == plan.peak == always + 1220 + 5976 + 880
