@@ -110,7 +110,7 @@ class MemoryPlan:
     All the time: baseline (the process itself), weights (of the policy's backbone and the critic's), reference (0 if it
     shares the backbone), adapters (and the value head), optimizer. While responses are sampled: cache, rollout_work
     (prompts or logits). While they are scored: states, and either score_pass or score_logits. While the policy learns:
-    gradients, activations, and either learn_logits or backward_work (within a block); on a CPU heap, which malloc keeps.
+    gradients, activations, and either learn_logits or backward_work (within a block); on a CPU heap, kept by malloc.
     """
 
     baseline: int
