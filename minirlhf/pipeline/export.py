@@ -12,8 +12,9 @@ import torch
 from minirlhf.config.layers import load_config
 from minirlhf.errors import UsageError
 from minirlhf.models.lora import Adapted
+from minirlhf.models.quantise import is_quantised
 from minirlhf.pipeline.saved import config_file, open_run
-from minirlhf.store.adapters import ADAPTER, ADAPTER_CONFIG
+from minirlhf.store.adapters import ADAPTER, ADAPTER_CONFIG, load_backbone, source_of
 from minirlhf.store.files import complete_directory
 from minirlhf.store.weights import save_transformer
 
@@ -33,6 +34,14 @@ def export_run(run: Path, out: Path, *, merge: bool, sets: tuple[str, ...] = ())
                 shutil.copyfile(run / "model" / name, temporary / name)
             tokenizer.save(temporary)
             return f"an adapter of rank {trunk.adapter.rank} for PEFT, beside the tokenizer"
-        whole = trunk.merged() if isinstance(trunk, Adapted) else trunk
+        whole = plain_trunk(trunk).merged() if isinstance(trunk, Adapted) else trunk
         save_transformer(temporary, whole, tokenizer)
     return f"a whole model for transformers, {sum(p.numel() for p in whole.parameters()):,} parameters"
+
+
+def plain_trunk(trunk: Adapted) -> Adapted:
+    """The same adapter beside plain weights: packed ones are read again as they lie on disk."""
+    if not is_quantised(trunk.backbone):
+        return trunk
+    source = source_of(trunk.backbone)
+    return Adapted(load_backbone(Path(source.path), source.dtype, torch.device("cpu")), trunk.adapter)

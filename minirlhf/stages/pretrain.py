@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from minirlhf.config.schema import PretrainConfig
 from minirlhf.errors import DivergedError
+from minirlhf.models.head import summed_cross_entropy
 from minirlhf.models.lora import Trunk
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.packing import Packing
@@ -108,9 +108,7 @@ def token_losses(
     if starts is not None:
         learned = [at >= start - 1 for row, start in zip(rows, starts, strict=True) for at in range(len(row) - 1)]
         hidden = hidden[torch.tensor(learned).nonzero().squeeze(1).to(device)]
-    logits = model.logits(hidden)  # (n,V)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits, torch.tensor(targets).to(device), reduction="sum"), len(targets)
+    return summed_cross_entropy(model, hidden, torch.tensor(targets).to(device)), len(targets)
 
 
 def train(

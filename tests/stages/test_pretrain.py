@@ -9,6 +9,7 @@ import torch
 
 from minirlhf.config.schema import PretrainConfig
 from minirlhf.errors import DivergedError
+from minirlhf.models import head
 from minirlhf.models.transformer import Transformer
 from minirlhf.stages.pretrain import POOL, PretrainState, batches, heldout_loss, rate, token_losses, train, windows
 from tests.helpers import BOS, EOS, Letters, flat, seeded, small_trunk
@@ -202,3 +203,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
         trained(state, settings(), windows(TEXTS, Letters(), 8))
     assert torch.equal(flat(trunk).nan_to_num(7.0), before.nan_to_num(7.0))
     assert state.step == 0
+
+
+def test_the_logits_of_a_large_vocabulary_come_in_chunks_with_the_same_loss_and_gradient(double, monkeypatch):
+    found = []
+    for most in (1 << 24, 3 * 13):  # all tokens at once; three at a time
+        monkeypatch.setattr(head, "CHUNK_LOGITS", most)
+        model = small_trunk()
+        loss, count = token_losses(model, [[1, 5, 7, 9, 2], [1, 3, 3, 4]], [2, 1])
+        loss.backward()
+        found.append((loss.detach(), count, model.embed_tokens.weight.grad))
+    (loss, count, gradient), (again, same, other) = found
+    assert count == same == 6
+    torch.testing.assert_close(loss, again, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, other, rtol=0, atol=1e-12)
