@@ -75,6 +75,8 @@ class TransformerConfig:
 
 
 NAMES: Final = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # model_type -> prefix of the class there
+MOST, MOST_LAYERS = 1 << 30, 1 << 12  # of a size: larger ones are no model's, and would only be built for minutes
+FLAGS: Final = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 FAMILIES: Final = "Llama, SmolLM2, Qwen2, Qwen2.5 and Qwen3"
 
 
@@ -113,10 +115,17 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
 def config_from_hf(config: dict[str, Any], where: str) -> TransformerConfig:
     """Read a config.json from `where`. Raises InputError that names what this decoder does not compute."""
     family = config.get("model_type")
-    if family not in NAMES:
+    if not isinstance(family, str) or family not in NAMES:
         raise InputError(f"unsupported model_type = {family!r}", where, f"give a model of these families: {FAMILIES}")
     # transformers 5 writes rope_parameters, with theta in it; 4 writes rope_scaling, with theta beside it.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise InputError(
+            f"unsupported rope_parameters = {str(rope)[:60]!r}", where, "one rotation for all layers is read"
+        )
+    for name in FLAGS:
+        if not isinstance(config.get(name) or False, bool):
+            raise InputError(f"{name} = {str(config[name])[:40]!r} is neither true nor false", where, "mend it")
     _refuse_others(config, rope, where)
     attention, tied = bool(config.get("attention_bias", False)), bool(config.get("tie_word_embeddings", False))
     try:
@@ -178,7 +187,10 @@ def _rope_scaling(rope: dict[str, Any]) -> LlamaRope | None:
     if rope.get("rope_type", rope.get("type", "default")) != "llama3":
         return None
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    return LlamaRope(float(rope["factor"]), low, high, int(rope["original_max_position_embeddings"]))
+    factor, original = float(rope["factor"]), int(rope["original_max_position_embeddings"])
+    if not (0 < low < high < math.inf and 0 < factor < math.inf and original > 0):
+        raise ValueError(f"llama3 with factor {factor}, low {low}, high {high}, original {original}")
+    return LlamaRope(factor, low, high, original)
 
 
 def _checked_sizes(config: TransformerConfig, where: str) -> TransformerConfig:
@@ -189,8 +201,12 @@ def _checked_sizes(config: TransformerConfig, where: str) -> TransformerConfig:
     )  # fmt: skip
     for name in sizes:
         value = getattr(config, name)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value <= (MOST_LAYERS if name == "num_hidden_layers" else MOST):
             raise InputError(f"{name} = {str(value)[:40]} is no size", where, "give a complete config.json")
+    for name in ("rope_theta", "rms_norm_eps"):
+        value = getattr(config, name)
+        if not 0 < value < math.inf:  # NaN is refused, too
+            raise InputError(f"{name} = {value} is not above 0 and finite", where, "give a complete config.json")
     if config.num_attention_heads % config.num_key_value_heads:
         what = f"num_key_value_heads = {config.num_key_value_heads} does not divide {config.num_attention_heads} heads"
         raise InputError(what, where, "give a complete config.json")

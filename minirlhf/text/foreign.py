@@ -331,6 +331,6 @@ def _template(files: Mapping[str, bytes], config: Mapping[str, Any], directory: 
             raise InputError("file is not UTF-8", str(directory / TEMPLATE)) from exc
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
+        entries = (entry for entry in value if isinstance(entry, dict))
+        value = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
     return value if isinstance(value, str) else None

@@ -64,6 +64,16 @@ def test_every_family_is_written_as_it_is_read(own):
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0 is no size"),
         ({"vocab_size": None}, "vocab_size = None is no size"),
         ({"rms_norm_eps": "small"}, "a value is not a number"),
+        ({"model_type": ["llama"]}, "unsupported model_type = ['llama']"),
+        ({"rope_scaling": "linear"}, "unsupported rope_parameters = 'linear'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "unsupported rope_parameters"),
+        ({"rope_scaling": LLAMA3 | {"factor": 0}}, "a value is not a number (llama3 with factor 0.0"),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "a value is not a number (llama3 with factor 8.0"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false' is neither true nor false"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps = -1e-05 is not above 0 and finite"),
+        ({"rope_theta": 0}, "rope_theta = 0.0 is not above 0 and finite"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000 is no size"),
+        ({"head_dim": 2**63}, "head_size = 9223372036854775808 is no size"),
     ],
 )
 def test_what_is_not_computed_here_is_refused_by_name_and_value(change, said):
