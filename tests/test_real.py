@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +86,8 @@ def test_the_memory_that_is_calculated_is_that_of_the_process(way, bases, tmp_pa
     sets = [f"run.bases={bases}", *SHORT]
     sets += {"adapters": [], "all weights": ["lora.rank=0"], "tiny": ["ppo.minibatch_size=8"]}[way]
     preset = "tiny" if way == "tiny" else "smollm2"
+    if way == "tiny":
+        command("pretrain", "tiny", sets=sets)  # pretraining is not part of the plan
     plan = json.loads(command("run", preset, "--dry-run", "--json", sets=sets)[0])
     _, peak, _ = command("run", preset, "--out", tmp_path / "run", sets=sets)
     print(way, plan["peak"], peak, plan["peak"] / peak)
@@ -93,7 +96,7 @@ def test_the_memory_that_is_calculated_is_that_of_the_process(way, bases, tmp_pa
 
 def test_logits_are_those_of_transformers(short):
     transformers = pytest.importorskip("transformers")
-    folder = read_json(short[0] / "model" / "backbone.json")["path"]
+    folder = Path(read_json(short[0] / "model" / "backbone.json")["path"])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ours = load_transformer(folder)
     ids = torch.randint(10, 49000, (2, 40), generator=torch.Generator().manual_seed(0))

@@ -40,7 +40,7 @@ class MemorySizes:
 
     The work: rows of a rollout, of prompt_tokens and new_tokens each; micro_rows of them in a forward pass of the
     learning stage; recompute: only the states between blocks are kept. full_kl: the KL estimator reads whole
-    distributions.
+    distributions. packed_bits: of a weight of packed projections, its share of a scale included.
     """
 
     vocab_size: int
@@ -63,6 +63,7 @@ class MemorySizes:
     autocast: bool = False
     recompute: bool = False
     full_kl: bool = False
+    packed_bits: float | None = None
     chunk_logits: int = CHUNK_LOGITS
     chunk_read: int = CHUNK_READ
     read_rows: int = ROWS_READ  # states at least in a chunk that is read without gradients
@@ -80,6 +81,13 @@ class MemorySizes:
         matrices = sum(inputs * outputs for inputs, outputs in self.projections.values())
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
         return embeddings + self.layers * (matrices + 2 * self.hidden_size) + self.hidden_size
+
+    @property
+    def backbone_bytes(self) -> int:
+        """Bytes of the weights of a trunk; packed projections take packed_bits each."""
+        matrices = self.layers * sum(inputs * outputs for inputs, outputs in self.projections.values())
+        bits = 8 * self.weight_bytes if self.packed_bits is None else self.packed_bits
+        return (self.backbone_parameters - matrices) * self.weight_bytes + int(matrices * bits / 8)
 
     @property
     def adapter_parameters(self) -> int:
@@ -153,7 +161,7 @@ class MemoryPlan:
 
 def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
     """Calculate the bytes of a run. baseline: of the process before it on a CPU, see `process_bytes`; 0 for a card."""
-    head, backbone = sizes.hidden_size + 1, sizes.backbone_parameters * sizes.weight_bytes
+    head, backbone = sizes.hidden_size + 1, sizes.backbone_bytes
     adapter = sizes.adapter_parameters * (sizes.trained_bytes + (2 if sizes.weight_bytes < FLOAT else 0))
     gradients = sizes.trained_parameters * sizes.trained_bytes
     row_width = sizes.kv_heads * sizes.head_dim * sizes.weight_bytes

@@ -24,7 +24,7 @@ from minirlhf.stages.base import Base
 from minirlhf.stages.evaluate import Evaluation
 from minirlhf.store import checkpoint
 from minirlhf.store.adapters import model_files
-from minirlhf.store.files import checked_number, complete_directory, read_json, write_json
+from minirlhf.store.files import MANIFEST, checked_number, complete_directory, read_json, write_json
 from minirlhf.store.jsonl import JsonLines
 from minirlhf.store.layout import check_run, claim_directory
 from minirlhf.store.lock import locked
@@ -120,6 +120,8 @@ def save_models(directory: Path, state: PPOState, base: Base) -> None:
             save_reference(temporary, start)
         for source in () if isinstance(state.policy.model, Adapted) else model_files(base.directory):
             try:
+                if not (base.directory / MANIFEST).is_file():  # a model of the user's own, who may write into its files
+                    raise OSError
                 os.link(source, temporary / source.name)
             except (OSError, AttributeError):  # on another file system, or one or a system without links
                 shutil.copyfile(source, temporary / source.name)

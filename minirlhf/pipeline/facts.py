@@ -26,6 +26,7 @@ from minirlhf.stages.data import Prompts
 from minirlhf.store.adapters import ADAPTER_CONFIG, model_hash
 from minirlhf.store.classifiers import is_classifier
 from minirlhf.store.files import MANIFEST, sha256
+from minirlhf.text.corpus import Prompt
 from minirlhf.text.files import corpus_files, is_packaged
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -52,7 +53,7 @@ def data_facts(
     rewards: the `path` of a trained one is the directory of a reward model. What a plugin does with a `path` is its own
     affair: it may write to it. used: the components of the run; built-in ones are covered by the version.
     """
-    texts = [[[prompt.text, prompt.columns] for prompt in part] for part in (prompts.train, prompts.heldout)]
+    texts = [[_prompt_content(prompt) for prompt in part] for part in (prompts.train, prompts.heldout)]
     models = {str(r.options["path"]) for r in config.rewards.values() if r.use in TRAINED_REWARD_NAMES and has_path(r)}
     named = {*corpus_sources(config), *models}
     hashes = [model_of_reward(reward) for reward in rewards]
@@ -65,6 +66,11 @@ def data_facts(
         "sources": {source: found for source in sorted(named) if (found := source_hash(source)) is not None},
         "code": {str(path): sha256(path) for path in sorted(with_imports(files))},
     }
+
+
+def _prompt_content(prompt: Prompt) -> list[Any]:
+    """Everything of a prompt that decides a run, as JSON; a plain one as it always was."""
+    return [prompt.text, prompt.columns, *([] if prompt.spoken is None else [prompt.spoken])]
 
 
 def corpus_sources(config: Config) -> list[str]:

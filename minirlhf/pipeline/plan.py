@@ -25,6 +25,8 @@ from minirlhf.store.adapters import load_adapter
 from minirlhf.store.models import read_tokenizer
 from minirlhf.text.foreign import ForeignTokenizer
 
+BITS = {"int8": 8.5, "nf4": 4.5}  # of a packed weight, its share of a scale included
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -95,6 +97,7 @@ def memory_sizes(config: Config, model: TransformerConfig, prompt: int, *, learn
         separate_critic=config.model.separate_critic and learns_values,
         autocast=ppo.precision == "bfloat16" and not lora.on,
         recompute=ppo.recompute,
+        packed_bits=BITS.get(config.model.quantise or ""),
     )
 
 

@@ -6,6 +6,7 @@ A frozen backbone in bfloat16 (`model.dtype`) is used as it is. Not here: the gu
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minirlhf.models.lora import Adapted
 from minirlhf.models.transformer import Transformer
 from minirlhf.ppo import PPOState
 
@@ -13,7 +14,8 @@ from minirlhf.ppo import PPOState
 @contextmanager
 def precision(name: str, state: PPOState) -> Iterator[None]:
     """Run policy, critic and reference in this `ppo.precision`; back in float32 afterwards, for evaluation and disk."""
-    models = [*state.policy.modules(), *state.reference.policy.modules()]
+    whole = not isinstance(state.policy.model, Adapted)  # a frozen backbone has its dtype, and is used as it is
+    models = [*state.policy.modules(), *state.reference.policy.modules()] if whole else []
     trunks = [module for module in models if isinstance(module, Transformer)]
     try:
         for trunk in trunks:

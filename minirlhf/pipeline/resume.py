@@ -31,6 +31,7 @@ from minirlhf.store.state import STATE, checked_count, read_facts
 MAY_CHANGE = {
     "plugins",
     "ppo.iterations",
+    "ppo.recompute",
     "run.bases",
     "run.checkpoint_every",
     "run.device",

@@ -15,11 +15,11 @@ from minirlhf.config.toml import read_file
 from minirlhf.errors import InputError, UsageError
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.pipeline.sources import read_run_prompts
-from minirlhf.stages.base import base_directory, reference_of, sampler_of
+from minirlhf.stages.base import base_directory, reference_of, sampler_of, start_trunk
 from minirlhf.stages.data import Prompts, fit_to_context
 from minirlhf.store.adapters import is_adapted
 from minirlhf.store.files import verify
-from minirlhf.store.models import load_policy, read_tokenizer, read_trunk, reference_trunk
+from minirlhf.store.models import load_policy, read_tokenizer, reference_trunk
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.tokenizer import Tokenizer
 
@@ -88,7 +88,7 @@ def base_before_sft(models: RunModels, config: Config) -> Policy:
             verify(directory)
         tokenizer = read_tokenizer(directory, chat=config.corpus.chat)
         if tokenizer.hash == models.tokenizer.hash:  # else it has been made anew from another text
-            return Policy(read_trunk(directory, models.device), models.policy.sampler).to(models.device).eval()
+            return Policy(start_trunk(directory, config, models.device), models.policy.sampler).to(models.device).eval()
     todo = "make it again by `minirlhf pretrain RUN/config.toml`, or say where bases are by --set run.bases=DIR"
     raise InputError("the base of this run is not there any more", str(directory), todo)
 

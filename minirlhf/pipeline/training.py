@@ -83,8 +83,8 @@ def initial_state(config: Config, base: Base, device: torch.device, *, learns_va
     sampler = sampler_of(config, base.tokenizer, base.trunk.config.vocab_size)
     start = Policy(base.trunk, sampler)
     trunk = new_learner(config, base.trunk, config.run.seed) if config.lora.on else base.trunk
+    backbone_of(trunk).recompute = ppo.recompute  # before a critic is copied from it
     policy = Policy(trunk, sampler, separate_critic=separate).to(device)
-    backbone_of(trunk).recompute = ppo.recompute
     optimizer = AdamW(policy.parameters(), lr=ppo.lr, eps=ppo.adam_eps, weight_decay=0.0)
     total = max(1, ppo.iterations)
     schedule = LambdaLR(optimizer, lambda i: 1.0 if ppo.schedule == "constant" else max(0.0, 1 - i / total))

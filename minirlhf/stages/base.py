@@ -98,7 +98,8 @@ def base_key(config: Config) -> dict[str, Any]:
             "seed": config.pretrain.seed,
         }
     if config.model.path is not None:
-        return {"format": FORMAT, "model": model_hash(model_directory(config)), "dtype": config.model.dtype}
+        model = {"model": model_hash(model_directory(config)), "dtype": config.model.dtype}
+        return {"format": FORMAT, **model, "max_positions": config.model.max_positions}  # longer rows are left out
     check_place(corpus, "text")
     return {
         "format": FORMAT,

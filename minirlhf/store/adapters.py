@@ -37,6 +37,7 @@ BESIDE: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja",
 )  # fmt: skip
+MOST_RANK: Final = 4096
 TENSOR: Final = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight")
 # Settings of PEFT that change what an adapter computes: name -> the values under which it is W x + alpha/r B A x.
 PLAIN: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -44,6 +45,10 @@ PLAIN: Final[Mapping[str, tuple[Any, ...]]] = {
     "use_dora": (None, False),
     "use_rslora": (None, False),
     "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "use_qalora": (None, False),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),  # others change the base as well
+    "alora_invocation_tokens": (None, []),
     "fan_in_fan_out": (None, False),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
@@ -98,6 +103,7 @@ def load_backbone(directory: Path, dtype: str, device: torch.device, quantise: M
     quantise: how its projections are packed, in memory alone: on disk they stay as they are.
     """
     source = Source(str(directory.absolute()), model_hash(directory), dtype, quantise)
+    device = torch.empty(0, device=device).device  # cuda and cuda:0 are one
     found = _LOADED.get((source, str(device)))
     if found is None:
         if quantise is None:
@@ -140,12 +146,16 @@ def save_pointer(directory: Path, backbone: Transformer) -> None:
     write_json(directory / POINTER, asdict(source_of(backbone)))
 
 
-def load_adapter(directory: Path, config: TransformerConfig) -> tuple[Adapter, dict[str, Tensor]]:
-    """Read an adapter of a decoder of this config, and the tensors of heads that were saved with it.
+def load_adapter(
+    directory: Path, config: TransformerConfig, heads_of: tuple[str, ...] = ()
+) -> tuple[Adapter, dict[str, Tensor]]:
+    """Read an adapter of a decoder of this config, and the tensors of heads (their names: heads_of) beside it.
 
     InputError for settings that compute something else, CheckpointError for tensors that do not fit the backbone.
     """
     where = directory / ADAPTER_CONFIG
+    if not where.is_file():
+        raise InputError("there is no adapter", str(directory), f"give one with {ADAPTER_CONFIG}")
     settings = read_json(where)
     for name, values in PLAIN.items():
         if settings.get(name) not in values:
@@ -153,8 +163,8 @@ def load_adapter(directory: Path, config: TransformerConfig) -> tuple[Adapter, d
             raise InputError(what, str(where), "only plain LoRA, W x + alpha/r B A x, is computed here")
     try:
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-        if rank < 1:
-            raise ValueError(f"rank {rank}")
+        if not 1 <= rank <= MOST_RANK or rank != settings["r"]:
+            raise ValueError(f"rank {settings['r']}")
     except (KeyError, TypeError, ValueError) as fault:
         raise InputError(f"no rank and alpha ({fault})", str(where), "give an adapter of PEFT or minirlhf") from None
     shares, heads = dict[str, Tensor](), dict[str, Tensor]()
@@ -162,6 +172,9 @@ def load_adapter(directory: Path, config: TransformerConfig) -> tuple[Adapter, d
         part = TENSOR.fullmatch(name)
         if part is None:
             heads[name.removeprefix("base_model.model.")] = tensor
+            if not heads.keys() <= set(heads_of):
+                what = f"the adapter changes {sorted(heads)[0]}, which is not computed here"
+                raise InputError(what, str(directory / ADAPTER), "give one of the projections alone")
         else:
             shares[f"layers.{part[1]}.{part[2]}.{part[3]}"] = tensor.float()
     present = {name.split(".")[2] for name in shares}
@@ -216,10 +229,10 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
 
 
 def load_adapted(
-    directory: Path, device: torch.device, elsewhere: Path | None = None
+    directory: Path, device: torch.device, elsewhere: Path | None = None, heads_of: tuple[str, ...] = ()
 ) -> tuple[Adapted, dict[str, Tensor]]:
     """Read an adapter beside the backbone that it points to, and the tensors of heads that were saved with it."""
     source = pointed(directory, elsewhere)
     backbone = load_backbone(Path(source.path), source.dtype, device, source.quantise)
-    adapter, heads = load_adapter(directory, backbone.config)
+    adapter, heads = load_adapter(directory, backbone.config, heads_of)
     return Adapted(backbone, adapter.to(device)), heads

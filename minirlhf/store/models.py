@@ -114,7 +114,7 @@ def load_scorer(directory: Path, device: torch.device = CPU) -> Scorer:
     """Read a reward model written by `save_scorer`."""
     trunk: Trunk
     if is_adapted(directory):
-        trunk, head = load_adapted(directory, device)
+        trunk, head = load_adapted(directory, device, heads_of=("score.weight",))
     else:
         trunk, head = load_trunk(directory, torch.float32, device, lm_head=False)
     scorer = Scorer(trunk)

@@ -19,7 +19,8 @@ PROMPTS = "held-out prompts"
 def seeded_parts(config: Config) -> dict[str, tuple[int, ...] | None]:
     """Parts that a run is made from or measured on: name -> seeds that decide it, None if no seed does."""
     start = (config.pretrain.seed, *([config.sft.seed] if config.corpus.demonstrations else []))
-    parts: dict[str, tuple[int, ...] | None] = {"base": start[:1]}
+    # A model of the user's own is the same whatever the seed.
+    parts: dict[str, tuple[int, ...] | None] = {"base": None if config.model.path else start[:1]}
     if config.corpus.demonstrations:
         parts["SFT model"] = start
     if trains_reward(config):

@@ -270,3 +270,25 @@ def test_bfloat16_behind_adapters_is_the_precision_of_the_run(tiny, mine, tmp_pa
     assert metrics(out)[0]["objective/kl"] == 0.0
     assert all(row["policy/first_log_ratio"] <= 0.2 for row in metrics(out))
     assert call("evaluate", out).code == 0
+
+
+def test_the_cache_of_the_hub_is_a_directory_of_links_and_a_run_on_it_can_be_opened(tiny, mine, tmp_path):
+    """The files of a finished run are its own: links into a cache would dangle, and the user writes into the model."""
+    blobs, snapshot = shutil.copytree(mine, tmp_path / "blobs"), tmp_path / "snapshots" / "x"
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    out = tmp_path / "run"
+    done("run", *tiny, "--model", snapshot, *WORDS, "--out", out)
+    (blobs / "config.json").write_text((blobs / "config.json").read_text() + " ")
+    assert done("sample", out, "the cat").out
+    assert not any(file.is_symlink() for file in (out / "reference").iterdir())
+
+
+def test_the_context_of_a_run_is_part_of_what_sft_is_kept_by(mine, monkeypatch, tmp_path):
+    from minirlhf.config.layers import load_config
+    from minirlhf.stages.base import base_key
+
+    keys = [base_key(load_config("tiny", sets=[f"model.path={mine}", f"model.max_positions={n}"], kinds=())[0])
+            for n in (64, 80)]  # fmt: skip
+    assert keys[0] != keys[1]

@@ -117,6 +117,13 @@ def test_logits_of_a_real_vocabulary_come_in_chunks():
     assert full.score_logits == 7 * 4 * 8 * 64 * 49152
 
 
+def test_packed_projections_by_hand():
+    """Two blocks of 120 weights in matrices; 4.5 bits each are 135 bytes, and the other 60 take 2 bytes each."""
+    packed = replace(HAND, weight_bytes=2, lora_rank=2, packed_bits=4.5)
+    assert packed.backbone_bytes == 135 + 2 * (300 - 240)
+    assert plan_memory(packed).weights == 255
+
+
 def test_the_process_is_measured_and_not_a_constant():
     before = process_bytes()
     kept = torch.ones(8 << 20)

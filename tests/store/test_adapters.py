@@ -139,6 +139,10 @@ def changed(out, **settings):
         ({"r": None}, "no rank and alpha"),
         ({"lora_alpha": "much"}, "no rank and alpha"),
         ({"r": 0}, "no rank and alpha"),
+        ({"r": 2.7}, "no rank and alpha (rank 2.7)"),
+        ({"r": 10**9}, "no rank and alpha (rank 1000000000)"),
+        ({"lora_bias": True}, "unsupported lora_bias = 'True'"),
+        ({"init_lora_weights": "pissa"}, "unsupported init_lora_weights = 'pissa'"),
     ],
 )
 def test_adapters_that_compute_something_else_are_refused_by_name_and_value(base, tmp_path, settings, said):
@@ -167,5 +171,14 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     with pytest.raises(CheckpointError, match="is not finite"):
         load_adapter(out, CONFIG)
     save_file({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 16)}, out / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="the adapter's tensors are not those of this base"):
+    with pytest.raises(InputError, match=r"the adapter changes lm_head\.lora_A\.weight, which is not computed here"):
         load_adapter(out, CONFIG)
+
+
+def test_a_directory_without_an_adapter_is_told_so(tmp_path):
+    with pytest.raises(InputError, match="there is no adapter"):
+        load_adapter(tmp_path, CONFIG)
+
+
+def test_cuda_and_its_first_card_are_one_place(base):
+    assert load_backbone(base, "float32", torch.device("cpu", 0)) is load_backbone(base, "float32", CPU)
