@@ -67,7 +67,10 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
         return
     responses = c.ppo.prompts_per_iteration * c.ppo.responses_per_prompt
     if c.ppo.minibatch_size > responses:
-        yield f"ppo.minibatch_size = {c.ppo.minibatch_size}", f"an iteration has only {responses} responses"
+        yield (
+            f"ppo.minibatch_size = {c.ppo.minibatch_size}",
+            f"an iteration has only {responses} responses: lower it as well",
+        )
     if c.ppo.micro_batch_size and c.ppo.micro_batch_size > c.ppo.minibatch_size:
         yield f"ppo.micro_batch_size = {c.ppo.micro_batch_size}", "larger than ppo.minibatch_size"
     if c.kl.controller == "adaptive" and c.kl.target is None:

@@ -83,7 +83,8 @@ def evaluate_run(
         )
         exact |= {"beta": config.kl.coef, "changed": changed_objective(config)}
         result.summary.update(optimality=exact["optimality"], exact=exact)
-    elif config.corpus.text == TRUE_SCORE_CORPUS:
+    elif config.corpus.text == TRUE_SCORE_CORPUS and not (config.model.path and config.corpus.prompts):
+        # A model of the user's own on prompts of their own has nothing to do with reviews.
         add_true_scores(result, config, trained_on(run.directory))
     add_objectives(result.summary, run, models, rewards, chosen[: config.evaluation.residual_prompts])
     return result

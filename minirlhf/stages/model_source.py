@@ -14,7 +14,7 @@ from minirlhf.errors import CheckpointError, InputError, UserError
 from minirlhf.events import Emit
 from minirlhf.models.families import TransformerConfig, config_from_hf
 from minirlhf.stages.artifacts import find_or_make
-from minirlhf.store.adapters import model_hash
+from minirlhf.store.adapters import ADAPTER_CONFIG, model_hash
 from minirlhf.store.files import read_json, sha256
 from minirlhf.store.gguf import convert_gguf, find_smollm2
 from minirlhf.store.layout import artifact_name
@@ -59,6 +59,8 @@ def check_model(directory: Path, positions: int) -> TransformerConfig:
     if not directory.is_dir():
         raise InputError("there is no such directory of a model", str(directory), "give its place by model.path")
     if not where.is_file():
+        if (directory / ADAPTER_CONFIG).is_file():
+            raise InputError("this is an adapter, and no model", str(directory), "--model BASE --set lora.path=DIR")
         todo = "give a directory with config.json, safetensors weights and tokenizer.json"
         raise InputError("there is no config.json in it", str(directory), todo)
     config = config_from_hf(read_json(where), str(where))

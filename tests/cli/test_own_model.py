@@ -195,10 +195,18 @@ def test_show_says_what_it_is_and_a_dry_run_what_it_needs(mine, tiny):
     assert "peak, calculated" in done("run", *tiny, "--model", mine, "--dry-run").out
 
 
-def without(mine, tmp_path, name):
-    copy = shutil.copytree(mine, tmp_path / "broken")
-    (copy / name).unlink()
-    return copy
+def test_an_adapter_is_not_taken_for_a_model(adapted, tiny, tmp_path):
+    said = ("this is an adapter, and no model", "--set lora.path=DIR")
+    refused(2, "run", *tiny, "--model", adapted[0] / "model", "--out", tmp_path / "run", said=said)
+
+
+def test_the_true_score_of_reviews_is_not_told_of_ones_own_prompts(tiny, mine, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"say {n}"}) + "\n" for n in range(12)))
+    reviews = ("--set", "corpus.text=reviews", "--set", "ppo.iterations=1")
+    for name, own in (("theirs", ()), ("mine", ("--set", f"corpus.prompts={tmp_path / 'prompts.jsonl'}"))):
+        done("run", *tiny, "--model", mine, *LORA, *reviews, *own, "--out", tmp_path / name)
+    told = {name: "true_score_gain" in read_json(tmp_path / name / "evaluation.json") for name in ("theirs", "mine")}
+    assert told == {"theirs": True, "mine": False}
 
 
 @pytest.mark.parametrize(
