@@ -122,6 +122,8 @@ def model_faults(c: Config) -> Iterator[tuple[str, str]]:
         yield f"ppo.precision = {shown(c.ppo.precision)}", f"{reason}: leave it out"
     if c.lora.rank and c.lora.path:
         yield f"lora.rank = {c.lora.rank}", "the adapter of lora.path has a rank of its own: leave it out"
+    if len(set(c.lora.targets)) < len(c.lora.targets):
+        yield f"lora.targets = {shown(c.lora.targets)}", "a projection is named twice"
     for name in c.lora.targets:
         if name not in TARGETS:
             hint = nearest(name, TARGETS) or f"; there are {', '.join(TARGETS)}"

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Final
 
 from minirlhf.models.generate import FEW
+from minirlhf.models.lora import PARTS
 from minirlhf.models.policy import CHUNK_LOGITS, CHUNK_READ, ROWS_READ
 
 FLOAT: Final = 4  # bytes of a float32
 # Most that malloc keeps beside on a CPU: the backward pass has a thread, and a heap, of its own. Measured on SmolLM2.
 HEAP: Final = 250_000_000
 MOMENTS_OF_ADAM: Final = 2
-PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROJECTIONS: Final = tuple(PARTS)
 
 
 @dataclass(frozen=True)

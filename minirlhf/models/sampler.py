@@ -68,7 +68,8 @@ class Sampler:
         # right=True finds the first cdf > target, which skips ids that add nothing to the sum. Rounding could make
         # u * total equal to the total, and the search would run past the last possible token: hence nextafter.
         target = (uniform.unsqueeze(-1) * total).minimum(total.nextafter(torch.zeros_like(total)))
-        return torch.searchsorted(cdf, target, right=True).squeeze(-1)
+        # Logits that are not finite have no such id; the last one then stands for it until a guard sees their log-prob.
+        return torch.searchsorted(cdf, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
 
     def _cut(self, log_dist: Tensor) -> Tensor:
         """Cut log-probabilities (B,V): -inf outside the top_k, outside the top_p nucleus, and below min_p p(best)."""

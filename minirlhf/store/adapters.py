@@ -204,9 +204,9 @@ def is_adapted(directory: Path) -> bool:
 
 
 def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
-    """The backbone that a directory points to; elsewhere: where to look if it is not in its place any more.
+    """The backbone that a directory points to; elsewhere: the place that the configuration names, which goes first.
 
-    CheckpointError if it is gone, or its files are not those that the adapter was trained on.
+    CheckpointError if it is in neither place, or its files are not those that the adapter was trained on.
     """
     saved = read_json(directory / POINTER, CheckpointError)
     try:
@@ -217,10 +217,12 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
             raise KeyError(f"quantise = {packing!r}")
     except KeyError as fault:
         raise CheckpointError(f"no pointer to a base ({fault})", str(directory / POINTER), "save it again") from None
-    place = next((p for p in (Path(source.path), elsewhere) if p is not None and p.is_dir()), None)
+    places = dict.fromkeys(p for p in (elsewhere, Path(source.path)) if p is not None)
+    place = next((p for p in places if p.is_dir()), None)
     if place is None:
         todo = "put it back, or give its new place: --set model.path=DIR"
-        raise CheckpointError("the base of this adapter is not there", f"{source.path}, {directory / POINTER}", todo)
+        named = ", ".join(map(str, (*places, directory / POINTER)))
+        raise CheckpointError("the base of this adapter is not there", named, todo)
     found = model_hash(place)
     if found != source.sha256:
         what = f"the base of this adapter has changed on disk: {found[:12]}, and it was {source.sha256[:12]}"

@@ -71,9 +71,11 @@ def load_trunk(
     config = config_from_hf(read_json(where), str(where))
     config = config if lm_head else replace(config, tied=True)
     trunk = Transformer(config, "meta")  # shapes without memory
-    own, found, others = trunk.state_dict(), dict[str, Tensor](), dict[str, Tensor]()
+    own, found, others, head = trunk.state_dict(), dict[str, Tensor](), dict[str, Tensor](), None
     for key, tensor, file in stored_tensors(directory):
         name = key.removeprefix("model.")
+        if name == "lm_head.weight" and config.tied:
+            head = tensor.to(dtype) if lm_head else None
         if name.endswith(COMPUTED) or (name == "lm_head.weight" and config.tied):
             continue
         if name not in own:
@@ -85,6 +87,10 @@ def load_trunk(
     if missing := sorted(own.keys() - found.keys()):
         what = f"{len(missing)} tensors are missing, such as {missing[0]}"
         raise CheckpointError(what, str(directory), "give a complete model of this config.json")
+    if head is not None and not torch.equal(head, found["embed_tokens.weight"].cpu()):
+        what = "lm_head.weight is another matrix than the embedding, to which config.json ties it"
+        todo = "set tie_word_embeddings to false there, or take the tensor out"
+        raise CheckpointError(what, str(directory), todo)
     trunk.load_state_dict(found, assign=True)
     return trunk.requires_grad_(True), others
 

@@ -93,7 +93,9 @@ class ForeignTokenizer(Tokenizer):
         self.start, self._end = self._around(data, config)
         self.vocab_size = self._core.size
         special = {i for i, entry in self._core.added.items() if entry.special} | set(known.values())
-        self.special = {i: self._core.name(i) for i in sorted(special | set(self.stops))}
+        # A stop that is an ordinary token ends a response, and is text everywhere else.
+        marks = {i for i in self.stops if i in self._core.added or not self._core.knows(i)}
+        self.special = {i: self._core.name(i) for i in sorted(special | marks)}
         source = _template(files, settings[CONFIG], directory)
         where = str(directory / (TEMPLATE if TEMPLATE in files else CONFIG))
         self.template = None if source is None else ChatTemplate(source, names, where)

@@ -248,6 +248,7 @@ def index(folder, name):
         (["model.path=nowhere"], "there is no such directory of a model: "),
         (["lora.rank=4", 'lora.targets=["q_prj"]'], "lora.targets = 'q_prj'"),
         (["lora.rank=4", "lora.targets=[]"], "lora.targets"),
+        (["lora.rank=4", 'lora.targets=["q_proj","q_proj"]'], "a projection is named twice"),
         (["model.dtype=bfloat16"], "weights that learn are float32"),
         (["lora.rank=4", "ppo.precision=bfloat16"], "ppo.precision = 'bfloat16'"),
         (["lora.rank=4", "lora.path=somewhere"], "the adapter of lora.path has a rank of its own"),
@@ -300,3 +301,26 @@ def test_the_context_of_a_run_is_part_of_what_sft_is_kept_by(mine, monkeypatch, 
     keys = [base_key(load_config("tiny", sets=[f"model.path={mine}", f"model.max_positions={n}"], kinds=())[0])
             for n in (64, 80)]  # fmt: skip
     assert keys[0] != keys[1]
+
+
+def test_a_head_of_its_own_that_the_config_ties_is_refused(mine, tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(mine, tmp_path / "tied")
+    tensors = load_file(copy / "model.safetensors")
+    same, other = tensors["model.embed_tokens.weight"].clone(), tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors | {"lm_head.weight": same}, copy / "model.safetensors", metadata={"format": "pt"})
+    assert load_transformer(copy).lm_head is None
+    save_file(tensors | {"lm_head.weight": other}, copy / "model.safetensors", metadata={"format": "pt"})
+    said = ("lm_head.weight is another matrix than the embedding",)
+    refused(2, "run", *tiny, "--model", copy, *LORA, "--out", tmp_path / "run", said=said)
+
+
+def test_logits_that_overflow_end_a_run_with_a_line(mine, tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(mine, tmp_path / "huge")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].sign() * 3e38
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    refused(3, "run", *tiny, "--model", copy, *LORA, "--out", tmp_path / "run", said=("policy/grad_norm = nan",))

@@ -14,7 +14,7 @@ from minirlhf.models.sampler import Sampler
 from minirlhf.models.transformer import KVCache
 from tests.helpers import BOS, CONFIG, EOS, PAD, random_rollout, seeded, small_trunk
 
-RANK = 3
+RANK = 3  # tolerances of 1e-12 are the rounding of float64: sums are taken in another order
 
 
 def adapted(backbone=None, *, learned=False, targets=TARGETS):

@@ -35,6 +35,7 @@ HAND = MemorySizes(
 )  # fmt: skip
 
 
+# A tenth (rel=0.1): tensors of a few bytes, and those that live for a moment within an operation, are not counted.
 def listed(plan):
     return {field.name: getattr(plan, field.name) for field in fields(plan)}
 
@@ -126,8 +127,8 @@ def test_packed_projections_by_hand():
 
 def test_the_process_is_measured_and_not_a_constant():
     before = process_bytes()
-    kept = torch.ones(8 << 20)
-    assert 28 << 20 < process_bytes() - before < 40 << 20
+    kept = torch.ones(32 << 20)  # 128 MiB: malloc maps it anew, where a smaller one may find a place that was free
+    assert 112 << 20 < process_bytes() - before < 160 << 20
     assert kept.sum() > 0
 
 

@@ -1,7 +1,9 @@
 """Adapters on disk: PEFT's layout, a pointer instead of a copy, and refusals of what does not belong together."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,3 +184,19 @@ def test_a_directory_without_an_adapter_is_told_so(tmp_path):
 
 def test_cuda_and_its_first_card_are_one_place(base):
     assert load_backbone(base, "float32", torch.device("cpu", 0)) is load_backbone(base, "float32", CPU)
+
+
+def test_the_place_that_the_configuration_names_goes_first(base, tmp_path, tokenizer):
+    """Another model lies where the base was: the right one is found in its new place, and a wrong place is refused."""
+    out, moved = tmp_path / "adapter", tmp_path / "moved"
+    out.mkdir()
+    save_adapter(out, learned(base))
+    base.rename(moved)
+    base.mkdir()
+    save_transformer(base, small_trunk(5), tokenizer)
+    assert isinstance(load_adapted(out, CPU, moved)[0], Adapted)
+    with pytest.raises(CheckpointError, match=r"has changed on disk: .*/base, "):
+        load_adapted(out, CPU, base)
+    shutil.rmtree(base)
+    with pytest.raises(CheckpointError, match=r"is not there: /nowhere, .*/base, "):
+        load_adapted(out, CPU, Path("/nowhere"))

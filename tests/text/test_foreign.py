@@ -378,3 +378,14 @@ def test_qwen_tokens_of_the_config_alone_are_those_of_transformers(tmp_path):
     ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
     assert ours.encode("a<x>b") == theirs("a<x>b")["input_ids"]
     assert ours.vocab_size == len(theirs)
+
+
+def test_a_stop_that_is_an_ordinary_token_is_text_everywhere_but_at_the_end(tmp_path):
+    folder = smollm(tmp_path)
+    plain = load_tokenizer(folder)
+    (sign,) = plain.encode("#")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [plain.eos_id, sign]}))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.stops == (plain.eos_id, sign)
+    assert tokenizer.decode(tokenizer.encode("a # b #1")) == "a # b #1"
+    assert sign not in tokenizer.special
