@@ -120,6 +120,8 @@ def model_faults(c: Config) -> Iterator[tuple[str, str]]:
     if c.lora.on and c.ppo.precision != c.model.dtype:
         reason = f"the frozen weights behind adapters are used as they are, in model.dtype = {c.model.dtype!r}"
         yield f"ppo.precision = {shown(c.ppo.precision)}", f"{reason}: leave it out"
+    if c.lora.dropout and not c.lora.on:
+        yield f"lora.dropout = {shown(c.lora.dropout)}", "there are no adapters: set lora.rank"
     if c.lora.rank and c.lora.path:
         yield f"lora.rank = {c.lora.rank}", "the adapter of lora.path has a rank of its own: leave it out"
     if len(set(c.lora.targets)) < len(c.lora.targets):

@@ -6,10 +6,15 @@ the same time: the policy is one adapter, the critic or a reward model another, 
 
 `Adapted` goes wherever a transformer goes. Its backbone is none of its submodules, so that parameters, optimisers and
 checkpoints hold the adapter alone. Beside a bfloat16 backbone adapters learn in float32, and are rounded where they are
-used. Not here: PEFT's file layout (store/adapters.py), and dropout (off in RLHF: sampling and scoring must agree).
+used. SFT and reward models may learn with dropout (`dropping`); PPO does not, since sampling and scoring must agree.
+
+Not here: PEFT's file layout (store/adapters.py).
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -19,7 +24,7 @@ from minirlhf.errors import UsageError
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
 from minirlhf.models.quantise import is_quantised
-from minirlhf.models.transformer import KVCache, Transformer
+from minirlhf.models.transformer import KVCache, LayerProject, Transformer
 
 PARTS: Final = {  # projection -> the part of a block that it belongs to
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
@@ -61,11 +66,15 @@ class LowRank(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Low-rank shares of the chosen projections of all blocks: layers.N.PROJECTION.{A,B}."""
+    """Low-rank shares of the chosen projections of all blocks: layers.N.PROJECTION.{A,B}.
+
+    dropout: None, or the share of inputs to drop and the generator of what is dropped, set by `dropping`.
+    """
 
     def __init__(self, config: TransformerConfig, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
         super().__init__()
         self.rank, self.alpha, self.targets = rank, alpha, targets
+        self.dropout: tuple[float, torch.Generator] | None = None
         sizes = projection_sizes(config)
         self.layers = nn.ModuleList(
             nn.ModuleDict({name: LowRank(*sizes[name], rank, alpha / rank) for name in targets})
@@ -80,13 +89,48 @@ class Adapter(nn.Module):
                 low.A.copy_(torch.randn(low.A.shape, generator=generator) * low.A.shape[1] ** -0.5)
         return self
 
-    def project(self, layer: int, linear: nn.Linear, name: str, x: Tensor) -> Tensor:
-        """Apply a projection of a block, and this adapter's share of it."""
+    def for_a_pass(self) -> LayerProject:
+        """`project` for one forward pass, with what that pass drops."""
+        if self.dropout is None:
+            return self.project
+        # One draw a pass: a block that is computed again for the backward pass drops the same inputs.
+        rate, generator = self.dropout
+        return partial(self.project, drop=(rate, int(torch.randint(1 << 62, (), generator=generator))))
+
+    def project(
+        self, layer: int, linear: nn.Linear, name: str, x: Tensor, drop: tuple[float, int] | None = None
+    ) -> Tensor:
+        """Apply a projection of a block, and this adapter's share of it; drop: share of its inputs, and a seed."""
         out: Tensor = linear(x)
         if name not in self.targets:
             return out
+        if drop is not None:
+            x = dropped(x, drop[0], drop[1] + layer * len(PARTS) + list(PARTS).index(name))
         low: Tensor = self.layers[layer][name](x)  # type: ignore[index]  # a ModuleList holds what it was given
         return out + low
+
+
+@contextmanager
+def dropping(model: nn.Module, rate: float, generator: torch.Generator) -> Iterator[None]:
+    """Let every adapter in `model` drop a share `rate` of its inputs in passes that begin in the block.
+
+    The backbone drops nothing. The passes draw from `generator`, one after another.
+    """
+    adapters = [module for module in model.modules() if isinstance(module, Adapter)]
+    for adapter in adapters:
+        adapter.dropout = (rate, generator) if rate else None
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.dropout = None
+
+
+def dropped(x: Tensor, rate: float, seed: int) -> Tensor:
+    """x with a share `rate` of its elements set to 0 and the others divided by 1 - rate, so that its mean stays."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    kept = torch.empty_like(x).bernoulli_(1 - rate, generator=generator)
+    return x * kept / (1 - rate)
 
 
 def projection_sizes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
@@ -130,12 +174,12 @@ class Adapted(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """ids (B,T) -> hidden (B,T,W), as Transformer.forward."""
-        out: Tensor = self.backbone(ids, mask, cache, self.adapter.project)
+        out: Tensor = self.backbone(ids, mask, cache, self.adapter.for_a_pass())
         return out
 
     def packed(self, ids: Tensor, packing: Packing) -> Tensor:
         """ids (N,) -> hidden (N,W), as Transformer.packed."""
-        return self.backbone.packed(ids, packing, self.adapter.project)
+        return self.backbone.packed(ids, packing, self.adapter.for_a_pass())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adapted":
         return Adapted(self.backbone, copy.deepcopy(self.adapter, memo))

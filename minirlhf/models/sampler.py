@@ -44,10 +44,11 @@ class Sampler:
         return torch.log_softmax(self._scaled(logits), dim=-1)
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        """logits / temperature, -inf for banned ids: a new tensor (...,V), at least float32."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        scaled = logits / (self.temperature or 1.0)  # greedy divides by 1: the argmax is the same
-        return scaled.index_fill_(-1, ids_on(self.banned, logits.device), float("-inf")) if self.banned else scaled
+        """logits / temperature, -inf for banned ids: (...,V), at least float32; `logits` itself is left as it is."""
+        scaled = logits if logits.dtype == torch.float64 else logits.float()
+        if self.temperature not in (0, 1):  # greedy: the argmax is the same at any temperature
+            scaled = scaled / self.temperature
+        return scaled.index_fill(-1, ids_on(self.banned, logits.device), float("-inf")) if self.banned else scaled
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Sample one token a row by inverse CDF: the first id whose cumulative probability exceeds u.

@@ -269,7 +269,8 @@ def build_sft(
         emit({"event": "sft", "step": step, "steps": steps, **metrics})
 
     going = progress.progress_directory(directory)
-    progress.drive(going, artifact_name("sft-", key), state, sft.train(state, examples, settings), steps, told, emit)
+    loop = sft.train(state, examples, settings, config.lora.dropout)
+    progress.drive(going, artifact_name("sft-", key), state, loop, steps, told, emit)
     after = sft.demonstration_loss(model, held, settings.batch_size)
     facts = {**counts, "heldout_loss_before": before, "heldout_loss": after, "tokens": state.tokens}
     facts |= {"parameters": base.facts["parameters"], "seconds": perf_counter() - started}

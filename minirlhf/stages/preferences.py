@@ -248,7 +248,8 @@ def build_member(
     model = Scorer(new_learner(config, start.trunk, settings.seed)).initialise(random)
     state = RewardModelState.start(model, settings)
 
-    steps, total = train(state, pairs, watched, settings), reward_model_steps(pairs, settings)
+    steps = train(state, pairs, watched, settings, config.lora.dropout)
+    total = reward_model_steps(pairs, settings)
 
     def told(step: int, metrics: dict[str, float]) -> None:
         emit({"event": "reward_model", "member": index, "step": step, "steps": total, **metrics})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minirlhf.config.schema import RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.lora import dropping
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.scorer import Scorer
 from minirlhf.stages.pretrain import warm_cosine
@@ -100,10 +101,15 @@ def reward_model_steps(pairs: Sequence[Pair], config: RewardModelConfig) -> int:
 
 
 def train(
-    state: RewardModelState, pairs: Sequence[Pair], heldout: Sequence[Pair], config: RewardModelConfig
+    state: RewardModelState,
+    pairs: Sequence[Pair],
+    heldout: Sequence[Pair],
+    config: RewardModelConfig,
+    dropout: float = 0.0,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Train until `epochs` are done or the held-out accuracy has not risen for `patience` evaluations.
 
+    dropout: share of the inputs of adapters that is dropped.
     Yields (step, {loss, accuracy, heldout_accuracy if it was measured}). Afterwards the model has its best weights: the
     last ones, if all held-out pairs are ties, which have no accuracy.
     """
@@ -116,7 +122,8 @@ def train(
             len(pairs), generator=generator(config.seed, "reward-model", state.step // per_epoch)
         ).tolist()
         at = state.step % per_epoch * config.batch_size
-        metrics = update_scorer(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
+        with dropping(state.model, dropout, generator(config.seed, "reward-model-dropout", state.step)):
+            metrics = update_scorer(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
         if not decided:
             state.best_step = state.step
         elif state.step % every == 0 or state.step == total:

@@ -15,7 +15,7 @@ import torch
 
 from minirlhf.config.schema import SFTConfig
 from minirlhf.errors import DivergedError, InputError
-from minirlhf.models.lora import Trunk
+from minirlhf.models.lora import Trunk, dropping
 from minirlhf.models.optimizer import AdamW
 from minirlhf.stages import pretrain
 from minirlhf.stages.pretrain import token_losses, warm_cosine
@@ -73,8 +73,13 @@ def sft_steps(examples: Sequence[Example], config: SFTConfig) -> int:
     return config.epochs * math.ceil(len(examples) / config.batch_size)
 
 
-def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train until `sft.epochs` are done, each pass in a fresh order; yield (step, {loss in nats a token})."""
+def train(
+    state: SFTState, examples: Sequence[Example], config: SFTConfig, dropout: float = 0.0
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train until `sft.epochs` are done, each pass in a fresh order; yield (step, {loss in nats a token}).
+
+    dropout: share of the inputs of adapters that is dropped.
+    """
     per_epoch, total = math.ceil(len(examples) / config.batch_size), sft_steps(examples, config)
     state.model.train()
     while state.step < total:
@@ -83,7 +88,8 @@ def train(state: SFTState, examples: Sequence[Example], config: SFTConfig) -> It
         batch = [examples[i] for i in order[at * config.batch_size : (at + 1) * config.batch_size]]
         for group in state.optimizer.param_groups:
             group["lr"] = config.lr * warm_cosine(state.step, total, config.warmup, 0.05)
-        nats, count = token_losses(state.model, [e.ids for e in batch], [e.start for e in batch])
+        with dropping(state.model, dropout, generator(config.seed, "sft-dropout", state.step)):
+            nats, count = token_losses(state.model, [e.ids for e in batch], [e.start for e in batch])
         loss = nats / count
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)

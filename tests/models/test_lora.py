@@ -4,9 +4,20 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from minirlhf.config.schema import TARGETS
-from minirlhf.models.lora import PARTS, Adapted, Adapter, LowRank, backbone_of, learner, projection_sizes
+from minirlhf.models.lora import (
+    PARTS,
+    Adapted,
+    Adapter,
+    LowRank,
+    backbone_of,
+    dropped,
+    dropping,
+    learner,
+    projection_sizes,
+)
 from minirlhf.models.optimizer import AdamW
 from minirlhf.models.packing import Packing
 from minirlhf.models.policy import Policy, Reference, weights_hash
@@ -101,6 +112,51 @@ def test_recomputation_gives_the_same_gradient_to_the_bit():
             trunk.packed(ids().flatten(), Packing.of([9, 9, 9]))
         saved.append(sum(kept))
     assert saved[1] < saved[0] / 4
+
+
+def test_dropped_inputs_are_zero_and_the_others_keep_the_mean():
+    x = torch.full((100, 100), 3.0)
+    out = dropped(x, 0.25, 1)
+    assert set(out.unique().tolist()) == {0.0, 4.0}  # 3 / (1 - 1/4)
+    # 10,000 draws of probability 1/4: four standard deviations are 4 sqrt(.25 .75 / 10,000) = .0173.
+    assert float((out == 0).float().mean()) == pytest.approx(0.25, abs=0.0173)
+    assert torch.equal(out, dropped(x, 0.25, 1))
+    assert not torch.equal(out, dropped(x, 0.25, 2))
+
+
+def test_dropout_touches_the_adapter_alone_in_its_block_alone_and_each_projection_apart():
+    trunk, fresh = adapted(learned=True), adapted()
+    plain = trunk(ids())
+    with dropping(nn.ModuleDict({"model": trunk}), 0.5, seeded(1)), dropping(fresh, 0.5, seeded(1)):
+        assert torch.equal(fresh(ids()), fresh.backbone(ids()))  # B is 0: nothing to drop
+        first, second = trunk(ids()), trunk.packed(ids().flatten(), Packing.of([9, 9, 9])).view(plain.shape)
+        seen, drop = [], trunk.adapter.for_a_pass().keywords["drop"]
+        for name in ("q_proj", "k_proj"):
+            linear = nn.Linear(16, 16, bias=False).requires_grad_(False)
+            low = LowRank(16, 16, 16, 1.0)
+            low.A.data, low.B.data, linear.weight.data = torch.eye(16), torch.eye(16), torch.zeros(16, 16)
+            trunk.adapter.layers[0][name] = low
+            seen.append(trunk.adapter.project(0, linear, name, torch.ones(9, 16), drop))
+    assert not torch.allclose(first, plain)
+    assert not torch.allclose(first, second)
+    assert set(seen[0].unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(*seen)
+    again = adapted(learned=True)
+    with dropping(again, 0.5, seeded(1)):
+        assert torch.equal(again(ids()), first)
+    assert torch.equal(again(ids()), plain)
+
+
+def test_a_block_that_is_computed_again_drops_the_same():
+    found = []
+    for recompute in (False, True):
+        trunk = adapted(learned=True)
+        trunk.backbone.recompute = recompute
+        with dropping(trunk, 0.5, seeded(1)):
+            hidden = trunk.packed(ids().flatten(), Packing.of([9, 9, 9]))
+        hidden.square().sum().backward()
+        found.append([p.grad for p in trunk.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_learner_leaves_what_it_begins_with_alone():

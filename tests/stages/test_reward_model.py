@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minirlhf.config.schema import RewardModelConfig
+from minirlhf.config.schema import TARGETS, RewardModelConfig
 from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.lora import Adapted, Adapter
 from minirlhf.models.scorer import Scorer
 from minirlhf.stages.reward_model import (
     Pair,
@@ -24,7 +25,7 @@ from minirlhf.stages.reward_model import (
 )
 from minirlhf.text.comparisons import Comparison, check_enough, hold_out
 from minirlhf.text.tokenizer import text_ids
-from tests.helpers import BOS, EOS, Letters, Recorder, seeded, small_trunk
+from tests.helpers import BOS, EOS, Letters, Recorder, flat, seeded, small_trunk
 
 
 def terry(chosen, rejected, margin=0.0, probability=1.0, smoothing=0.0):
@@ -190,6 +191,21 @@ def test_scores_over_the_bases_own_responses_have_mean_zero_and_std_one():
     assert float(scores.std()) == pytest.approx(1, abs=1e-5)
     normalise(model, rows[:1])
     assert float(model.std) == 1
+
+
+def test_an_adapter_with_dropout_learns_the_same_after_a_stop_and_something_else_than_without():
+    config, ended = RewardModelConfig(epochs=1, batch_size=16, lr=1e-2, warmup=0, patience=50), []
+    for dropout, stop in ((0.0, 0), (0.3, 0), (0.3, 2)):
+        trunk = small_trunk(scale=0.1).requires_grad_(False)
+        adapter = Adapter(trunk.config, 2, 4.0, TARGETS).initialise(seeded())
+        state = RewardModelState.start(Scorer(Adapted(trunk, adapter)).initialise(seeded(1)), config)
+        first = train(state, pairs_of(64, 1), [], config, dropout)
+        for _ in range(stop):
+            next(first)
+        list(train(state, pairs_of(64, 1), [], config, dropout))
+        ended.append(flat(adapter))
+    assert torch.equal(ended[1], ended[2])
+    assert not torch.allclose(ended[0], ended[1])
 
 
 def test_the_weights_in_the_end_are_the_best_and_not_the_last():

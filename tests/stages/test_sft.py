@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minirlhf.config.schema import SFTConfig
+from minirlhf.config.schema import TARGETS, SFTConfig
 from minirlhf.errors import DivergedError, InputError
+from minirlhf.models.lora import Adapted, Adapter
 from minirlhf.stages.pretrain import token_losses
 from minirlhf.stages.sft import Example, SFTState, demonstration_loss, encode_demonstrations, sft_steps, train
 from minirlhf.text.comparisons import Demonstration
@@ -92,6 +93,22 @@ def test_a_stop_in_between_changes_nothing():
     assert parts.step == 5
     list(train(parts, rows, settings))
     assert torch.equal(flat(whole.model), flat(parts.model))
+
+
+def test_adapters_with_dropout_learn_the_same_after_a_stop_and_something_else_than_without():
+    rows, settings, ended = lessons(), config(), []
+    for dropout, stop in ((0.0, 0), (0.3, 0), (0.3, 5)):
+        trunk = small_trunk(scale=0.1).requires_grad_(False)
+        adapter = Adapter(trunk.config, 2, 4.0, TARGETS).initialise(seeded())
+        state = SFTState.start(Adapted(trunk, adapter), settings)
+        first = train(state, rows, settings, dropout)
+        for _ in range(stop):
+            next(first)
+        assert adapter.dropout is None
+        list(train(state, rows, settings, dropout))
+        ended.append(flat(adapter))
+    assert torch.equal(ended[1], ended[2])
+    assert not torch.allclose(ended[0], ended[1])
 
 
 def test_a_loss_that_is_not_finite_is_named():
