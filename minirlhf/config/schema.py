@@ -86,7 +86,10 @@ class LoRAConfig(Section):
     alpha: float = Field(16.0, gt=0, description="an adapter is scaled by alpha / rank")
     targets: tuple[str, ...] = Field(TARGETS, min_length=1, description="projections that have one")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of an adapter's inputs that SFT and reward models drop as they learn; PPO: 0"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of an adapter's inputs that SFT and reward models drop as they learn",
     )
     path: str | None = Field(
         None, min_length=1, description="adapter to begin with, in PEFT's layout; its rank, alpha and targets hold"

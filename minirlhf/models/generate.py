@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from minirlhf.models.policy import Policy
-from minirlhf.models.products import decoding_products
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler, ids_on
 from minirlhf.models.transformer import KVCache
@@ -102,27 +101,26 @@ def generate(
     cache = KVCache(policy.model.config, b, p + max_new_tokens, policy.model.embed_tokens.weight)
     # rows (b,): numbers of the rows that are still decoded; alive (b,): those of them that have not sampled EOS.
     rows, alive = torch.arange(b, device=device), torch.ones(b, dtype=torch.bool, device=device)
-    with decoding_products(policy.model.embed_tokens.weight):
-        # The whole prompt in one pass; after that one token a step: the cache holds the keys and values before it.
-        hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1]
-        for length in range(1, max_new_tokens + 1):
-            # A finished row goes on sampling until it is dropped; its tokens are replaced by PAD and nobody reads them.
-            token = sampler.sample(policy.logits(hidden), uniform[rows, length - 1])  # (b,)
-            ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
-            for stop in sampler.stops:
-                alive = alive & (token != stop)
-            # `nonzero` needs numbers from the device and waits for them; in between, steps are queued without waiting.
-            if length % LOOK_EVERY == 0:
-                going = alive.nonzero().squeeze(1)
-                if not len(going):
-                    break
-                # Dropping finished rows copies the cache, which a few of them are not worth.
-                if len(going) <= FEW * len(rows):
-                    rows, alive, token = rows[going], alive[going], token[going]
-                    cache.keep(going)
-            # The last token is never read again, so it needs no forward pass.
-            if length < max_new_tokens:
-                hidden = policy.model(token.unsqueeze(1), cache=cache)[:, -1]
+    # The whole prompt in one pass; after that one token a step, since the cache holds the keys and values before it.
+    hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1:]  # (B,1,W)
+    for length in range(1, max_new_tokens + 1):
+        # A finished row goes on sampling until it is dropped; its tokens are replaced by PAD and nobody reads them.
+        token = sampler.sample(policy.logits(hidden)[:, 0], uniform[rows, length - 1])  # (b,)
+        ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
+        for stop in sampler.stops:
+            alive = alive & (token != stop)
+        # `nonzero` needs numbers from the device and waits for them; in between, steps are queued without waiting.
+        if length % LOOK_EVERY == 0:
+            going = alive.nonzero().squeeze(1)
+            if not len(going):
+                break
+            # Dropping finished rows copies the cache, which a few of them are not worth.
+            if len(going) <= FEW * len(rows):
+                rows, alive, token = rows[going], alive[going], token[going]
+                cache.keep(going)
+        # The last token is never read again, so it needs no forward pass.
+        if length < max_new_tokens:
+            hidden = policy.model(token.unsqueeze(1), cache=cache)
     return _rollout(prompts, ids, tokenizer, sampler.stops)
 
 

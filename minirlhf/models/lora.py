@@ -24,7 +24,7 @@ from minirlhf.errors import UsageError
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
 from minirlhf.models.quantise import is_quantised
-from minirlhf.models.transformer import KVCache, LayerProject, Transformer
+from minirlhf.models.transformer import KVCache, LayerProject, Transformer, plain
 
 PARTS: Final = {  # projection -> the part of a block that it belongs to
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
@@ -101,7 +101,7 @@ class Adapter(nn.Module):
         self, layer: int, linear: nn.Linear, name: str, x: Tensor, drop: tuple[float, int] | None = None
     ) -> Tensor:
         """Apply a projection of a block, and this adapter's share of it; drop: share of its inputs, and a seed."""
-        out: Tensor = linear(x)
+        out = plain(linear, name, x)
         if name not in self.targets:
             return out
         if drop is not None:

@@ -1,12 +1,13 @@
-"""Library for the float32 matrix products of decoding on a CPU.
+"""Library for the float32 products of a decoding step on a CPU.
 
-A decoding step multiplies a few rows by every weight of the model. For such products oneDNN, which torch ships beside
-its default library, is faster by 1.2 to 2 times on CPUs with AVX-512 (docs/real-models.md), and slower on older ones.
-torch takes it where float32 products may be computed with bfloat16 operands. oneDNN does that only on CPUs with
-bfloat16 matrix units; anywhere else it computes in float32. Which of the two it does is measured once, so that no
-product is less precise than float32.
+A decoding step multiplies one token a row by every weight of the model. For a few rows and a large weight oneDNN, which
+torch ships beside its default library, is faster by 1.2 to 2 times on CPUs with AVX-512 (docs/real-models.md), and not
+on older ones. torch takes it where float32 products may be computed with bfloat16 operands. oneDNN does that only on
+CPUs with bfloat16 matrix units; anywhere else it computes in float32. Which of the two it does is measured once, so
+that no product is less exact than in float32.
 
-Not here: products of learning and scoring, and of small models, which keep torch's own choice.
+Not here: products of many rows and of small weights, which keep torch's own choice. Learning and scoring then multiply
+by the same library, and the ratio of a first update is 1.
 """
 
 from collections.abc import Iterator
@@ -14,27 +15,28 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-LARGE = 1 << 22  # weights of an LM head: with fewer, a step is bound by the calls of Python, not by its products
+LARGE = 1 << 19  # elements of a weight: smaller ones are multiplied as fast by the default library
 LENGTH = 512  # products in a sum of the measurement
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (...,T,W) times weight (V,W) transposed, and bias (V,): (...,T,V); a decoding step has T = 1."""
+    if x.shape[-2] != 1 or weight.numel() < LARGE or not _measured(weight):
+        return F.linear(x, weight, bias)
+    with onednn():
+        return F.linear(x, weight, bias)
+
+
+def _measured(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and onednn_is_exact()
+
+
 @contextmanager
-def decoding_products(head: Tensor) -> Iterator[None]:
-    """Multiply float32 matrices by the library that is faster for a few rows, while the block runs.
-
-    head (V,W): weight of the LM head of the model that decodes.
-    """
-    if head.device.type != "cpu" or head.dtype != torch.float32 or head.numel() < LARGE or not onednn_is_exact():
-        yield
-        return
-    with _onednn():
-        yield
-
-
-@contextmanager
-def _onednn() -> Iterator[None]:
+def onednn() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices while the block runs."""
     chosen = torch.backends.mkldnn.matmul
     before = chosen.fp32_precision
     chosen.fp32_precision = "bf16"
@@ -51,9 +53,8 @@ def onednn_is_exact() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(16, LENGTH, generator=generator), torch.randn(64, LENGTH, generator=generator)
-    with _onednn():
-        found = x @ weight.T
-    return is_float32(found, x, weight)
+    with onednn():
+        return is_float32(x @ weight.T, x, weight)
 
 
 def is_float32(found: Tensor, x: Tensor, weight: Tensor) -> bool:

@@ -46,8 +46,7 @@ class Sampler:
     def _scaled(self, logits: Tensor) -> Tensor:
         """logits / temperature, -inf for banned ids: (...,V), at least float32; `logits` itself is left as it is."""
         scaled = logits if logits.dtype == torch.float64 else logits.float()
-        if self.temperature not in (0, 1):  # greedy: the argmax is the same at any temperature
-            scaled = scaled / self.temperature
+        scaled = scaled if self.temperature in (0, 1) else scaled / self.temperature  # greedy: the argmax is the same
         return scaled.index_fill(-1, ids_on(self.banned, logits.device), float("-inf")) if self.banned else scaled
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
+from minirlhf.models.products import product
 
 # How a block applies one of its projections: (linear, its name, x) -> linear(x), or more where an adapter adds to it.
 Project = Callable[[nn.Linear, str, Tensor], Tensor]
@@ -40,8 +41,7 @@ LayerProject = Callable[[int, nn.Linear, str, Tensor], Tensor]  # the same, with
 
 def plain(linear: nn.Linear, name: str, x: Tensor) -> Tensor:
     """Apply a projection as it is."""
-    out: Tensor = linear(x)
-    return out
+    return product(x, linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear(x)
 
 
 class KVCache:
@@ -239,7 +239,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (...,W) -> logits (...,V), in the dtype of the weights; tied: through the embedding."""
-        return hidden @ (self.embed_tokens if self.lm_head is None else self.lm_head).weight.T
+        return product(hidden, (self.embed_tokens if self.lm_head is None else self.lm_head).weight)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, project: LayerProject | None = None

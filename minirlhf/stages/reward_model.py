@@ -109,7 +109,6 @@ def train(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Train until `epochs` are done or the held-out accuracy has not risen for `patience` evaluations.
 
-    dropout: share of the inputs of adapters that is dropped.
     Yields (step, {loss, accuracy, heldout_accuracy if it was measured}). Afterwards the model has its best weights: the
     last ones, if all held-out pairs are ties, which have no accuracy.
     """
@@ -118,12 +117,11 @@ def train(
     total = reward_model_steps(pairs, config)
     every = max(1, min(per_epoch, total // 10))
     while state.step < total and state.worse < config.patience:
-        order = torch.randperm(
-            len(pairs), generator=generator(config.seed, "reward-model", state.step // per_epoch)
-        ).tolist()
-        at = state.step % per_epoch * config.batch_size
+        epoch, at = divmod(state.step, per_epoch)
+        order = torch.randperm(len(pairs), generator=generator(config.seed, "reward-model", epoch)).tolist()
+        batch = [pairs[i] for i in order[at * config.batch_size : (at + 1) * config.batch_size]]
         with dropping(state.model, dropout, generator(config.seed, "reward-model-dropout", state.step)):
-            metrics = update_scorer(state, [pairs[i] for i in order[at : at + config.batch_size]], config, total)
+            metrics = update_scorer(state, batch, config, total)
         if not decided:
             state.best_step = state.step
         elif state.step % every == 0 or state.step == total:

@@ -17,8 +17,7 @@ from minirlhf.config.schema import SFTConfig
 from minirlhf.errors import DivergedError, InputError
 from minirlhf.models.lora import Trunk, dropping
 from minirlhf.models.optimizer import AdamW
-from minirlhf.stages import pretrain
-from minirlhf.stages.pretrain import token_losses, warm_cosine
+from minirlhf.stages.pretrain import heldout_loss, token_losses, warm_cosine
 from minirlhf.streams import generator
 from minirlhf.text.comparisons import Demonstration, left_out
 from minirlhf.text.tokenizer import Tokenizer, text_ids
@@ -76,10 +75,7 @@ def sft_steps(examples: Sequence[Example], config: SFTConfig) -> int:
 def train(
     state: SFTState, examples: Sequence[Example], config: SFTConfig, dropout: float = 0.0
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train until `sft.epochs` are done, each pass in a fresh order; yield (step, {loss in nats a token}).
-
-    dropout: share of the inputs of adapters that is dropped.
-    """
+    """Train for `sft.epochs`, each in a fresh order; yield (step, {loss in nats a token}). dropout: of adapters."""
     per_epoch, total = math.ceil(len(examples) / config.batch_size), sft_steps(examples, config)
     state.model.train()
     while state.step < total:
@@ -105,4 +101,4 @@ def train(
 
 def demonstration_loss(model: Trunk, examples: Sequence[Example], size: int) -> float:
     """Mean cross-entropy of examples, nats per completion token, computed `size` examples at a time."""
-    return pretrain.heldout_loss(model, [e.ids for e in examples], size, [e.start for e in examples])
+    return heldout_loss(model, [e.ids for e in examples], size, [e.start for e in examples])

@@ -8,7 +8,10 @@ from minirlhf.models.families import TransformerConfig
 from minirlhf.models.transformer import KVCache
 from tests.helpers import seeded, small_trunk
 
-HEAD = torch.zeros(products.LARGE // 16, 16)
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
 
 
 def chosen():
@@ -16,8 +19,21 @@ def chosen():
 
 
 @pytest.fixture
-def exact(monkeypatch):
+def library(monkeypatch):
+    """What torch is told for each product, on a CPU where oneDNN is exact."""
+    seen, linear = [], torch.nn.functional.linear
+
+    def spied(x, weight, bias=None):
+        seen.append(chosen())
+        return linear(x, weight, bias)
+
     monkeypatch.setattr(products, "onednn_is_exact", lambda: True)
+    monkeypatch.setattr(products.F, "linear", spied)
+    return seen
+
+
+def weight(rows=products.LARGE // 16):
+    return torch.zeros(rows, 16)
 
 
 def test_products_with_rounded_operands_are_told_from_those_of_float32():
@@ -31,43 +47,44 @@ def test_products_with_rounded_operands_are_told_from_those_of_float32():
     assert not products.is_float32(tf32(x) @ tf32(weight).T, x, weight)
 
 
-def test_the_choice_holds_in_the_block_and_ends_with_it(exact):
+def test_the_choice_holds_in_the_block_and_ends_with_it():
     before = chosen()
-    with pytest.raises(KeyError), products.decoding_products(HEAD):
+    with pytest.raises(KeyError), products.onednn():
         assert chosen() == "bf16"
         raise KeyError
     assert chosen() == before
 
 
-@pytest.mark.parametrize("head", [HEAD[1:], HEAD.bfloat16(), HEAD.to("meta")])
-def test_small_models_other_precisions_and_other_devices_keep_their_library(exact, head):
-    before = chosen()
-    with products.decoding_products(head):
-        assert chosen() == before
+def test_one_token_a_row_and_a_large_weight_go_to_onednn_and_nothing_else(library):
+    before, step = chosen(), torch.zeros(3, 1, 16)
+    assert products.product(step, weight()).shape == (3, 1, products.LARGE // 16)
+    products.product(torch.zeros(3, 2, 16), weight())  # two tokens a row
+    products.product(torch.zeros(3, 16), weight())  # tokens end to end, as learning and scoring have them
+    products.product(step, weight()[1:])
+    products.product(step.bfloat16(), weight().bfloat16())
+    products.product(step.to("meta"), weight().to("meta"))
+    assert library == ["bf16", *[before] * 5]
+    assert chosen() == before
 
 
-def test_where_it_would_round_more_it_is_not_used(monkeypatch):
+def test_where_it_would_round_more_it_is_not_used(library, monkeypatch):
     monkeypatch.setattr(products, "onednn_is_exact", lambda: False)
-    before = chosen()
-    with products.decoding_products(HEAD):
-        assert chosen() == before
+    products.product(torch.zeros(3, 1, 16), weight())
+    assert library == [chosen()]
 
 
-def test_a_model_decodes_the_same_logits_with_it():
+def test_a_model_decodes_the_same_logits_with_it(monkeypatch):
     if not products.onednn_is_exact():
         pytest.skip("this CPU keeps torch's default library: it has no AVX-512, or oneDNN rounds operands on it")
-    trunk = small_trunk(0, TransformerConfig(**{**CONFIG_SIZES, "vocab_size": 1 << 16}))
-    ids, found = torch.randint(3, 1 << 16, (16, 9), generator=seeded(3)), []
-    for head in (trunk.embed_tokens.weight, HEAD[1:]):
-        with torch.no_grad(), products.decoding_products(head):
-            cache = KVCache(trunk.config, 16, 9, head)
-            parts = [trunk(part, cache=cache) for part in (ids[:, :8], ids[:, 8:])]
-            found.append(torch.log_softmax(trunk.logits(torch.cat(parts, 1)), -1))
-    assert not torch.equal(*found)  # another library did the work
-    assert (found[0] - found[1]).abs().max() < 1e-5  # float32 rounding of sums of 64 to 256 products
-
-
-CONFIG_SIZES = {
-    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 32,
-}  # fmt: skip
+    trunk = small_trunk(0, TransformerConfig(**SIZES, vocab_size=products.LARGE // 64))
+    ids, found = torch.randint(3, products.LARGE // 64, (16, 9), generator=seeded(3)), []
+    used, onednn = [], products.onednn
+    monkeypatch.setattr(products, "onednn", lambda: used.append(1) or onednn())
+    for exact in (True, False):
+        monkeypatch.setattr(products, "onednn_is_exact", lambda exact=exact: exact)
+        with torch.no_grad():
+            cache = KVCache(trunk.config, 16, 9, trunk.embed_tokens.weight)
+            trunk(ids[:, :8], cache=cache)
+            found.append(torch.log_softmax(trunk.logits(trunk(ids[:, 8:], cache=cache)), -1))
+    assert used == [1]  # the LM head alone is as large as that
+    assert (found[0] - found[1]).abs().max() < 1e-5  # float32 rounding of sums of 64 products
