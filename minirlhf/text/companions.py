@@ -19,7 +19,7 @@ OWN_FILES: Final = (FILE, CONFIG, "special_tokens_map.json", "generation_config.
 LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
 
 
-def parsed(content: bytes, path: Path) -> Any:
+def json_value(content: bytes, path: Path) -> Any:
     """Value of a JSON file (InputError)."""
     try:
         return parse_json(content.decode("utf-8"), str(path))
@@ -29,7 +29,7 @@ def parsed(content: bytes, path: Path) -> Any:
 
 def settings_of(files: Mapping[str, bytes], name: str, directory: Path) -> dict[str, Any]:
     """Object of an optional file, {} without it (InputError if it is no object)."""
-    found = parsed(files[name], directory / name) if name in files else {}
+    found = json_value(files[name], directory / name) if name in files else {}
     if not isinstance(found, dict):
         raise InputError("file is not a JSON object", str(directory / name), "mend it, or remove it")
     return found

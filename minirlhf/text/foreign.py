@@ -26,8 +26,8 @@ from minirlhf.text.companions import (
     OWN_FILES,
     TEMPLATE,
     added_tokens,
+    json_value,
     names_around,
-    parsed,
     settings_of,
     special_name,
     template_source,
@@ -51,7 +51,7 @@ def load_tokenizer(directory: str | os.PathLike[str], *, chat: bool = False) -> 
         todo = "give a directory that holds it, as `save_pretrained` of transformers writes it"
         raise InputError("no tokenizer", str(path), todo)
     files = {FILE: read_bytes(path, MAX_FILE_BYTES)}
-    data = parsed(files[FILE], path)
+    data = json_value(files[FILE], path)
     added = data.get("added_tokens") if isinstance(data, dict) else None
     named = [entry.get("content") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
     if named == list(SPECIAL):
@@ -112,7 +112,7 @@ class ForeignTokenizer(Tokenizer):
         longest_first = sorted(self.special.values(), key=len, reverse=True)
         self._spelt = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         # Not the stops: no text has other ids. Added tokens of tokenizer.json are in its bytes.
-        decided = [self.start, self.bos_id, self.eos_id, sorted(special), source]
+        decided: list[Any] = [self.start, self.bos_id, self.eos_id, sorted(special), source]
         decided += [[vars(entry) for entry in changed]] if changed else []
         self.hash = hashlib.sha256(files[FILE] + json.dumps(decided).encode()).hexdigest()
 

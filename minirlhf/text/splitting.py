@@ -121,9 +121,9 @@ def word_step(step: dict[str, Any]) -> tuple[pre_tokenizers.PreTokenizer, pre_to
         apart = pre_tokenizers.Metaspace(SPACE, "never", split)
         return pre_tokenizers.Metaspace(SPACE, scheme, split), apart, schemes[scheme]
     pattern, behaviour, invert = step.get("pattern"), step.get("behavior"), step.get("invert", False)
-    known = isinstance(behaviour, str) and behaviour in _BEHAVIOURS
-    if kind == "Split" and isinstance(pattern, dict) and known and isinstance(invert, bool):
-        cut = asked(lambda: pre_tokenizers.Split(_pattern(pattern), _BEHAVIOURS[behaviour], invert))
+    cuts = _BEHAVIOURS.get(behaviour) if isinstance(behaviour, str) else None
+    if kind == "Split" and isinstance(pattern, dict) and cuts and isinstance(invert, bool):
+        cut = asked(lambda: pre_tokenizers.Split(_pattern(pattern), cuts, invert))
         return cut, cut, ""
     raise Malformed(f"a pre_tokenizer of type {kind[:40]!r} with these settings is not supported")
 
