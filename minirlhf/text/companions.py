@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minirlhf.errors import InputError
-from minirlhf.text.core import Added
+from minirlhf.text.core import Added, check_whole
 from minirlhf.text.files import parse_json
 from minirlhf.text.tokenizer import FILE, Malformed
 
@@ -21,10 +21,13 @@ LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
 
 def json_value(content: bytes, path: Path) -> Any:
     """Value of a JSON file (InputError)."""
+    todo = "download the model again, or take another one"
     try:
         return parse_json(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as exc:
-        raise InputError("file is not UTF-8", str(path), "download the model again, or take another one") from exc
+        raise InputError("file is not UTF-8", str(path), todo) from exc
+    except InputError as fault:
+        raise InputError(str(fault), todo=todo) from fault
 
 
 def settings_of(files: Mapping[str, bytes], name: str, directory: Path) -> dict[str, Any]:
@@ -36,9 +39,12 @@ def settings_of(files: Mapping[str, bytes], name: str, directory: Path) -> dict[
 
 
 def special_name(value: Any) -> str | None:
-    """Name of a special token: a string, or an object with its content; None for anything else."""
+    """Name of a special token: a string, or an object with its content; None for anything else (Malformed)."""
     name = value.get("content") if isinstance(value, dict) else value
-    return name if isinstance(name, str) and name else None
+    if not isinstance(name, str) or not name:
+        return None
+    check_whole(name)
+    return name
 
 
 def added_tokens(data: Any, config: Mapping[str, Any], named: Iterable[str]) -> tuple[list[Added], list[Added]]:

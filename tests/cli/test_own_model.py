@@ -195,6 +195,13 @@ def test_show_says_what_it_is_and_a_dry_run_what_it_needs(mine, tiny):
     assert "peak, calculated" in done("run", *tiny, "--model", mine, "--dry-run").out
 
 
+def test_show_says_why_a_template_cannot_be_used(mine, tmp_path):
+    copy = shutil.copytree(mine, tmp_path / "copy")
+    (copy / "chat_template.jinja").write_text("{% if %}")
+    told = json.loads(done("model", "show", copy, "--json").out)["template"]
+    assert told.startswith("cannot be used: the chat template fails (TemplateSyntaxError")
+
+
 def test_an_adapter_is_not_taken_for_a_model(adapted, tiny, tmp_path):
     said = ("this is an adapter, and no model", "--set lora.path=DIR")
     refused(2, "run", *tiny, "--model", adapted[0] / "model", "--out", tmp_path / "run", said=said)
