@@ -72,7 +72,7 @@ class Letters:
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
-    def prompt_ids(self, prompts, spoken=()):
+    def prompt_ids(self, prompts, spoken=(), where=()):
         return [[BOS, *self.encode(text)] for text in prompts]
 
     def text_ids(self, prompt, completion, ended, spoken=None):

@@ -67,6 +67,8 @@ class trained:
         # Somebody else's model scores no ids that were sampled: it has a template of its own, and knows no border.
         self.hash = None if self.foreign else read_json(members[0] / SCORE).get("tokenizer")
         self.tokenizer = read_tokenizer(directory) if self.foreign else tokenizer_of(members[0], self.hash)
+        if self.foreign and isinstance(self.tokenizer, ForeignTokenizer) and self.tokenizer.template:
+            self.tokenizer.template.check()  # its fault is told now, and not after the first responses
         self.pad_id = padding_id(directory) if self.foreign else None
         self.model = self._loaded()
         self.combine, self.caution = combine, caution

@@ -88,7 +88,7 @@ def command(
         show_json(text, rollouts, scores)
     elif len(rollouts) == 1:
         ((side, rollout),) = rollouts.items()
-        show_lines(text, rollout, scores[side])
+        show_lines(text, rollout, scores[side], chat=config.corpus.chat)
     else:
         show_sides(text, rollouts, scores)
     if not as_json and how["count"] > 1:
@@ -164,10 +164,18 @@ def show_json(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str,
             print(json_line({**about, "scores": given} if given else about))
 
 
-def show_lines(text: str, rollout: "Rollout", given: ScoresByLabel) -> None:
-    """Print one line for each completion: its scores, the prompt, the completion; on a terminal it is wrapped."""
+def show_lines(text: str, rollout: "Rollout", given: ScoresByLabel, *, chat: bool = False) -> None:
+    """Print one line for each completion: its scores, the prompt, the completion; on a terminal it is wrapped.
+
+    chat: the completion answers the prompt, so that a line break stands between them (its escape, in a pipe).
+    """
+    apart, width = "\n" if chat and text else "", columns()
     for i, completion in enumerate(rollout.completions):
-        print(wrapped(marks(given, i) + printable(text + completion), columns(), hang=2))
+        if apart and width is not None:
+            print(wrapped(marks(given, i) + printable(text), width, hang=2))
+            print(wrapped(printable(completion), width, "  "))
+        else:
+            print(wrapped(marks(given, i) + printable(text + apart + completion), width, hang=2))
 
 
 def show_sides(text: str, rollouts: Mapping[str, "Rollout"], scores: Mapping[str, ScoresByLabel]) -> None:

@@ -27,7 +27,7 @@ from minirlhf.pipeline.sources import Sources, check_sources
 from minirlhf.pipeline.training import Training, prepare_training
 from minirlhf.report.of_run import write_report
 from minirlhf.rewards.call import RewardModels
-from minirlhf.rl.doubts import doubts
+from minirlhf.rl.doubts import doubts, template_doubts
 from minirlhf.stages.base import Base, prepare_base, prepare_start
 from minirlhf.stages.data import Prompts, fit_to_context
 from minirlhf.stages.evaluate import Evaluation
@@ -59,6 +59,8 @@ def run(config: Config, registry: Registry, out: Path | None, emit: Emit, *, res
             context.warn(message)
 
         base = prepare_base(config, device, emit)
+        for message in () if told else template_doubts(config, base.tokenizer):
+            context.warn(message)
         clock.lap("base")
         if config.corpus.demonstrations:
             base = prepare_start(config, base, device, emit)

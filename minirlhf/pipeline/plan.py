@@ -13,6 +13,7 @@ import torch
 
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import Config
+from minirlhf.errors import InputError
 from minirlhf.events import Emit
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.memory import MemoryPlan, MemorySizes, plan_memory, process_bytes
@@ -24,6 +25,7 @@ from minirlhf.stages.model_source import check_model, find_model
 from minirlhf.store.adapters import load_adapter
 from minirlhf.store.models import read_tokenizer
 from minirlhf.text.foreign import ForeignTokenizer
+from minirlhf.text.tokenizer import Tokenizer
 
 BITS = {"int8": 8.5, "nf4": 4.5}  # of a packed weight, its share of a scale included
 
@@ -154,8 +156,19 @@ def describe_model(directory: Path) -> dict[str, Any]:
         "texts end": ", ".join(f"{named.get(i, i)} ({i})" for i in tokenizer.stops),
         "filler": f"{named.get(tokenizer.pad_id, tokenizer.pad_id)} ({tokenizer.pad_id})",
         "never sampled": f"{len(tokenizer.banned(model.vocab_size))} ids",
-        "template": "chat" if isinstance(tokenizer, ForeignTokenizer) and tokenizer.template is not None else "none",
+        "template": template_of(tokenizer),
         "memory": {
             way: {"rollout": plan.rollout, "score": plan.score, "learn": plan.learn} for way, plan in plans.items()
         },
     }
+
+
+def template_of(tokenizer: Tokenizer) -> str:
+    """Chat template of a tokenizer: "chat" if it has one, "none", or why it cannot be used."""
+    if not isinstance(tokenizer, ForeignTokenizer) or tokenizer.template is None:
+        return "none"
+    try:
+        tokenizer.in_use()
+    except InputError as fault:
+        return f"cannot be used: {fault}"
+    return "chat"

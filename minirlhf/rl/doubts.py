@@ -8,11 +8,24 @@ from collections.abc import Iterator
 from minirlhf import PROJECT
 from minirlhf.config.schema import Config
 from minirlhf.models.optimizer import steps_too_small
+from minirlhf.text.foreign import ForeignTokenizer
+from minirlhf.text.tokenizer import Tokenizer
 
 
 def doubts(config: Config) -> list[str]:
     """Sentences about choices that optimise something else than they seem to, each with the reason."""
     return [*kl_doubts(config), *idle_doubts(config), *other_doubts(config)]
+
+
+def template_doubts(c: Config, tokenizer: Tokenizer) -> list[str]:
+    """A sentence on prompts of the user's own that a model with a chat template gets as plain text; one, or none."""
+    made_for = isinstance(tokenizer, ForeignTokenizer) and tokenizer.template is not None
+    if not made_for or c.corpus.chat or c.corpus.prompts is None:
+        return []
+    return [
+        "this model has a template for conversations, and gets corpus.prompts as plain text that it goes on from: if "
+        "they are to be answered, corpus.template = 'chat' sends them through the template"
+    ]
 
 
 def idle_doubts(c: Config) -> Iterator[str]:

@@ -54,7 +54,7 @@ def encode_pairs(comparisons: Sequence[Comparison], tokenizer: Tokenizer, longes
     """Encode pairs of at most `longest` tokens a side; return them, and notes on dropped rows (InputError if all)."""
     pairs, dropped = [], []
     for c in comparisons:
-        chosen, rejected = (text_ids(tokenizer, c.prompt, side, True, c.spoken) for side in (c.chosen, c.rejected))
+        chosen, rejected = (text_ids(tokenizer, c.prompt, s, True, c.spoken, c.where) for s in (c.chosen, c.rejected))
         if max(len(chosen), len(rejected)) > longest:
             dropped.append(f"{c.where} ({max(len(chosen), len(rejected))} tokens)")
         else:

@@ -42,7 +42,7 @@ def encode_demonstrations(
     """Encode examples of at most `longest` tokens; return them, and notes on dropped rows (InputError if all are)."""
     examples, dropped = list[Example](), list[str]()
     for d in demonstrations:
-        ids = text_ids(tokenizer, d.prompt, d.completion, True, d.spoken)
+        ids = text_ids(tokenizer, d.prompt, d.completion, True, d.spoken, d.where)
         if len(ids) > longest:
             dropped.append(f"{d.where} ({len(ids)} tokens)")
         else:

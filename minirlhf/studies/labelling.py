@@ -22,7 +22,7 @@ from minirlhf.store.state import checked_count
 from minirlhf.streams import generator
 from minirlhf.text.comparisons import TIE, comparison_of
 from minirlhf.text.corpus import Prompt
-from minirlhf.text.tokenizer import Tokenizer
+from minirlhf.text.tokenizer import Conversation, Tokenizer
 
 ANSWERS = {"l": "left", "r": "right", "t": "tie", "s": "skip", "u": "undo", "q": "quit"}
 TRIES = 8  # draws of one pair until its completions differ
@@ -30,17 +30,19 @@ TRIES = 8  # draws of one pair until its completions differ
 
 @dataclass(frozen=True)
 class PairToJudge:
-    """Two completions of a prompt, with the number of the pair."""
+    """Two completions of a prompt, with the number of the pair; spoken: the conversation that they answer, if any."""
 
     index: int
     prompt: str
     left: str
     right: str
+    spoken: Conversation | None = None
 
     def judged(self, answer: str) -> dict[str, Any]:
         """Row of the file for an answer: left, right or tie."""
         chosen, rejected = (self.right, self.left) if answer == "right" else (self.left, self.right)
-        row = {"prompt": self.prompt, "chosen": chosen, "rejected": rejected, "index": self.index, "answer": answer}
+        prompt = [dict(message) for message in self.spoken] if self.spoken else self.prompt
+        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "index": self.index, "answer": answer}
         return row | ({"probability": 0.5} if answer == "tie" else {})
 
 
@@ -76,7 +78,8 @@ class PairSampler:
             rollout = generate(self.policy, batch, self.tokenizer, max_new_tokens=self.max_new_tokens, generator=random)
             left, right = rollout.completions
             if left != right and left.strip() and right.strip():
-                return PairToJudge(index, prompt.text, left, right)
+                # Without a template the completions go on from the text, which a row of messages would not keep.
+                return PairToJudge(index, prompt.text, left, right, prompt.spoken if self.tokenizer.chat else None)
         return None
 
 

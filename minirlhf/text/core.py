@@ -45,6 +45,7 @@ class Added:
         flags["normalized"] = entry.get("normalized", not flags["special"])
         if not all(isinstance(flag, bool) for flag in flags.values()):
             raise Malformed(f"a flag of the added token {content[:40]!r} is not true or false")
+        check_whole(content)
         return cls(token, content, **flags)
 
     def rust(self) -> AddedToken:
@@ -76,10 +77,12 @@ class Core:
         vocab = {token: rank for rank, token in enumerate(sorted(self._vocab, key=lambda token: self._vocab[token]))}
         options = {key: model[key] for key in ("unk_token", "fuse_unk", "ignore_merges") if model.get(key) is not None}
         options["byte_fallback"] = self._byte_fallback
-        if options.get("unk_token") not in {None, *vocab}:
+        unknown = options.get("unk_token")
+        if unknown is not None and not (isinstance(unknown, str) and unknown in vocab):
             raise Malformed("unk_token is not in the vocabulary")
-        if any(options.get(key, False) not in (False, True) for key in ("fuse_unk", "ignore_merges")):
-            raise Malformed("fuse_unk or ignore_merges is not true or false")
+        for key in ("fuse_unk", "ignore_merges", "byte_fallback"):
+            if model.get(key) is not None and not isinstance(model[key], bool):
+                raise Malformed(f"model.{key} is not true or false")
         merges = read_merges(model.get("merges"), vocab)
         shared = asked(lambda: models.BPE(vocab=vocab, merges=merges, **options))
         self._plain = self._tokenizer(shared, self._split.normalizer, self._split.pre_tokenizer)
@@ -256,7 +259,16 @@ def checked_ids(vocab: Any) -> dict[str, int]:
         raise Malformed("an id of vocab is not a whole number from 0")
     if len(set(vocab.values())) < len(vocab) or "" in vocab:
         raise Malformed("an id of vocab is given twice, or a token is empty")
+    check_whole("\n".join(vocab))
     return vocab
+
+
+def check_whole(tokens: str) -> None:
+    """Refuse tokens with half of a surrogate pair, which an escape of JSON can spell (Malformed)."""
+    try:
+        tokens.encode()
+    except UnicodeEncodeError:
+        raise Malformed("a token holds half of a surrogate pair") from None
 
 
 def read_merges(merges: Any, vocab: dict[str, int]) -> list[tuple[str, str]]:

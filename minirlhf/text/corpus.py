@@ -246,7 +246,8 @@ def fit_prompts(prompts: Sequence[Prompt], tokenizer: "Tokenizer", max_tokens: i
     """
     if not prompts:
         raise InputError("there is no prompt", todo="give corpus.prompts, or documents of more words")
-    every = tokenizer.prompt_ids([prompt.text for prompt in prompts], [prompt.spoken for prompt in prompts])
+    talks, places = [prompt.spoken for prompt in prompts], [prompt.where for prompt in prompts]
+    every = tokenizer.prompt_ids([prompt.text for prompt in prompts], talks, places)
     lengths = [len(ids) - 1 for ids in every]
     kept, dropped = list[Prompt](), list[Prompt]()
     for prompt, length in zip(prompts, lengths, strict=True):

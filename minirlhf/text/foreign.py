@@ -6,7 +6,8 @@
     generation_config.json   more ids that end a response
     chat_template.jinja      the chat template, where it has a file
 
-Not here: files that minirlhf wrote itself (tokenizer.py), and the rendering of templates (template.py).
+Not here: what a file says, checked (companions.py), files that minirlhf wrote itself (tokenizer.py), and the rendering
+of templates (template.py).
 """
 
 import copy
@@ -15,21 +16,28 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from minirlhf.errors import InputError
-from minirlhf.text.core import Added, Core
-from minirlhf.text.files import parse_json, read_bytes
+from minirlhf.text.companions import (
+    CONFIG,
+    OWN_FILES,
+    TEMPLATE,
+    added_tokens,
+    json_value,
+    names_around,
+    settings_of,
+    special_name,
+    template_source,
+)
+from minirlhf.text.core import Core
+from minirlhf.text.files import read_bytes
 from minirlhf.text.template import ChatTemplate
 from minirlhf.text.tokenizer import FILE, MAX_FILE_BYTES, SPECIAL, Conversation, Malformed, Tokenizer, write_files
 
-CONFIG: Final = "tokenizer_config.json"
-TEMPLATE: Final = "chat_template.jinja"
-OWN_FILES: Final = (FILE, CONFIG, "special_tokens_map.json", "generation_config.json", TEMPLATE)
 NAMES: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
-LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
 
 
 def load_tokenizer(directory: str | os.PathLike[str], *, chat: bool = False) -> Tokenizer:
@@ -43,7 +51,7 @@ def load_tokenizer(directory: str | os.PathLike[str], *, chat: bool = False) -> 
         todo = "give a directory that holds it, as `save_pretrained` of transformers writes it"
         raise InputError("no tokenizer", str(path), todo)
     files = {FILE: read_bytes(path, MAX_FILE_BYTES)}
-    data = _parsed(files[FILE], path)
+    data = json_value(files[FILE], path)
     added = data.get("added_tokens") if isinstance(data, dict) else None
     named = [entry.get("content") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
     if named == list(SPECIAL):
@@ -74,11 +82,12 @@ class ForeignTokenizer(Tokenizer):
     """
 
     def __init__(self, data: Any, files: Mapping[str, bytes], directory: Path) -> None:
-        settings = {name: _settings(files, name, directory) for name in (*OWN_FILES[1:4], "config.json")}
+        settings = {name: settings_of(files, name, directory) for name in (*OWN_FILES[1:4], "config.json")}
         config = settings["special_tokens_map.json"] | settings[CONFIG]
-        names = {name: found for name in NAMES if (found := _name(config.get(name))) is not None}
+        names = {name: found for name in NAMES if (found := special_name(config.get(name))) is not None}
         self._files = {name: files[name] for name in OWN_FILES if name in files}
-        self._core = Core(data, _added(data, config, names.values()), str(directory / FILE))
+        added, changed = added_tokens(data, config, names.values())
+        self._core = Core(data, added, str(directory / FILE))
         known = {name: token for name, text in names.items() if (token := self._core.id_of(text)) is not None}
         models, generation = settings["config.json"], settings["generation_config.json"]
         ends = [known["eos_token"]] if "eos_token" in known else []
@@ -96,24 +105,21 @@ class ForeignTokenizer(Tokenizer):
         # A stop that is an ordinary token ends a response, and is text everywhere else.
         marks = {i for i in self.stops if i in self._core.added or not self._core.knows(i)}
         self.special = {i: self._core.name(i) for i in sorted(special | marks)}
-        source = _template(files, settings[CONFIG], directory)
+        source = template_source(files, settings[CONFIG])
         where = str(directory / (TEMPLATE if TEMPLATE in files else CONFIG))
         self.template = None if source is None else ChatTemplate(source, names, where)
-        self._chat = False
-        self._spelt = re.compile("|".join(map(re.escape, sorted(self.special.values(), key=len, reverse=True))))
-        decided = [
-            self.start,
-            self.bos_id,
-            self.eos_id,
-            sorted(special),
-            source,
-        ]  # not the stops: no text has other ids
+        self.chat = False
+        longest_first = sorted(self.special.values(), key=len, reverse=True)
+        self._spelt = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # Not the stops: no text has other ids. Added tokens of tokenizer.json are in its bytes.
+        decided: list[Any] = [self.start, self.bos_id, self.eos_id, sorted(special), source]
+        decided += [[vars(entry) for entry in changed]] if changed else []
         self.hash = hashlib.sha256(files[FILE] + json.dumps(decided).encode()).hexdigest()
 
     def in_use(self) -> "ForeignTokenizer":
         """A copy that encodes prompts and responses by the chat template; the end of a turn ends a response as well."""
         other = copy.copy(self)
-        other._chat = True
+        other.chat = True
         other.hash = hashlib.sha256(f"{self.hash} chat".encode()).hexdigest()
         probe = other.text_ids("a", "b", True)
         if probe[-1] in self.special:
@@ -144,14 +150,14 @@ class ForeignTokenizer(Tokenizer):
 
     def beginnings(self, prompts: Sequence[str], spoken: Sequence[Conversation | None] = ()) -> list[list[int]]:
         """Ids of prompts; by the chat template where it is in use, a prompt without a conversation as a user's word."""
-        if not self._chat:
+        if not self.chat:
             return super().beginnings(prompts)
         talks = itertools.zip_longest(prompts, spoken)
         return [self.conversation_ids(_talk(prompt, talk)) for prompt, talk in talks]
 
     def text_ids(self, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None) -> list[int]:
         """Ids of a prompt and its completion; by the chat template, where it is in use, through the end of the turn."""
-        if not self._chat:
+        if not self.chat:
             return super().text_ids(prompt, completion, ended)
         messages = _talk(prompt, spoken)
         answer = completion if spoken is None else completion.removeprefix("\n")  # a line of the flattened text
@@ -250,89 +256,18 @@ class ForeignTokenizer(Tokenizer):
 
         add_bos_token, if it is set, says instead of it how a text begins.
         """
-        post = data.get("post_processor")
-        waiting = post.get("processors", [post]) if isinstance(post, dict) else []
-        front, back = list[int](), list[int]()
-        for step in waiting if isinstance(waiting, list) else []:
-            single = step.get("single") if isinstance(step, dict) else None
-            side = front
-            for entry in single if isinstance(single, list) else []:
-                name = entry.get("SpecialToken", {}).get("id") if isinstance(entry, dict) else None
-                if not isinstance(name, str):
-                    side = back  # the text itself
-                    continue
-                token = self._core.id_of(name)
-                if token is None:
-                    raise Malformed(f"the post-processor adds {name[:40]!r}, which has no id")
-                side.append(token)
+        front, back = ([self._around_id(name) for name in names] for names in names_around(data))
         chosen = config.get("add_bos_token")
         if isinstance(chosen, bool):
             front = [self.bos_id] if chosen and self.bos_id is not None else []
         return tuple(front), tuple(back)
 
+    def _around_id(self, name: str) -> int:
+        token = self._core.id_of(name)
+        if token is None:
+            raise Malformed(f"the post-processor adds {name[:40]!r}, which has no id")
+        return token
+
 
 def _talk(prompt: str, spoken: Conversation | None) -> Conversation:
     return spoken or [{"role": "user", "content": prompt}]
-
-
-def _parsed(content: bytes, path: Path) -> Any:
-    try:
-        return parse_json(content.decode("utf-8"), str(path))
-    except UnicodeDecodeError as exc:
-        raise InputError("file is not UTF-8", str(path)) from exc
-
-
-def _settings(files: Mapping[str, bytes], name: str, directory: Path) -> dict[str, Any]:
-    """Object of an optional file, {} without it (InputError if it is no object)."""
-    found = _parsed(files[name], directory / name) if name in files else {}
-    if not isinstance(found, dict):
-        raise InputError("file is not a JSON object", str(directory / name), "mend it, or remove it")
-    return found
-
-
-def _name(value: Any) -> str | None:
-    """Name of a special token: a string, or an object with its content; None for anything else."""
-    name = value.get("content") if isinstance(value, dict) else value
-    return name if isinstance(name, str) and name else None
-
-
-def _added(data: Any, config: Mapping[str, Any], named: Iterable[str]) -> list[Added]:
-    """Added tokens of tokenizer.json and tokenizer_config.json; the second decides where they differ.
-
-    Those that have a part, such as EOS, are special, whatever their flag says.
-    """
-    if not isinstance(data, dict) or not isinstance(data.get("added_tokens") or [], list):
-        raise Malformed("added_tokens is not a list of objects")
-    found = dict[int, Added]()
-    for entry in data.get("added_tokens") or []:
-        token = entry.get("id") if isinstance(entry, dict) else None
-        if token in found:
-            raise Malformed(f"two added tokens have the id {token}")
-        found[entry["id"] if isinstance(entry, dict) and "id" in entry else -1] = Added.of(entry, token)
-    more = config.get("added_tokens_decoder") or {}
-    if not isinstance(more, dict) or not all(isinstance(key, str) and re.fullmatch(r"\d{1,10}", key) for key in more):
-        raise Malformed(f"added_tokens_decoder of {CONFIG} is not an object of ids")
-    found |= {int(key): Added.of(entry, int(key)) for key, entry in more.items()}
-    lists = [config.get(key) for key in LISTS]
-    apart = {*named, *(name for some in lists if isinstance(some, list) for x in some if (name := _name(x)))}
-    vocab = data.get("model", {}).get("vocab") if isinstance(data.get("model"), dict) else None
-    have = {entry.content for entry in found.values()}
-    for name in sorted(apart - have):
-        token = vocab.get(name) if isinstance(vocab, dict) else None
-        if type(token) is int:
-            found[token] = Added(token, name, special=True, normalized=False)
-    return [Added(**(vars(a) | {"special": a.special or a.content in apart})) for a in found.values()]
-
-
-def _template(files: Mapping[str, bytes], config: Mapping[str, Any], directory: Path) -> str | None:
-    """Source of the chat template: its own file, else the setting, of several named ones the default."""
-    if TEMPLATE in files:
-        try:
-            return files[TEMPLATE].decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise InputError("file is not UTF-8", str(directory / TEMPLATE)) from exc
-    value = config.get("chat_template")
-    if isinstance(value, list):
-        entries = (entry for entry in value if isinstance(entry, dict))
-        value = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
-    return value if isinstance(value, str) else None

@@ -42,7 +42,7 @@ def asked(call: Callable[[], Any]) -> Any:
     except TypeError:
         raise
     except BaseException as exc:  # a panic is no Exception
-        if type(exc).__name__ != "PanicException" and type(exc) not in (Exception, ValueError):
+        if type(exc).__name__ != "PanicException" and type(exc) not in (Exception, ValueError, UnicodeEncodeError):
             raise
         raise Malformed(f"the library refuses it: {str(exc)[:120]}") from None
 
@@ -116,12 +116,14 @@ def word_step(step: dict[str, Any]) -> tuple[pre_tokenizers.PreTokenizer, pre_to
         return digits, digits, ""
     scheme, split = step.get("prepend_scheme", "always"), step.get("split", True)
     schemes = {"always": "always", "first": "first", "never": ""}
-    if kind == "Metaspace" and step.get("replacement") == SPACE and isinstance(split, bool) and scheme in schemes:
+    known = isinstance(scheme, str) and scheme in schemes
+    if kind == "Metaspace" and step.get("replacement") == SPACE and isinstance(split, bool) and known:
         apart = pre_tokenizers.Metaspace(SPACE, "never", split)
         return pre_tokenizers.Metaspace(SPACE, scheme, split), apart, schemes[scheme]
     pattern, behaviour, invert = step.get("pattern"), step.get("behavior"), step.get("invert", False)
-    if kind == "Split" and isinstance(pattern, dict) and behaviour in _BEHAVIOURS and isinstance(invert, bool):
-        cut = pre_tokenizers.Split(_pattern(pattern), _BEHAVIOURS[str(behaviour)], invert)
+    cuts = _BEHAVIOURS.get(behaviour) if isinstance(behaviour, str) else None
+    if kind == "Split" and isinstance(pattern, dict) and cuts and isinstance(invert, bool):
+        cut = asked(lambda: pre_tokenizers.Split(_pattern(pattern), cuts, invert))
         return cut, cut, ""
     raise Malformed(f"a pre_tokenizer of type {kind[:40]!r} with these settings is not supported")
 

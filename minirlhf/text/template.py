@@ -2,8 +2,8 @@
 
 A template comes with somebody else's model, so it is a program of a stranger. It sees the messages and the names of the
 special tokens, and may neither reach out of Jinja's sandbox nor run on for long. What transformers offers to templates
-is there: raise_exception, strftime_now, tojson without escapes, break and continue, {% generation %}. Not here: ids of
-what was rendered (foreign.py).
+is there: raise_exception, strftime_now of one fixed day, tojson without escapes, break and continue, {% generation %}.
+Not here: ids of what was rendered (foreign.py).
 """
 
 import json
@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final, NoReturn
 
 import jinja2
@@ -28,17 +29,32 @@ LONGEST: Final = 1 << 23  # characters of a rendering, and of any text or list t
 MOST_TURNS: Final = 1_000_000  # turns of the loops over ranges in one rendering
 MOST_SPACES: Final = 10_000
 SECONDS: Final = 20.0
+TODAY: Final = datetime(2024, 7, 26)  # a run that is resumed on another day must have the same prompts
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _WIDE: Final = re.compile(r"\d{4,}|%[^a-zA-Z%]*\*|:[^}]*\{")
 
 
 class ChatTemplate:
-    """Template of conversations; names: variables such as bos_token; where: its file. InputError if it is no Jinja."""
+    """Template of conversations; names: variables such as bos_token; where: its file.
+
+    It is compiled when it is first used, because a run that does not use it need not care what it is.
+    """
 
     def __init__(self, source: str, names: Mapping[str, str], where: str) -> None:
         self.source, self.where, self._names = source, where, dict(names)
         self._box = _Box()
+
+    def check(self) -> None:
+        """Compile the template if it was not. Errors: InputError if it is no Jinja, or no text."""
+        _ = self._compiled
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        if _HALF.search(self.source):
+            todo = "convert the file, or set corpus.template = 'none'"
+            raise InputError("the chat template is not UTF-8", self.where, todo)
         try:
-            self._compiled = self._box.from_string(source)
+            return self._box.from_string(self.source)
         except Exception as fault:  # whatever the compiler says of a stranger's program
             raise self._refused(fault) from fault
 
@@ -47,6 +63,7 @@ class ChatTemplate:
 
         Errors: InputError for a template that raises, leaves its sandbox or does not end.
         """
+        self.check()
         self._box.turns = 0
         started, pieces, length = time.monotonic(), list[str](), 0
         given = [dict(message) for message in messages]
@@ -151,7 +168,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+    return TODAY.strftime(form)
 
 
 def _to_json(

@@ -55,6 +55,7 @@ class Tokenizer:
     start: ids that every text begins with, () for none. eos_id: the id that ends a text in training data; stops: all
     ids that end a response. pad_id: a filler, which may be a stop of a foreign tokenizer, so only a mask says what is
     padding. bos_id: None if there is none. special: names of the ids that are no text. vocab_size: highest id + 1.
+    chat: prompts and answers go through a chat template.
     hash: SHA-256 (hex) of tokenizer.json, of a foreign one of all that decides ids. Made by `train_tokenizer`,
     `Tokenizer.load` or `foreign.load_tokenizer`.
     """
@@ -67,6 +68,7 @@ class Tokenizer:
     special: dict[int, str]
     vocab_size: int
     hash: str
+    chat: bool = False
 
     def __init__(self, content: str, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
         self._content = content
@@ -116,12 +118,16 @@ class Tokenizer:
         """Ids of prompts, those of `start` in front; spoken: the conversations that they were, for chat templates."""
         return [[*self.start, *ids] for ids in self.encode_batch(prompts)]
 
-    def prompt_ids(self, prompts: Sequence[str], spoken: Sequence[Conversation | None] = ()) -> list[list[int]]:
-        """`beginnings` to go on from. Errors: InputError for one without any id."""
+    def prompt_ids(
+        self, prompts: Sequence[str], spoken: Sequence[Conversation | None] = (), where: Sequence[str] = ()
+    ) -> list[list[int]]:
+        """`beginnings` to go on from; where: FILE:LINE of each. Errors: InputError for one without any id."""
         rows = self.beginnings(prompts, spoken)
-        if not all(rows):
-            what = "the prompt is empty, and the tokenizer begins texts with no token of its own"
-            raise InputError(what, todo="give a prompt: a model needs a token to go on from")
+        for at, row in enumerate(rows):
+            if not row:
+                what = "the prompt is empty, and the tokenizer begins texts with no token of its own"
+                todo = "give a prompt: a model needs a token to go on from"
+                raise InputError(what, where[at] if where else "", todo)
         return rows
 
     def text_ids(self, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None) -> list[int]:
@@ -178,9 +184,14 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def text_ids(
-    tokenizer: Tokenizer, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None
-) -> list[int]:  # fmt: skip
-    """Ids of [BOS] prompt completion, and EOS if the completion ended; prompt and completion are encoded apart."""
+    tokenizer: Tokenizer, prompt: str, completion: str, ended: bool, spoken: Conversation | None = None, where: str = ""
+) -> list[int]:
+    """Ids of [BOS] prompt completion, and EOS if the completion ended; prompt and completion are encoded apart.
+
+    where: FILE:LINE of a row to learn from, whose prompt must have an id. Errors: InputError if it has none.
+    """
+    if where and not prompt:
+        tokenizer.prompt_ids([prompt], [spoken], [where])
     return tokenizer.text_ids(prompt, completion, ended, spoken)
 
 

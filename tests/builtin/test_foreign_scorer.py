@@ -528,3 +528,11 @@ def test_two_labels_of_transformers_are_refused(tmp_path):
     transformers.Qwen2ForSequenceClassification(config).save_pretrained(folder)
     with pytest.raises(InputError, match="has 2 labels"):
         built_of(folder)
+
+
+def test_a_broken_template_of_a_reward_model_is_refused_before_a_run(chatting):
+    folder, _ = chatting
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{% if %}"}))
+    with pytest.raises(InputError, match=r"the chat template fails .*tokenizer_config\.json"):
+        built_of(folder)

@@ -195,6 +195,13 @@ def test_show_says_what_it_is_and_a_dry_run_what_it_needs(mine, tiny):
     assert "peak, calculated" in done("run", *tiny, "--model", mine, "--dry-run").out
 
 
+def test_show_says_why_a_template_cannot_be_used(mine, tmp_path):
+    copy = shutil.copytree(mine, tmp_path / "copy")
+    (copy / "chat_template.jinja").write_text("{% if %}")
+    told = json.loads(done("model", "show", copy, "--json").out)["template"]
+    assert told.startswith("cannot be used: the chat template fails (TemplateSyntaxError")
+
+
 def test_an_adapter_is_not_taken_for_a_model(adapted, tiny, tmp_path):
     said = ("this is an adapter, and no model", "--set lora.path=DIR")
     refused(2, "run", *tiny, "--model", adapted[0] / "model", "--out", tmp_path / "run", said=said)
@@ -325,3 +332,73 @@ def test_logits_that_overflow_end_a_run_with_a_line(mine, tiny, tmp_path):
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].sign() * 3e38
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     refused(3, "run", *tiny, "--model", copy, *LORA, "--out", tmp_path / "run", said=("policy/grad_norm = nan",))
+
+
+# ---- conversations -----------------------------------------------------------------------------------------
+
+TALK = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the cat?"}]
+
+
+@pytest.fixture(scope="module")
+def asked(tiny, mine, tmp_path_factory):
+    """A finished run whose prompts, conversations and texts, go through the template; its arguments; its events."""
+    folder = tmp_path_factory.mktemp("asked")
+    rows = [{"prompt": TALK}, {"prompt": "a dog?"}, {"prompt": TALK[1:]}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [*tiny, "--model", mine, *LORA, "--set", f"corpus.prompts={folder / 'prompts.jsonl'}"]
+    result = done("run", *arguments, "--set", "corpus.template=chat", "--out", folder / "run", "--json")
+    return folder / "run", arguments, result.events
+
+
+def test_prompts_of_ones_own_that_go_past_the_template_are_told(asked, tiny, mine, tmp_path):
+    def told(events):
+        return [e["message"] for e in events if e["event"] == "warning" and "template" in e["message"]]
+
+    _, arguments, events = asked
+    assert told(events) == []
+    (note,) = told(done("run", *arguments, "--out", tmp_path / "plain", "--json").events)
+    assert "corpus.template = 'chat'" in note
+    openings = done("run", *tiny, "--model", mine, *LORA, "--out", tmp_path / "openings", "--json").events
+    assert told(openings) == []  # texts that are meant to be continued
+
+
+def test_an_answer_stands_on_a_line_of_its_own(asked, monkeypatch):
+    (row,) = done("sample", asked[0], "the cat?", "--json").events
+    assert done("sample", asked[0], "the cat?").out.startswith("the cat?\\n")
+    monkeypatch.setenv("COLUMNS", "70")
+    first, second, *_ = done("sample", asked[0], "the cat?").out.split("\n")
+    assert (first, second[:2]) == ("the cat?", "  ")
+    assert row["prompt"] == "the cat?"
+
+
+def test_labels_keep_the_conversation(asked, tmp_path):
+    from minirlhf.text.comparisons import read_comparisons
+
+    out = tmp_path / "pairs.jsonl"
+    done("label", asked[0], "--out", out, stdin=b"l\nr\nl\nq\n")
+    done("label", asked[0], "--out", out, stdin=b"t\nq\n")  # its own rows are read again
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    prompts = [row["prompt"] for row in rows]
+    assert len(rows) == 4
+    assert all(prompt in prompts for prompt in (TALK, "a dog?", TALK[1:]))
+    found = {comparison.prompt: comparison.spoken for comparison in read_comparisons(str(out))[0]}
+    assert found == {"be kind\nthe cat?": TALK, "a dog?": None, "the cat?": TALK[1:]}
+
+
+def test_an_empty_prompt_before_which_no_token_stands_names_its_row(tiny, mine, tmp_path):
+    """The tokenizer of smollm begins texts with no token: a model cannot score the first one of the completion."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "the", "chosen": " cat", "rejected": " dog"}, {"prompt": "", "chosen": "a", "rejected": "b"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = ("the prompt is empty", f"{data}:2", "give a prompt")
+    refused(2, "reward-model", data, *tiny, "--model", mine, *LORA[:2], "--out", tmp_path / "rm", said=said)
+    shown = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    data.write_text("".join(json.dumps(row) + "\n" for row in shown))
+    refused(2, "sft", data, *tiny, "--model", mine, *LORA[:2], said=said)
+    data.write_text('{"prompt": "the"}\n{"prompt": ""}\n')
+    sets = ("--set", f"corpus.prompts={data}", "--out", tmp_path / "run")
+    refused(2, "run", *tiny, "--model", mine, *LORA, *sets, said=(f"{data}:2", "empty"))
+    data.write_text('{"prompt": "the"}\n')
+    out = tmp_path / "run"
+    done("run", *tiny, "--model", mine, *LORA, "--set", f"corpus.prompts={data}", "--out", out)
+    refused(2, "sample", out, said=("the prompt is empty", "give a prompt"))

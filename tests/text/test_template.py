@@ -93,9 +93,15 @@ def test_a_template_that_fails_or_misbehaves_is_one_refusal(source, why):
         render(source)
 
 
-def test_a_template_that_is_no_jinja_is_refused_when_it_is_read():
-    with pytest.raises(InputError, match=r"TemplateSyntaxError.*chat_template\.jinja"):
-        ChatTemplate("{% if %}", {}, "chat_template.jinja")
+def test_a_template_that_is_no_jinja_is_refused_when_it_is_used():
+    template = ChatTemplate("{% if %}", {}, "chat_template.jinja")
+    for use in (template.check, lambda: template.render(ASKED, answering=True)):
+        with pytest.raises(InputError, match=r"TemplateSyntaxError.*chat_template\.jinja"):
+            use()
+
+
+def test_a_template_has_the_same_day_every_day():
+    assert render("{{ strftime_now('%d %b %Y, %H:%M') }}") == "26 Jul 2024, 00:00"
 
 
 def test_a_template_in_a_file_goes_first_and_is_saved(tmp_path):
