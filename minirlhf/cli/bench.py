@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from minirlhf.cli.fit import wrapped
+from minirlhf.cli.lines import rate
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
@@ -67,10 +68,10 @@ def print_timing(event: dict[str, Any]) -> None:
     """Print one line for an event `measurement` or `comparison`."""
     if event["event"] == "measurement":
         floor = f"  {event['seconds'] / event['floor_seconds']:.2f} x floor" if "floor_seconds" in event else ""
-        rate = "" if event["tokens_per_s"] is None else f"{event['tokens_per_s']:,.0f} tokens/s"
+        speed = "" if event["tokens_per_s"] is None else rate(event["tokens_per_s"])
         measured = (
             f"{event['by']:<26} {event['what']:<10} {event['seconds']:8.3f} s "
-            f"({event['fastest']:.3f} to {event['slowest']:.3f})  {rate:>18} "
+            f"({event['fastest']:.3f} to {event['slowest']:.3f})  {speed:>18} "
             f"{event['peak_mb']:>6,.0f} MB{floor}"
         )
         print(wrapped(measured, columns(), f"{event['workload']}  "), flush=True)

@@ -69,7 +69,7 @@ def cross_faults(c: Config) -> Iterator[tuple[str, str]]:
     if c.ppo.minibatch_size > responses:
         yield (
             f"ppo.minibatch_size = {c.ppo.minibatch_size}",
-            f"an iteration has only {responses} responses: lower it as well",
+            f"an iteration has only {responses} responses: --set ppo.minibatch_size={responses}, or fewer",
         )
     if c.ppo.micro_batch_size and c.ppo.micro_batch_size > c.ppo.minibatch_size:
         yield f"ppo.micro_batch_size = {c.ppo.micro_batch_size}", "larger than ppo.minibatch_size"

@@ -283,7 +283,10 @@ class EvaluationConfig(Section):
     residual_prompts: int = Field(32, ge=0, description="of them for J, best-of-n and residual_std; 0: none of these")
     residual_responses: int = Field(8, ge=2, le=1 << 16, description="responses of a side to each of those")
     best_of: int = Field(
-        16, ge=0, le=1 << 16, description="largest n of best-of-n: the reference writes as many to each; 0: none"
+        16,
+        ge=0,
+        le=1 << 16,
+        description="largest n of best-of-n, whose responses the reference writes to each; below 4: none",
     )
     samples: int = Field(8, ge=0, description="of them shown side by side")
     bootstrap: int = Field(2000, ge=100, le=100_000, description="resamples of the interval")

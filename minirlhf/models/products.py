@@ -37,7 +37,7 @@ def _measured(weight: Tensor) -> bool:
 @contextmanager
 def onednn() -> Iterator[None]:
     """Let oneDNN multiply float32 matrices while the block runs."""
-    chosen = torch.backends.mkldnn.matmul
+    chosen = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     before = chosen.fp32_precision
     chosen.fp32_precision = "bf16"
     try:
@@ -49,7 +49,8 @@ def onednn() -> Iterator[None]:
 @cache
 def onednn_is_exact() -> bool:
     """True on CPUs with AVX-512 on which oneDNN computes float32 products in float32."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not there or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(16, LENGTH, generator=generator), torch.randn(64, LENGTH, generator=generator)

@@ -299,7 +299,12 @@ def alarms(metrics: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[tu
 
 
 def components_used(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Components of a run with their options: (kind, or reward and its label; text)."""
+    """Components of a run with their options: (kind, or reward and its label; text); first a model of one's own."""
+    model, lora = object_of(config, "model"), object_of(config, "lora")
+    if model.get("path"):
+        yield "model", options(str(model["path"]), {k: model[k] for k in ("dtype", "quantise") if model.get(k)})
+    if lora.get("rank") or lora.get("path"):
+        yield "adapters", options("LoRA", {key: value for key, value in lora.items() if value})
     for kind, key in CHOOSERS.items():
         section = config.get(kind)
         if isinstance(section, dict):

@@ -23,7 +23,11 @@ def data(page):
 
 def test_components_are_written_as_in_the_configuration():
     config = {"rewards": {"mine": {"use": "length", "normalize": False, "weight": 2.0}}, "kl": {"estimator": "k1"}}
-    assert dict(components_used(config)) == {"kl": "k1", "reward mine": "length (normalize = false, weight = 2.0)"}
+    components = {"kl": "k1", "reward mine": "length (normalize = false, weight = 2.0)"}
+    assert dict(components_used(config)) == components
+    config |= {"model": {"path": "/m", "dtype": "bfloat16"}, "lora": {"rank": 8, "dropout": 0.0}}
+    made_of = {"model": "/m (dtype = bfloat16)", "adapters": "LoRA (rank = 8)"}
+    assert dict(components_used(config)) == made_of | components
 
 
 def test_a_finished_run_is_on_its_page(finished):
