@@ -5,8 +5,10 @@
 MODEL: a directory of weights, such as runs/bases/smollm2-HASH. PYTHON: the interpreter of an environment with trl,
 peft and transformers. An iteration has 16 responses of 24 tokens to 16 openings of reviews, learned from twice in parts
 of 8: sampling, scoring by policy and reference, two epochs. Ours is the command `minirlhf run smollm2` (PPO with a
-value head); TRL's is GRPOTrainer with adapters of the same rank on the same projections and a KL to the base. A turn
-is a process of its own, and a turn of one is followed by one of the other, so that ratios hold when the machine drifts.
+value head); TRL's is GRPOTrainer with adapters of the same rank on the same projections and a KL to the base, or, with
+--what ppo and TRL 1.12, PPOTrainer with such adapters and a second model, which learns the values with all its weights.
+A turn is a process of its own, and a turn of one is followed by one of the other, so that ratios hold when the machine
+drifts.
 """
 
 import argparse
@@ -51,6 +53,49 @@ trainer = GRPOTrainer(
 trainer.train()
 # Two optimiser steps an iteration; the first iteration warms up.
 whole = [marks[i + 2] - marks[i] for i in range(1, len(marks) - 2, 2)]
+print(json.dumps({"seconds": whole, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}))
+"""
+
+PPO_THERE = """
+import sys, time, json, resource, torch
+torch.set_num_threads(2)
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+model, dtype, out, prompts = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+policy = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+value = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=dtype)
+class Rule(torch.nn.Module):  # a reward that takes no time
+    base_model_prefix = "backbone"
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.backbone = lambda input_ids, **_: type("Out", (), {"hidden_states": [input_ids]})()
+    def score(self, ids):
+        return (ids % 2 == 0).float().cumsum(1).unsqueeze(-1) / ids.shape[1]
+marks = []
+class Watch(TrainerCallback):
+    def on_train_begin(self, *a, **k):
+        marks.append(time.perf_counter())
+    def on_step_end(self, *a, **k):
+        marks.append(time.perf_counter())
+rows = [tokenizer(p)["input_ids"] for p in prompts]
+config = PPOConfig(
+    output_dir=out, per_device_train_batch_size=16, gradient_accumulation_steps=1, num_mini_batches=2, num_ppo_epochs=2,
+    total_episodes=64, response_length=24, temperature=1.0, kl_coef=0.03, learning_rate=1e-3,
+    local_rollout_forward_batch_size=16, num_sample_generations=0, bf16=False, gradient_checkpointing=False,
+    report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, logging_strategy="no",
+)
+targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+trainer = PPOTrainer(
+    args=config, processing_class=tokenizer, model=policy, ref_model=None, reward_model=Rule(), value_model=value,
+    train_dataset=Dataset.from_dict({"input_ids": rows}), eval_dataset=Dataset.from_dict({"input_ids": rows}),
+    peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"), callbacks=[Watch()],
+)
+trainer.train()
+whole = [after - before for before, after in zip(marks, marks[1:])][1:]
 print(json.dumps({"seconds": whole, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}))
 """
 
@@ -124,7 +169,7 @@ def main() -> None:
     parser.add_argument("--peer", default=sys.executable)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--what", default="iteration", choices=["iteration", "decoding", "full"])
+    parser.add_argument("--what", default="iteration", choices=["iteration", "ppo", "decoding", "full"])
     chosen = parser.parse_args()
     prompts = json.dumps([f"This {thing} arrived" for thing in ("jacket", "kettle", "lamp", "phone")] * 4)
     found: dict[str, list[float]] = {}
@@ -134,6 +179,11 @@ def main() -> None:
                 pairs = {
                     "ours": lambda: ours(chosen.model, chosen.dtype),
                     "trl": lambda: script(chosen.peer, GRPO, chosen.model, chosen.dtype, folder, prompts),
+                }
+            elif chosen.what == "ppo":
+                pairs = {
+                    "ours": lambda: ours(chosen.model, chosen.dtype),
+                    "trl": lambda: script(chosen.peer, PPO_THERE, chosen.model, chosen.dtype, folder, prompts),
                 }
             elif chosen.what == "full":
                 pairs = {
