@@ -9,7 +9,7 @@ Not here: ids of what was rendered (foreign.py).
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Final, NoReturn
@@ -26,10 +26,12 @@ from minirlhf.errors import InputError
 from minirlhf.text.tokenizer import Conversation
 
 LONGEST: Final = 1 << 23  # characters of a rendering, and of any text or list that a template computes
-MOST_TURNS: Final = 1_000_000  # turns of the loops over ranges in one rendering
+MOST_TURNS: Final = 1_000_000  # turns of all loops in one rendering, and numbers of its ranges
+MOST_BITS: Final = 1 << 16  # of a power
 MOST_SPACES: Final = 10_000
 SECONDS: Final = 20.0
 TODAY: Final = datetime(2024, 7, 26)  # a run that is resumed on another day must have the same prompts
+_COUNTED: Final = "counted turns"  # no name that a template can write
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _WIDE: Final = re.compile(r"\d{4,}|%[^a-zA-Z%]*\*|:[^}]*\{")
 
@@ -64,8 +66,8 @@ class ChatTemplate:
         Errors: InputError for a template that raises, leaves its sandbox or does not end.
         """
         self.check()
-        self._box.turns = 0
-        started, pieces, length = time.monotonic(), list[str](), 0
+        self._box.begin()
+        pieces, length = list[str](), 0
         given = [dict(message) for message in messages]
         try:
             for piece in self._compiled.generate(
@@ -73,7 +75,8 @@ class ChatTemplate:
             ):
                 pieces.append(piece)
                 length += len(piece)
-                if length > LONGEST or time.monotonic() - started > SECONDS:
+                self._box.check_time()
+                if length > LONGEST:
                     raise SecurityError("it writes on and on")
         except Exception as fault:
             raise self._refused(fault) from fault
@@ -92,22 +95,46 @@ class _Box(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
-        self.turns = 0
-        self.filters |= {"tojson": _to_json, "format": _formatted}
-        self.filters |= {name: _bounded(self.filters[name]) for name in ("center", "indent")}
+        self.begin()
+        self.filters |= {"tojson": _to_json, "format": _formatted, _COUNTED: self._counted}
+        self.filters |= {name: _bounded(self.filters[name]) for name in ("center", "indent", "slice", "batch")}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "range": self._range}
 
+    def begin(self) -> None:
+        """Begin to count the turns and the time of a rendering."""
+        self._turns, self._until = 0, time.monotonic() + SECONDS
+
+    def check_time(self) -> None:
+        """SecurityError if the rendering has taken too long."""
+        if time.monotonic() > self._until:
+            raise SecurityError(f"it takes more than {SECONDS:.0f} s")
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """Parse with `a ~ b` read as a sum of texts, so that the sandbox sees it."""
-        parsed: nodes.Template = _Joined().visit(super()._parse(source, name, filename))
+        """Parse with `a ~ b` read as a sum of texts, and with loops counted, so that the sandbox sees them."""
+        parsed: nodes.Template = _Watched().visit(super()._parse(source, name, filename))
         return parsed
+
+    @jinja2.pass_context  # which keeps the library from applying it once and for all to a list in the template
+    def _counted(self, _context: Any, values: Iterable[Any]) -> "_Turns":
+        """The same values for a loop over them, each of which is a turn."""
+        return _Turns(values, self)
+
+    def count(self, turns: int) -> None:
+        """Count turns of loops; SecurityError if there are too many, or they take too long."""
+        self._turns += turns
+        self.check_time()
+        if self._turns > MOST_TURNS:
+            raise SecurityError("its loops have too many turns")
 
     def _range(self, *bounds: int) -> range:
         found = range(*bounds)
-        self.turns += len(found)
-        if self.turns > MOST_TURNS:
-            raise SecurityError("its loops have too many turns")
+        self.count(len(found))
         return found
+
+    def call(self, context: Any, called: Any, *values: Any, **named: Any) -> Any:
+        """Call what a template calls, if there is time left: a macro may call itself."""
+        self.check_time()
+        return super().call(context, called, *values, **named)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Withhold the methods of a text that fill it up."""
@@ -124,7 +151,7 @@ class _Box(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Refuse a result that would fill the memory."""
-        if operator == "**" and not (isinstance(left, int | float) and isinstance(right, int) and abs(right) < 1000):
+        if operator == "**" and not (isinstance(left, int | float) and isinstance(right, int) and _small(left, right)):
             raise SecurityError("it computes a power")
         if operator == "*":
             size = max([len(x) for x in (left, right) if isinstance(x, str | list | tuple)], default=0)
@@ -139,8 +166,29 @@ class _Box(ImmutableSandboxedEnvironment):
         return found
 
 
-class _Joined(NodeTransformer):
-    """Rewrites concatenations of an abstract syntax tree."""
+class _Turns:
+    """Values of a loop; each that is taken is a turn. Has a length where they have one (TypeError), as loops ask."""
+
+    def __init__(self, values: Iterable[Any], box: _Box) -> None:
+        self._values, self._box = values, box
+
+    def __iter__(self) -> Iterator[Any]:
+        for value in self._values:
+            self._box.count(1)
+            yield value
+
+    def __len__(self) -> int:
+        return len(self._values)  # type: ignore[arg-type]
+
+
+class _Watched(NodeTransformer):
+    """Rewrites concatenations and loops of an abstract syntax tree."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        """`for x in values` as `for x in values|counted`."""
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, _COUNTED, [], [], None, None, lineno=node.lineno)
+        return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         """`a ~ b ~ c` as string(a) + string(b) + string(c)."""
@@ -161,6 +209,11 @@ class _Generation(Extension):
         """Take the content in place of the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _small(base: float, exponent: int) -> bool:
+    """True if a power has at most MOST_BITS bits."""
+    return not isinstance(base, int) or base.bit_length() * abs(exponent) <= MOST_BITS
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -11,6 +11,7 @@ from minirlhf.models.generate import PromptBatch
 from minirlhf.stages.base import template_key
 from minirlhf.stages.reward_model import encode_pairs
 from minirlhf.stages.sft import encode_demonstrations
+from minirlhf.text import template
 from minirlhf.text.comparisons import comparison_of, demonstration_of
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
 from minirlhf.text.foreign import load_tokenizer
@@ -73,6 +74,10 @@ def test_a_template_has_what_transformers_gives_it():
         ("{{ 'x' * 999999999 }}", "too often"),
         ("{{ [1] * 999999999 }}", "too often"),
         ("{{ 9 ** 99999999 }}", "a power"),
+        ("{{ ((9 ** 999) ** 999) }}", "a power"),
+        ("{% for a in 'x' * 9999 %}{% for b in 'x' * 9999 %}{% endfor %}{% endfor %}", "too many turns"),
+        ("{% for a in [1,2,3,4,5,6,7,8,9] %}" * 9 + "{% endfor %}" * 9, "too many turns"),
+        ("{{ 'x'|slice(99999999)|list|length }}", "too many spaces"),
         (
             "{% set ns = namespace(t='xx') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
             "too long",
@@ -129,6 +134,26 @@ def test_a_prompt_is_what_the_assistant_goes_on_from(chats):
     assert found["llama3"] == both
     for tokenizer in chats.values():
         assert tokenizer.beginnings(["the cat?"]) == tokenizer.beginnings([""], [ASKED])
+
+
+def test_loops_and_macros_without_output_end_in_time(monkeypatch):
+    monkeypatch.setattr(template, "SECONDS", 0.05)
+    twice = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}"
+    slow = "{% set s = 'x' * 999999 %}{% for i in range(99999) %}{% set n = s|upper|length %}{% endfor %}"
+    for source in (twice, slow):
+        with pytest.raises(InputError, match="it takes more than 0 s"):
+            render(source, [])
+
+
+def test_loops_still_know_where_they_are():
+    source = (
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ m.role }}{{ '.' if loop.last }}{% endfor %}"
+        "{% for k, v in {'a': 1}|items %}{{ k }}{{ v }}{{ loop.first }}{% endfor %}"
+        "{% for x in nothing %}{% else %}none{% endfor %}"
+        "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is not number else x }}{% endfor %}"
+    )
+    talk = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    assert render(source, talk) == "1/2user2/2assistant.a1Truenone123"
 
 
 def test_an_answer_goes_through_the_end_of_its_turn_and_no_further(chats):
