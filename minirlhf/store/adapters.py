@@ -9,6 +9,7 @@ Not here: the computation (models/lora.py), and heads (models.py).
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -70,17 +71,23 @@ class Source:
 
 
 _LOADED = WeakValueDictionary[tuple[Source, str], Transformer]()
+_PLACES = dict[str, Path]()  # SHA-256 -> where this process has last seen such a model: a base that moved is found there
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over the names and contents of a model's weights, config and tokenizer; CheckpointError if one lacks."""
+    """SHA-256 over the names and contents of a model's weights, config and tokenizer; CheckpointError if one lacks.
+
+    The place is remembered, so that adapters of this base are read beside it wherever their pointer leads (`pointed`).
+    """
     try:
         found = [(file.name, file.resolve(), file.stat()) for file in model_files(directory)]
         named = [(name, _file_hash(file, about.st_mtime_ns, about.st_size)) for name, file, about in found]
     except OSError as fault:
         todo = "give a directory with config.json and safetensors weights"
         raise CheckpointError(f"no weights ({fault.strerror})", str(fault.filename), todo) from None
-    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
+    found = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
+    _PLACES[found] = directory.absolute()
+    return found
 
 
 def model_files(directory: Path) -> list[Path]:
@@ -203,8 +210,8 @@ def is_adapted(directory: Path) -> bool:
     return (directory / POINTER).is_file() and (directory / ADAPTER_CONFIG).is_file()
 
 
-def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
-    """The backbone that a directory points to; elsewhere: the place that the configuration names, which goes first.
+def pointed(directory: Path) -> Source:
+    """The backbone that a directory points to. A place where its files were seen by `model_hash` goes first.
 
     CheckpointError if it is in neither place, or its files are not those that the adapter was trained on.
     """
@@ -217,24 +224,26 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
             raise KeyError(f"quantise = {packing!r}")
     except KeyError as fault:
         raise CheckpointError(f"no pointer to a base ({fault})", str(directory / POINTER), "save it again") from None
-    places = dict.fromkeys(p for p in (elsewhere, Path(source.path)) if p is not None)
-    place = next((p for p in places if p.is_dir()), None)
-    if place is None:
-        todo = "put it back, or give its new place: --set model.path=DIR"
-        named = ", ".join(map(str, (*places, directory / POINTER)))
+    known = _PLACES.get(source.sha256)
+    if known is not None and os.path.isdir(known) and model_hash(known) == source.sha256:
+        return replace(source, path=str(known))
+    place, named = Path(source.path), f"{source.path[:200]}, {directory / POINTER}"
+    if not os.path.isdir(place):  # False, too, for a path that is too long
+        todo = "put it back, or give the place of the same files: --set model.path=DIR"
         raise CheckpointError("the base of this adapter is not there", named, todo)
     found = model_hash(place)
     if found != source.sha256:
         what = f"the base of this adapter has changed on disk: {found[:12]}, and it was {source.sha256[:12]}"
-        raise CheckpointError(what, f"{place}, {directory / POINTER}", "put the old files back")
+        todo = "put the old files back, or give their place: --set model.path=DIR"
+        raise CheckpointError(what, named, todo)
     return replace(source, path=str(place.absolute()))
 
 
 def load_adapted(
-    directory: Path, device: torch.device, elsewhere: Path | None = None, heads_of: tuple[str, ...] = ()
+    directory: Path, device: torch.device, heads_of: tuple[str, ...] = ()
 ) -> tuple[Adapted, dict[str, Tensor]]:
     """Read an adapter beside the backbone that it points to, and the tensors of heads that were saved with it."""
-    source = pointed(directory, elsewhere)
+    source = pointed(directory)
     backbone = load_backbone(Path(source.path), source.dtype, device, source.quantise)
     adapter, heads = load_adapter(directory, backbone.config, heads_of)
     return Adapted(backbone, adapter.to(device)), heads

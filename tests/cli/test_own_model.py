@@ -82,7 +82,15 @@ def test_a_base_that_changed_on_disk_is_refused_on_resume_and_when_it_is_read(ti
     refused(4, "sample", tmp_path / "run", "the", said=("the base of this adapter has changed on disk",))
 
 
-def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_path):
+@pytest.fixture
+def forgotten(monkeypatch):
+    """A process that has seen no model yet: a base that has moved is found by those that it has seen."""
+    from minirlhf.store import adapters
+
+    monkeypatch.setattr(adapters, "_PLACES", {})
+
+
+def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_path, forgotten):
     copy, moved = shutil.copytree(adapted[0], tmp_path / "run"), shutil.copytree(mine, tmp_path / "moved")
     pointer = read_json(copy / "model" / "backbone.json") | {"path": "/nowhere"}
     for part in ("model", "reference"):
@@ -97,6 +105,30 @@ def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_pat
     (copy / "config.toml").write_text(text.replace(str(mine), "/nowhere"))
     refused(4, "evaluate", copy, said=("the base of this adapter is not there: /nowhere",))
     done("evaluate", copy, "--set", f"model.path={moved}")
+
+
+def test_what_is_kept_beside_a_base_that_moved_is_found_again(tiny, tmp_path, monkeypatch):
+    """The SFT model and the reward model of a run point to the base; the same run on a moved base uses both."""
+    mine, words = own_model(tmp_path / "mine"), ["the cat sat", "a dog", "my tea is good", "this film", "her book"]
+    rows = [{"prompt": w, "chosen": f" and it was good {i}", "rejected": f" bad {i}"} for i in range(3) for w in words]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [f"corpus.{key}={tmp_path / 'pairs.jsonl'}" for key in ("demonstrations", "preferences")]
+    sets += [f"run.bases={tmp_path / 'bases'}", "reward_model.samples=8", "reward_model.epochs=1", "sft.epochs=1"]
+    common = ("run", *tiny, *LORA[:4], "--reward", "trained", *(p for s in sets for p in ("--set", s)))
+    done(*common, "--model", mine, "--out", tmp_path / "first")
+    (reward,), moved = (tmp_path / "bases").glob("reward-*"), mine.rename(tmp_path / "moved")
+    from minirlhf.store import adapters
+
+    monkeypatch.setattr(adapters, "_PLACES", {})
+    events = done(*common, "--model", moved, "--out", tmp_path / "second", "--json").events
+    assert {e["stage"] for e in events if e.get("reused")} == {"base", "sft", "reward_model"}
+    assert read_json(tmp_path / "second" / "model" / "backbone.json")["path"] == str(moved)
+    own = ("--set", f"rewards.trained.path={reward}")
+    for command in (("evaluate", tmp_path / "first"), ("sample", tmp_path / "first", "the cat")):
+        monkeypatch.setattr(adapters, "_PLACES", {})
+        done(*command, "--set", f"model.path={moved}", *own)
+    monkeypatch.setattr(adapters, "_PLACES", {})
+    done("run", *tiny, *LORA[:4], "--model", moved, "--reward", "trained", *own, "--out", tmp_path / "third")
 
 
 def test_all_its_weights_learn_without_adapters(tiny, mine, tmp_path):

@@ -14,7 +14,7 @@ from minirlhf.models.lora import Adapted, Adapter
 from minirlhf.models.policy import Policy
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.scorer import Scorer
-from minirlhf.store.adapters import is_adapted, load_adapted, load_adapter, load_backbone, model_hash, save_adapter
+from minirlhf.store.adapters import is_adapted, load_adapted, load_adapter, load_backbone, model_hash, pointed, save_adapter
 from minirlhf.store.files import read_json
 from minirlhf.store.models import load_policy, load_scorer, read_tokenizer, save_policy, save_scorer
 from minirlhf.store.weights import save_transformer
@@ -109,12 +109,14 @@ def test_a_base_that_changed_or_is_gone_is_refused_and_one_that_moved_is_found(b
     moved = base.rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"base of this adapter is not there: .*; put it back, or .*model\.path"):
         load_adapted(out, CPU)
-    assert isinstance(load_adapted(out, CPU, moved)[0], Adapted)
+    model_hash(moved)  # somebody who was told of the new place has looked at it
+    assert isinstance(load_adapted(out, CPU)[0], Adapted)
+    moved = moved.rename(base)
     tensors = load_file(moved / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"this adapter has changed on disk: [0-9a-f]{12}, and it was"):
-        load_adapted(out, CPU, moved)
+        load_adapted(out, CPU)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -186,17 +188,33 @@ def test_cuda_and_its_first_card_are_one_place(base):
     assert load_backbone(base, "float32", torch.device("cpu", 0)) is load_backbone(base, "float32", CPU)
 
 
-def test_the_place_that_the_configuration_names_goes_first(base, tmp_path, tokenizer):
-    """Another model lies where the base was: the right one is found in its new place, and a wrong place is refused."""
+def test_a_place_where_the_base_was_seen_goes_first_as_long_as_it_holds_the_same_files(base, tmp_path, tokenizer):
+    """Another model lies where the base was: the right one is found in its new place, and no other is taken for it."""
     out, moved = tmp_path / "adapter", tmp_path / "moved"
     out.mkdir()
     save_adapter(out, learned(base))
     base.rename(moved)
     base.mkdir()
     save_transformer(base, small_trunk(5), tokenizer)
-    assert isinstance(load_adapted(out, CPU, moved)[0], Adapted)
     with pytest.raises(CheckpointError, match=r"has changed on disk: .*/base, "):
-        load_adapted(out, CPU, base)
+        load_adapted(out, CPU)
+    model_hash(moved)
+    assert pointed(out).path == str(moved)
+    copy = shutil.copytree(moved, tmp_path / "copy")
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"has changed on disk: .*/base, "):
+        load_adapted(out, CPU)
+    model_hash(copy)
+    assert pointed(out).path == str(copy)
+
+
+def test_a_pointer_with_a_path_that_no_system_takes_is_one_line(base, tmp_path):
+    out = tmp_path / "adapter"
+    out.mkdir()
+    save_adapter(out, learned(base))
+    pointer = json.loads((out / "backbone.json").read_text())
     shutil.rmtree(base)
-    with pytest.raises(CheckpointError, match=r"is not there: /nowhere, .*/base, "):
-        load_adapted(out, CPU, Path("/nowhere"))
+    for path in ("x" * 5000, "/" + "x" * 5000, "nul\0", "\ud800"):
+        (out / "backbone.json").write_text(json.dumps(pointer | {"path": path}))
+        with pytest.raises(CheckpointError, match=r"the base of this adapter is not there: .{1,600}$"):
+            load_adapted(out, CPU)
