@@ -71,7 +71,8 @@ class Source:
 
 
 _LOADED = WeakValueDictionary[tuple[Source, str], Transformer]()
-_PLACES = dict[str, Path]()  # SHA-256 -> where this process has last seen such a model: a base that moved is found there
+# SHA-256 -> where this process has last seen such a model: a base that has moved is found there.
+_PLACES = dict[str, Path]()
 
 
 def model_hash(directory: Path) -> str:
@@ -161,8 +162,8 @@ def load_adapter(
     InputError for settings that compute something else, CheckpointError for tensors that do not fit the backbone.
     """
     where = directory / ADAPTER_CONFIG
-    if not where.is_file():
-        raise InputError("there is no adapter", str(directory), f"give one with {ADAPTER_CONFIG}")
+    if not os.path.isfile(where):  # False, too, for a path that is too long
+        raise InputError("there is no adapter", str(directory)[:300], f"give one with {ADAPTER_CONFIG}")
     settings = read_json(where)
     for name, values in PLAIN.items():
         if settings.get(name) not in values:

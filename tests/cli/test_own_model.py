@@ -103,7 +103,7 @@ def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_pat
         (copy / part / "MANIFEST.json").write_text(json.dumps(manifest))
     text = (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(text.replace(str(mine), "/nowhere"))
-    refused(4, "evaluate", copy, said=("the base of this adapter is not there: /nowhere",))
+    refused(4, "sample", copy, "the cat", said=("the base of this adapter is not there: /nowhere",))
     done("evaluate", copy, "--set", f"model.path={moved}")
 
 
@@ -255,6 +255,13 @@ def test_the_true_score_of_reviews_is_not_told_of_ones_own_prompts(tiny, mine, t
         (lambda m: change(m, vocab_size=9), "has shape"),
         (lambda m: change(m, max_position_embeddings=32), "model.max_positions = 64, and this model reads 32 tokens"),
         (lambda m: index(m, "gone.safetensors"), "a file of the weights is missing"),
+        (lambda m: index(m, "x" * 5000), "a file of the weights is missing"),
+        (lambda m: cut(m / "model.safetensors"), "not a readable safetensors file"),
+        (lambda m: whole_numbers(m), "norm.weight is torch.int32, expected one of float32, bfloat16, float16"),
+        (
+            lambda m: change(m, architectures=["LlamaForSequenceClassification"]),
+            "LlamaForSequenceClassification continues no text",
+        ),
     ],
 )
 def test_a_directory_that_cannot_be_used_is_one_line(break_it, said, mine, tiny, tmp_path):
@@ -262,10 +269,84 @@ def test_a_directory_that_cannot_be_used_is_one_line(break_it, said, mine, tiny,
     break_it(copy)
     line = refused(2, "run", *tiny, "--model", copy, *LORA, "--out", tmp_path / "run", said=(said,))
     assert str(copy) in line
+    assert not (tmp_path / "run").exists()
+    assert refused(2, "run", *tiny, "--model", copy, *LORA, "--dry-run") == line
+    assert "max_positions" in line or refused(2, "model", "show", copy) == line
 
 
 def change(folder, **values):
     (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | values))
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def whole_numbers(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("named", [["SomethingForCausalLM"], ["LlamaModel"], [], None, "Llama", [3]])
+def test_a_class_that_is_not_known_here_is_no_reason_to_refuse_a_model(named, mine, tmp_path):
+    copy = shutil.copytree(mine, tmp_path / "named")
+    change(copy, architectures=named)
+    done("model", "show", copy)
+
+
+def test_a_reward_model_in_place_of_a_policy_is_told_where_it_belongs(mine, tiny, tmp_path):
+    copy = shutil.copytree(mine, tmp_path / "judge")
+    change(copy, architectures=["Qwen3ForSequenceClassification"])
+    said = ("give a causal LM; this one as the reward: --reward trained --set rewards.trained.path=", str(copy))
+    refused(2, "run", *tiny, "--model", copy, "--out", tmp_path / "run", said=said)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "/" + "x" * 5000, "/" + "x/" * 3000])
+@pytest.mark.parametrize("key", ["model.path", "lora.path", "rewards.trained.path"])
+def test_a_path_that_no_system_takes_is_one_line(key, path, mine, tiny, tmp_path):
+    more = ("--model", mine) if key == "lora.path" else ()
+    reward = ("--reward", "trained") if key.startswith("rewards") else WORDS
+    line = refused(2, "run", *tiny, *more, *reward, "--set", f"{key}={path}", "--out", tmp_path / "run")
+    assert len(line) < 800
+
+
+def test_the_same_command_can_be_given_again_after_a_refusal(tiny, mine, tmp_path):
+    """Whatever of the user's files is at fault: nothing is left behind where the run would have been."""
+    template = shutil.copytree(mine, tmp_path / "mute")
+    settings = read_json(template / "tokenizer_config.json")
+    settings.pop("chat_template", None)
+    (template / "tokenizer_config.json").write_text(json.dumps(settings))
+    (template / "chat_template.jinja").unlink(missing_ok=True)
+    prompts = tmp_path / "long.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "word " * 300 + str(n)}) + "\n" for n in range(9)))
+    faults = [
+        ("--model", tmp_path / "nowhere"),
+        ("--model", mine, "--set", "lora.path=/nowhere"),
+        ("--set", "lora.path=/nowhere"),
+        ("--model", template, "--set", "corpus.template=chat"),
+        ("--set", f"corpus.prompts={tmp_path / 'none.jsonl'}"),
+        ("--set", f"corpus.prompts={prompts}"),
+        ("--set", "corpus.demonstrations=/nowhere"),
+    ]
+    for fault in faults:
+        first = refused(2, "run", *tiny, *WORDS, *fault, "--out", tmp_path / "run")
+        assert not (tmp_path / "run").exists(), first
+        assert refused(2, "run", *tiny, *WORDS, *fault, "--out", tmp_path / "run") == first
+
+
+def test_an_adapter_for_a_base_that_is_pretrained_here_is_looked_at_before_that(tiny, mine, adapted, tmp_path):
+    """One of another base is refused before anything is trained; that of a run on the same base is begun with."""
+    bases = ("--set", f"run.bases={tmp_path / 'bases'}")
+    for command in ("run", "pretrain"):
+        line = refused(2, command, *tiny, *bases, "--set", f"lora.path={adapted[0] / 'model'}", said=("another base",))
+        assert "adapter_model.safetensors" in line
+        assert not (tmp_path / "bases").exists()
+    done("run", *tiny, *LORA, "--out", tmp_path / "first")
+    own = ("--set", f"lora.path={tmp_path / 'first' / 'model'}")
+    done("run", *tiny, *WORDS, *own, "--out", tmp_path / "second")
 
 
 def index(folder, name):

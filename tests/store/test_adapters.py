@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,15 @@ from minirlhf.models.lora import Adapted, Adapter
 from minirlhf.models.policy import Policy
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.scorer import Scorer
-from minirlhf.store.adapters import is_adapted, load_adapted, load_adapter, load_backbone, model_hash, pointed, save_adapter
+from minirlhf.store.adapters import (
+    is_adapted,
+    load_adapted,
+    load_adapter,
+    load_backbone,
+    model_hash,
+    pointed,
+    save_adapter,
+)
 from minirlhf.store.files import read_json
 from minirlhf.store.models import load_policy, load_scorer, read_tokenizer, save_policy, save_scorer
 from minirlhf.store.weights import save_transformer
