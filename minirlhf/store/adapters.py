@@ -38,6 +38,9 @@ BESIDE: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja",
 )  # fmt: skip
+SOME_LAYERS: Final = (
+    "adapters on some layers are not computed here: give one on all of them, or the base that it was trained on"
+)
 MOST_RANK: Final = 4096
 TENSOR: Final = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight")
 # Settings of PEFT that change what an adapter computes: name -> the values under which it is W x + alpha/r B A x.
@@ -168,7 +171,8 @@ def load_adapter(
     for name, values in PLAIN.items():
         if settings.get(name) not in values:
             what = f"unsupported {name} = {str(settings.get(name))[:60]!r}"
-            raise InputError(what, str(where), "only plain LoRA, W x + alpha/r B A x, is computed here")
+            todo = "only plain LoRA, W x + alpha/r B A x, is computed here"
+            raise InputError(what, str(where), SOME_LAYERS if name == "layers_to_transform" else todo)
     try:
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
         if not 1 <= rank <= MOST_RANK or rank != settings["r"]:
@@ -194,6 +198,9 @@ def load_adapter(
 def _restore(adapter: Adapter, shares: dict[str, Tensor], where: Path) -> None:
     """Load an adapter's tensors if they are exactly its own and finite (CheckpointError)."""
     own, todo = adapter.state_dict(), "it belongs to another base, or is damaged: give the base it was trained on"
+    if shares and shares.keys() < own.keys():
+        lacking = min(own.keys() - shares.keys())
+        raise CheckpointError(f"the adapter has nothing for {lacking.rpartition('.')[0]}", str(where), SOME_LAYERS)
     if own.keys() != shares.keys() or not shares:
         what = f"the adapter's tensors are not those of this base: {sorted(own.keys() ^ shares.keys())[:2]}"
         raise CheckpointError(what, str(where), todo)

