@@ -23,7 +23,7 @@ from minirlhf.pipeline.build import build_components, set_up
 from minirlhf.pipeline.saved import heldout_prompts
 from minirlhf.stages.base import base_directory, own_sizes
 from minirlhf.stages.evaluate import ROWS
-from minirlhf.stages.model_source import check_model, find_model, obtain_model
+from minirlhf.stages.model_source import check_model, find_model, look_at_start, obtain_model
 from minirlhf.store.adapters import load_adapter
 from minirlhf.store.models import read_tokenizer
 from minirlhf.text.foreign import ForeignTokenizer
@@ -67,6 +67,7 @@ def plan_run(config: Config, registry: Registry, emit: Emit) -> RunPlan:
         model = own_sizes(config.model, config.tokenizer.vocab_size)
     else:
         model = check_model(find_model(config, emit), config.model.max_positions)
+    look_at_start(config, model)
     sizes = memory_sizes(config, model, longest_prompt(config), learns_values=components.advantage.names("values"))
     sizes = replace(sizes, full_kl=components.kl.names("log_dist"))
     baseline = process_bytes() if device.type == "cpu" else 0
@@ -137,7 +138,7 @@ def group_limits(groups: Path, root: Path) -> Iterator[int]:
     container the paths may be those outside, while the container's own group is mounted as the root.
     """
     try:
-        lines = groups.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = groups.read_text(encoding="utf-8", errors="replace").strip().split("\n")
     except OSError:  # no Linux
         return
     for line in lines:

@@ -86,7 +86,7 @@ def present_model(config: Config) -> Path | None:
     if path == SMOLLM2:
         directory = model_directory(config)
         return directory if directory.is_dir() else None
-    hub = path.count("/") == 1 and not os.path.lexists(path)
+    hub = path.count("/") == 1 and not os.path.isabs(path) and not os.path.lexists(path)
     return None if hub else Path(path)
 
 

@@ -89,9 +89,9 @@ def model_hash(directory: Path) -> str:
     except OSError as fault:
         todo = "give a directory with config.json and safetensors weights"
         raise CheckpointError(f"no weights ({fault.strerror})", str(fault.filename), todo) from None
-    found = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
-    _PLACES[found] = directory.absolute()
-    return found
+    digest = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
+    _PLACES[digest] = directory.absolute()
+    return digest
 
 
 def model_files(directory: Path) -> list[Path]:

@@ -382,8 +382,8 @@ def test_the_same_command_can_be_given_again_after_a_refusal(tiny, mine, tmp_pat
 def test_an_adapter_for_a_base_that_is_pretrained_here_is_looked_at_before_that(tiny, mine, adapted, tmp_path):
     """One of another base is refused before anything is trained; that of a run on the same base is begun with."""
     bases = ("--set", f"run.bases={tmp_path / 'bases'}")
-    for command in ("run", "pretrain"):
-        line = refused(2, command, *tiny, *bases, "--set", f"lora.path={adapted[0] / 'model'}", said=("another base",))
+    for command in (("run",), ("pretrain",), ("run", "--dry-run")):
+        line = refused(2, *command, *tiny, *bases, "--set", f"lora.path={adapted[0] / 'model'}", said=("another base",))
         assert "adapter_model.safetensors" in line
         assert not (tmp_path / "bases").exists()
     done("run", *tiny, *LORA, "--out", tmp_path / "first")
