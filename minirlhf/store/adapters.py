@@ -3,7 +3,8 @@
     adapter_config.json  adapter_model.safetensors     PEFT's names; PEFT opens them, and its own adapters are read here
     backbone.json        the backbone: its directory, the SHA-256 of its files, and how it is used: dtype, quantise
 
-A backbone is never copied: it is found again by its directory, and refused if its files have changed. Whoever asks for
+A backbone is never copied: it is found again by its directory, or, where it has moved, by its hash once somebody has
+looked at it in its new place; and refused if its files have changed. Whoever asks for
 one that is loaded already gets the same frozen module, so that policy, reference, critic and reward model share it.
 Not here: the computation (models/lora.py), and heads (models.py).
 """
@@ -198,9 +199,9 @@ def load_adapter(
 def _restore(adapter: Adapter, shares: dict[str, Tensor], where: Path) -> None:
     """Load an adapter's tensors if they are exactly its own and finite (CheckpointError)."""
     own, todo = adapter.state_dict(), "it belongs to another base, or is damaged: give the base it was trained on"
-    if shares and shares.keys() < own.keys():
-        lacking = min(own.keys() - shares.keys())
-        raise CheckpointError(f"the adapter has nothing for {lacking.rpartition('.')[0]}", str(where), SOME_LAYERS)
+    whole, present = ({name.rpartition(".")[0] for name in names} for names in (own, shares))  # layers.N.PROJECTION
+    if shares.keys() == {name for name in own if name.rpartition(".")[0] in present} and present < whole:
+        raise CheckpointError(f"the adapter has nothing for {min(whole - present)}", str(where), SOME_LAYERS)
     if own.keys() != shares.keys() or not shares:
         what = f"the adapter's tensors are not those of this base: {sorted(own.keys() ^ shares.keys())[:2]}"
         raise CheckpointError(what, str(where), todo)

@@ -140,7 +140,7 @@ def stored_headers(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
 
     def header(opened: Any, name: str) -> Tensor:
         about = opened.get_slice(name)
-        return torch.empty(about.get_shape(), dtype=HEADERS.get(about.get_dtype(), torch.uint8), device="meta")
+        return torch.empty(about.get_shape(), dtype=HEADERS[about.get_dtype()], device="meta")
 
     return _stored(directory, header)
 
