@@ -199,7 +199,7 @@ def test_an_adapter_on_some_layers_is_refused_for_what_it_is(base, tmp_path):
     with pytest.raises(CheckpointError, match=said):
         load_adapter(out, CONFIG)
     save_file({name: tensor for name, tensor in tensors.items() if "1.mlp.down_proj.lora_B" not in name}, file)
-    with pytest.raises(CheckpointError, match="tensors are not those of this base.*or is damaged"):  # half of a share
+    with pytest.raises(CheckpointError, match=r"tensors are not those of this base.*or is damaged"):  # half of a share
         load_adapter(out, CONFIG)
 
 
