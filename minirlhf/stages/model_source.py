@@ -15,7 +15,7 @@ from minirlhf.errors import CheckpointError, InputError, UserError
 from minirlhf.events import Emit
 from minirlhf.models.families import TransformerConfig, config_from_hf
 from minirlhf.stages.artifacts import find_or_make
-from minirlhf.store.adapters import ADAPTER_CONFIG, load_adapter, model_hash
+from minirlhf.store.adapters import ADAPTER_CONFIG, adapter_scale, load_adapter, model_hash
 from minirlhf.store.classifiers import SCORED, architecture_of
 from minirlhf.store.files import read_json, sha256
 from minirlhf.store.gguf import convert_gguf, find_smollm2
@@ -68,6 +68,8 @@ def look_at_start(config: Config, pretrained: TransformerConfig) -> None:
     pretrained: sizes of the base that is made here, where there is no model of the user's own; for its projections.
     """
     model = pretrained
+    if config.lora.path is not None:
+        adapter_scale(Path(config.lora.path))
     if config.model.path is not None:
         directory = present_model(config)
         if directory is None:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -165,6 +166,25 @@ def load_adapter(
 
     InputError for settings that compute something else, CheckpointError for tensors that do not fit the backbone.
     """
+    rank, alpha = adapter_scale(directory)
+    shares, heads = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in read_tensors(directory / ADAPTER).items():
+        part = TENSOR.fullmatch(name)
+        if part is None:
+            heads[name.removeprefix("base_model.model.")] = tensor
+            if not heads.keys() <= set(heads_of):
+                what = f"the adapter changes {sorted(heads)[0]}, which is not computed here"
+                raise InputError(what, str(directory / ADAPTER), "give one of the projections alone")
+        else:
+            shares[f"layers.{part[1]}.{part[2]}.{part[3]}"] = tensor.float()
+    present = {name.split(".")[2] for name in shares}
+    adapter = Adapter(config, rank, alpha, tuple(name for name in PARTS if name in present))
+    _restore(adapter, shares, directory / ADAPTER)
+    return adapter, heads
+
+
+def adapter_scale(directory: Path) -> tuple[int, float]:
+    """Rank and alpha of an adapter; InputError if there is none, or its settings compute something else."""
     where = directory / ADAPTER_CONFIG
     if not os.path.isfile(where):  # False, too, for a path that is too long
         raise InputError("there is no adapter", str(directory)[:300], f"give one with {ADAPTER_CONFIG}")
@@ -180,20 +200,7 @@ def load_adapter(
             raise ValueError(f"rank {settings['r']}")
     except (KeyError, TypeError, ValueError) as fault:
         raise InputError(f"no rank and alpha ({fault})", str(where), "give an adapter of PEFT or minirlhf") from None
-    shares, heads = dict[str, Tensor](), dict[str, Tensor]()
-    for name, tensor in read_tensors(directory / ADAPTER).items():
-        part = TENSOR.fullmatch(name)
-        if part is None:
-            heads[name.removeprefix("base_model.model.")] = tensor
-            if not heads.keys() <= set(heads_of):
-                what = f"the adapter changes {sorted(heads)[0]}, which is not computed here"
-                raise InputError(what, str(directory / ADAPTER), "give one of the projections alone")
-        else:
-            shares[f"layers.{part[1]}.{part[2]}.{part[3]}"] = tensor.float()
-    present = {name.split(".")[2] for name in shares}
-    adapter = Adapter(config, rank, alpha, tuple(name for name in PARTS if name in present))
-    _restore(adapter, shares, directory / ADAPTER)
-    return adapter, heads
+    return rank, alpha
 
 
 def _restore(adapter: Adapter, shares: dict[str, Tensor], where: Path) -> None:
@@ -234,8 +241,9 @@ def pointed(directory: Path) -> Source:
     except KeyError as fault:
         raise CheckpointError(f"no pointer to a base ({fault})", str(directory / POINTER), "save it again") from None
     known = _PLACES.get(source.sha256)
-    if known is not None and os.path.isdir(known) and model_hash(known) == source.sha256:
-        return replace(source, path=str(known))
+    with suppress(CheckpointError):  # what was seen there may be gone since
+        if known is not None and model_hash(known) == source.sha256:
+            return replace(source, path=str(known))
     place, named = Path(source.path), f"{source.path[:200]}, {directory / POINTER}"
     if not os.path.isdir(place):  # False, too, for a path that is too long
         todo = "put it back, or give the place of the same files: --set model.path=DIR"

@@ -391,6 +391,13 @@ def test_an_adapter_for_a_base_that_is_pretrained_here_is_looked_at_before_that(
     done("run", *tiny, *WORDS, *own, "--out", tmp_path / "second")
 
 
+def test_an_adapter_that_is_not_there_is_told_before_a_model_is_fetched(tiny, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    data = ("--set", f"corpus.preferences={tmp_path / 'pairs.jsonl'}", "--reward", "trained")
+    own = ("--model", "some/model", "--set", "lora.path=/nowhere")
+    refused(2, "run", *tiny, *data, *own, "--out", tmp_path / "run", said=("there is no adapter: /nowhere",))
+
+
 def index(folder, name):
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     where = {"model.norm.weight": "model-1.safetensors", "model.embed_tokens.weight": name}

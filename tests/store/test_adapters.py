@@ -230,6 +230,11 @@ def test_a_place_where_the_base_was_seen_goes_first_as_long_as_it_holds_the_same
         load_adapted(out, CPU)
     model_hash(copy)
     assert pointed(out).path == str(copy)
+    shutil.rmtree(base)
+    moved.rename(base)
+    (base / "config.json").write_text((base / "config.json").read_text().removesuffix(" "))
+    (copy / "model.safetensors").unlink()  # seen, and damaged since
+    assert pointed(out).path == str(base)
 
 
 def test_a_pointer_with_a_path_that_no_system_takes_is_one_line(base, tmp_path):
