@@ -26,6 +26,12 @@ def tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
+def warn(event: dict[str, Any]) -> None:
+    """Print the warning of an event to stderr, for commands that show no other events."""
+    if event["event"] == "warning":
+        tell(f"warning: {event['message']}")
+
+
 def or_dash(value: float | None, form: str = ".3f") -> str:
     """Number in this format; - for one that was not measured."""
     return "-" if value is None else format(value, form)

@@ -1,6 +1,5 @@
 """minirlhf model: a model of one's own, looked at before it is used."""
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,21 +11,25 @@ def command() -> None:
 
 
 @command.command("show")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("name", metavar="DIR|smollm2|ORG/NAME")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def show(directory: Path, as_json: bool) -> None:
-    """Say whether the model in DIR can be used, its sizes and special tokens, and the memory that runs on it need."""
-    from minirlhf.cli.lines import gigabytes
+def show(name: str, as_json: bool) -> None:
+    """Say whether a model can be used, its sizes and special tokens, and the memory that runs on it need.
+
+    It takes what --model does: a directory; smollm2, which is converted under runs/bases if it is not there yet; or
+    ORG/NAME of the Hugging Face Hub, which is downloaded into its cache.
+    """
+    from minirlhf.cli.lines import gigabytes, warn
     from minirlhf.pipeline.plan import describe_model
     from minirlhf.store.jsonl import json_line
 
-    found: dict[str, Any] = describe_model(directory)
+    found: dict[str, Any] = describe_model(name, warn)
     if as_json:
         print(json_line(found))
         return
-    for name, value in found.items():
-        if name != "memory":
-            print(f"{name:<14}{value}")
+    for title, value in found.items():
+        if not title.startswith("memory"):
+            print(f"{title:<14}{format(value, ',') if isinstance(value, int) else value}")
     print("memory, calculated, of PPO with 16 responses of 64 + 64 tokens, minibatches of 4:")
     for way, stages in found["memory"].items():
         print(f"  {way:<32}" + "  ".join(f"{stage} {gigabytes(size).strip()}" for stage, size in stages.items()))

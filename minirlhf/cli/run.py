@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run directory; made, must not hold anything."
 )
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with the run in this directory.")
-@click.option("--dry-run", is_flag=True, help="Print the memory that it needs, calculated, and do nothing else.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the memory that it needs, calculated, and run nothing; "
+    "a model that is not on disk yet is converted or downloaded.",
+)
 @output_options
 def command(out: Path | None, resume: Path | None, dry_run: bool, ui: str, as_json: bool, **options: Any) -> None:
     """Pretrain a small language model (or reuse it), improve it by PPO, and evaluate before against after.
@@ -41,13 +46,9 @@ def command(out: Path | None, resume: Path | None, dry_run: bool, ui: str, as_js
 
 def print_plan(config: "Config", registry: "Registry", as_json: bool) -> None:
     """Print the memory of a run by what it is for, and its peak beside what the device has."""
-    from minirlhf.cli.lines import memory_lines, tell
+    from minirlhf.cli.lines import memory_lines, warn
     from minirlhf.pipeline.plan import plan_run
     from minirlhf.store.jsonl import json_line
-
-    def warn(event: dict[str, Any]) -> None:
-        if event["event"] == "warning":
-            tell(f"warning: {event['message']}")
 
     plan = plan_run(config, registry, warn)
     print(json_line(plan.as_event()) if as_json else "\n".join(memory_lines(plan.as_event())))

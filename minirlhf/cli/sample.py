@@ -126,10 +126,10 @@ def sampled(
     from minirlhf.streams import generator
 
     device = set_up(config.run)
+    saved = open_run(run, config, device)  # first: it notes where the base is, on which rewards may stand
     rewarded = filled_rewards(config)[0] if scored else {}
     if scored:
         build_rewards(rewarded, registry, device).check_columns(())
-    saved = open_run(run, config, device)
     policies = {side: side_of(saved, config, side) for side in sides}
     sampler = replace(saved.policy.sampler, top_k=top_k, top_p=top_p, min_p=min_p)
     if temperature is not None:

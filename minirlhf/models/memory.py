@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from minirlhf.models.families import TransformerConfig
 from minirlhf.models.generate import FEW
-from minirlhf.models.lora import PARTS
+from minirlhf.models.lora import PARTS, projection_sizes
 from minirlhf.models.policy import CHUNK_LOGITS, CHUNK_READ, ROWS_READ
 
 FLOAT: Final = 4  # bytes of a float32
@@ -72,9 +73,8 @@ class MemorySizes:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each projection of a block."""
-        w, f, q, k = self.hidden_size, self.intermediate_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        shapes = ((w, q), (w, k), (w, k), (q, w), (w, f), (w, f), (f, w))
-        return dict(zip(PROJECTIONS, shapes, strict=True))
+        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.layers, self.heads, self.kv_heads)
+        return projection_sizes(TransformerConfig(*sizes, self.row_tokens, head_dim=self.head_dim))
 
     @property
     def backbone_parameters(self) -> int:

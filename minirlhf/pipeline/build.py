@@ -3,9 +3,9 @@
 Not here: anything that needs a model or a prompt (training.py).
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -90,11 +90,11 @@ def build_rewards(
 def check_trained(label: str, reward: RewardConfig) -> None:
     """Refuse a reward `trained` whose path is not there (InputError that names the key)."""
     path = reward.options.get("path")
-    if reward.use in TRAINED_REWARD_NAMES and isinstance(path, str) and path and not Path(path).exists():
+    if reward.use in TRAINED_REWARD_NAMES and isinstance(path, str) and path and not os.path.exists(path):
         todo = (
             f"give a directory that `minirlhf reward-model` has made; if it has moved: --set rewards.{label}.path=DIR"
         )
-        raise InputError("this is no saved reward model (nothing is there)", path, todo)
+        raise InputError("this is no saved reward model (nothing is there)", path[:300], todo)
 
 
 def filled_rewards(config: Config) -> tuple[dict[str, RewardConfig], list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minirlhf.config.schema import KLConfig, RunConfig
-from minirlhf.errors import InputError, UsageError, UserError
+from minirlhf.errors import DiskError, InputError, UsageError, UserError
 from minirlhf.events import Emit
 from minirlhf.models.lora import Adapted
 from minirlhf.pipeline.context import RunContext
@@ -54,7 +54,8 @@ def run_directory(
 
     Yielded as well: the warnings of the lock, to be emitted behind the run's first event. A run that is stopped says
     how to resume it. A directory that holds no config.toml, because its run was killed before that was written, counts
-    as empty. UsageError if `out` is in use, or holds no run to resume.
+    as empty. UsageError if `out` is in use, or holds no run to resume. A new run that is refused before it has made
+    anything leaves nothing, so that the same command can be given again.
     """
     named = Path("runs") / f"{settings.preset}-{datetime.now():%Y%m%d-%H%M%S}-s{settings.seed}"
     directory = Path(os.path.abspath(out or claim_directory(named)))
@@ -74,10 +75,22 @@ def run_directory(
             yield directory, early
         except (KeyboardInterrupt, Terminated) as signal:
             raise type(signal)(how) from signal
-        except UserError:
+        except UserError as fault:
             if not resume and checkpoint.all_of(directory / "checkpoints"):
                 emit({"event": "warning", "message": f"what was saved is kept; when it is mended {how}"})
+            elif not resume and not isinstance(fault, DiskError):
+                discard_empty(directory)
             raise
+
+
+def discard_empty(directory: Path) -> None:
+    """Remove a run's directory that holds nothing but its configuration, so that its name is free again."""
+    visible = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
+    if visible in ([], ["config.toml"]):
+        with suppress(OSError):  # what cannot be removed counts as empty if only hidden files are left
+            (directory / "config.toml").unlink(missing_ok=True)
+            (directory / ".lock").unlink()
+            directory.rmdir()
 
 
 def check_unused(directory: Path) -> None:

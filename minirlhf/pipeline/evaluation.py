@@ -236,8 +236,8 @@ def reevaluate(
 
     run = RunContext(config, registry, set_up(config.run), directory, keep_warning)
     beta = final_beta(directory, config.kl)
+    models = open_run(directory, config, run.device)  # first: it notes where the base is, on which rewards may stand
     rewards = build_rewards(filled_rewards(config)[0], registry, run.device)
-    models = open_run(directory, config, run.device)
     if prompts_file is None or rewards.normalized:
         prompts = own = heldout_prompts(config, models.tokenizer)
     if prompts_file is not None:

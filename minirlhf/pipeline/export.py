@@ -15,7 +15,7 @@ from minirlhf.models.lora import Adapted
 from minirlhf.models.quantise import is_quantised
 from minirlhf.pipeline.saved import config_file, open_run
 from minirlhf.store.adapters import ADAPTER, ADAPTER_CONFIG, load_backbone, source_of
-from minirlhf.store.files import complete_directory
+from minirlhf.store.files import complete_directory, read_json, write_json
 from minirlhf.store.weights import save_transformer
 
 
@@ -30,8 +30,10 @@ def export_run(run: Path, out: Path, *, merge: bool, sets: tuple[str, ...] = ())
         raise UsageError("the run has no adapter to merge", str(run), "leave out --merge: its weights are whole")
     with complete_directory(out) as temporary:
         if isinstance(trunk, Adapted) and not merge:
-            for name in (ADAPTER, ADAPTER_CONFIG):
-                shutil.copyfile(run / "model" / name, temporary / name)
+            shutil.copyfile(run / "model" / ADAPTER, temporary / ADAPTER)
+            settings = read_json(run / "model" / ADAPTER_CONFIG)  # names the place where the base was in the run
+            place = {"base_model_name_or_path": source_of(trunk.backbone).path}
+            write_json(temporary / ADAPTER_CONFIG, settings | place)
             tokenizer.save(temporary)
             return f"an adapter of rank {trunk.adapter.rank} for PEFT, beside the tokenizer"
         whole = plain_trunk(trunk).merged() if isinstance(trunk, Adapted) else trunk

@@ -5,13 +5,16 @@ tokenizer already. Not here: the counts themselves (models/memory.py).
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from minirlhf.components.registry import Registry
+from minirlhf.config.layers import load_config
 from minirlhf.config.schema import Config
 from minirlhf.errors import InputError
 from minirlhf.events import Emit
@@ -21,7 +24,7 @@ from minirlhf.pipeline.build import build_components, set_up
 from minirlhf.pipeline.saved import heldout_prompts
 from minirlhf.stages.base import base_directory, own_sizes
 from minirlhf.stages.evaluate import ROWS
-from minirlhf.stages.model_source import check_model, find_model
+from minirlhf.stages.model_source import check_model, find_model, look_at_start, obtain_model
 from minirlhf.store.adapters import load_adapter
 from minirlhf.store.models import read_tokenizer
 from minirlhf.text.foreign import ForeignTokenizer
@@ -66,6 +69,7 @@ def plan_run(config: Config, registry: Registry, emit: Emit) -> RunPlan:
         model = own_sizes(config.model, config.tokenizer.vocab_size)
     else:
         model = check_model(find_model(config, emit), config.model.max_positions)
+    look_at_start(config, model)
     sizes = memory_sizes(config, model, longest_prompt(config), learns_values=components.advantage.names("values"))
     sizes = replace(sizes, full_kl=components.kl.names("log_dist"))
     baseline = process_bytes() if device.type == "cpu" else 0
@@ -117,26 +121,63 @@ def longest_prompt(config: Config) -> int:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Bytes of a device's memory: free ones of a CUDA device, all of the machine's for the CPU; None: not known."""
+    """Bytes of a device's memory: free ones of a CUDA device, for the CPU all that this process may have.
+
+    None: not known.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min([machine, *group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
     return None
 
 
-def describe_model(directory: Path) -> dict[str, Any]:
-    """Facts of a model directory for `minirlhf model show`; InputError that says why it cannot be used.
+def group_limits(groups: Path, root: Path) -> Iterator[int]:
+    """Yield the limits in bytes of a process's control groups and of those above them: a container has less memory.
 
-    memory: bytes by stage of PPO on 16 responses of 64 + 64 tokens in minibatches of 4, for four ways to train.
+    groups: its file in /proc, with lines ID:CONTROLLERS:PATH; root: where the file systems of groups are mounted. In a
+    container the paths may be those outside, while the container's own group is mounted as the root.
     """
+    try:
+        lines = groups.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if not controllers:  # version 2: one tree
+            top, name = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inside = PurePosixPath(path.lstrip("/"))
+        for place in dict.fromkeys((inside, *inside.parents, PurePosixPath())):
+            with suppress(OSError, ValueError):  # no such group here, or no limit: "max"
+                yield int((top / place / name).read_text(encoding="ascii"))
+
+
+def describe_model(name: str, emit: Emit) -> dict[str, Any]:
+    """Facts of a model for `minirlhf model show`; InputError that says why it cannot be used.
+
+    name: as of `model.path`; what is not on disk yet is converted or downloaded. memory: bytes by stage of PPO on 16
+    responses of 64 + 64 tokens in minibatches of 4, for some ways to train.
+    """
+    config, _ = load_config(None, options={"model.path": name}, kinds=())
+    directory = obtain_model(config, emit)
     model, tokenizer = check_model(directory, 8), read_tokenizer(directory)
     work = MemorySizes(
         model.vocab_size, model.hidden_size, model.intermediate_size, model.num_hidden_layers,
         model.num_attention_heads, model.num_key_value_heads, model.head_size, rows=16, prompt_tokens=64, new_tokens=64,
         micro_rows=4, tied=model.tied,
     )  # fmt: skip
-    ways = {
+    packed = {
+        f"adapters, {method}, recomputed": replace(
+            work, lora_rank=8, weight_bytes=2, recompute=True, packed_bits=BITS[method]
+        )
+        for method in ("nf4", "int8")
+    }
+    ways = packed | {
         "adapters, bfloat16, recomputed": replace(work, lora_rank=8, weight_bytes=2, recompute=True),
         "adapters, bfloat16": replace(work, lora_rank=8, weight_bytes=2),
         "adapters, float32": replace(work, lora_rank=8),
@@ -157,6 +198,7 @@ def describe_model(directory: Path) -> dict[str, Any]:
         "filler": f"{named.get(tokenizer.pad_id, tokenizer.pad_id)} ({tokenizer.pad_id})",
         "never sampled": f"{len(tokenizer.banned(model.vocab_size))} ids",
         "template": template_of(tokenizer),
+        "memory_unit": "bytes",
         "memory": {
             way: {"rollout": plan.rollout, "score": plan.score, "learn": plan.learn} for way, plan in plans.items()
         },

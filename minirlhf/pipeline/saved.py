@@ -17,7 +17,7 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.pipeline.sources import read_run_prompts
 from minirlhf.stages.base import base_directory, reference_of, sampler_of, start_trunk
 from minirlhf.stages.data import Prompts, fit_to_context
-from minirlhf.store.adapters import is_adapted
+from minirlhf.store.adapters import is_adapted, model_hash
 from minirlhf.store.files import verify
 from minirlhf.store.models import load_policy, read_tokenizer, reference_trunk
 from minirlhf.text.corpus import Prompt, fit_prompts, read_prompts
@@ -48,14 +48,21 @@ def open_run(directory: Path, config: Config, device: torch.device) -> RunModels
     """Load model/ and reference/ of a run (CheckpointError if a file is not the one that was written)."""
     verify(directory / "model")
     verify(directory / "reference")
-    # The backbone of adapters is not part of the run; where it has moved, the config may give its new place.
-    elsewhere = base_directory(config) if is_adapted(directory / "model") else None
-    tokenizer = read_tokenizer(directory / "model", elsewhere, chat=config.corpus.chat)
-    start = reference_trunk(directory / "reference", device, elsewhere)
+    if is_adapted(directory / "model"):
+        note_base(config)
+    tokenizer = read_tokenizer(directory / "model", chat=config.corpus.chat)
+    start = reference_trunk(directory / "reference", device)
     sampler = sampler_of(config, tokenizer, start.config.vocab_size)
-    policy = load_policy(directory / "model", sampler, device, elsewhere).to(device).eval()
+    policy = load_policy(directory / "model", sampler, device).to(device).eval()
     base = Policy(start, sampler).to(device)
     return RunModels(policy, reference_of(config, base, tokenizer), tokenizer, device)
+
+
+def note_base(config: Config) -> None:
+    """Look at the base that the configuration names, if it is there: adapters whose base has moved find it by that."""
+    directory = base_directory(config)
+    if os.path.isdir(directory):
+        model_hash(directory)
 
 
 def trained_on(directory: Path) -> dict[str, RewardConfig]:

@@ -13,8 +13,9 @@ from minirlhf.config.schema import Config, RewardConfig
 from minirlhf.models.quantise import check_quantiser
 from minirlhf.pipeline.build import Components, build_components, build_rewards, filled_rewards
 from minirlhf.rewards.call import RewardModels
-from minirlhf.stages.base import base_directory, problem_of, read_sft_data
+from minirlhf.stages.base import base_directory, own_sizes, problem_of, read_sft_data
 from minirlhf.stages.data import Candidates, lab_candidates, load_documents, read_candidates
+from minirlhf.stages.model_source import look_at_start
 from minirlhf.stages.preferences import read_pairs
 from minirlhf.text.files import is_packaged
 
@@ -37,6 +38,7 @@ class Sources:
 def check_sources(config: Config, registry: Registry, device: torch.device) -> Sources:
     """Read every file of the corpus and build every component that needs no model of this run (UserError)."""
     check_quantiser(config.model.quantise)
+    look_at_start(config, own_sizes(config.model, config.tokenizer.vocab_size))
     candidates = read_run_prompts(config)
     read_sft_data(config)
     sections, waiting = filled_rewards(config)

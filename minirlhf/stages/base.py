@@ -33,7 +33,7 @@ from minirlhf.models.transformer import Transformer
 from minirlhf.stages import sft
 from minirlhf.stages.artifacts import FACTS, find_or_make
 from minirlhf.stages.data import load_documents
-from minirlhf.stages.model_source import find_model, model_directory
+from minirlhf.stages.model_source import find_model, look_at_start, model_directory
 from minirlhf.stages.pretrain import PretrainState, heldout_loss, train, windows
 from minirlhf.store import progress
 from minirlhf.store.adapters import is_adapted, load_adapter, load_backbone, model_hash
@@ -153,6 +153,7 @@ def prepare_base(config: Config, device: torch.device, emit: Emit) -> Base:
     if config.model.path is not None:
         return own_base(config, device, emit)
     check_pretrained(config)
+    look_at_start(config, own_sizes(config.model, config.tokenizer.vocab_size))
     key = base_key(config)
     build = fit_base if config.exact.problem else build_base
 

@@ -3,14 +3,17 @@
     adapter_config.json  adapter_model.safetensors     PEFT's names; PEFT opens them, and its own adapters are read here
     backbone.json        the backbone: its directory, the SHA-256 of its files, and how it is used: dtype, quantise
 
-A backbone is never copied: it is found again by its directory, and refused if its files have changed. Whoever asks for
+A backbone is never copied: it is found again by its directory, or, where it has moved, by its hash once somebody has
+looked at it in its new place; and refused if its files have changed. Whoever asks for
 one that is loaded already gets the same frozen module, so that policy, reference, critic and reward model share it.
 Not here: the computation (models/lora.py), and heads (models.py).
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +40,9 @@ BESIDE: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja",
 )  # fmt: skip
+SOME_LAYERS: Final = (
+    "adapters on some layers are not computed here: give one on all of them, or the base that it was trained on"
+)
 MOST_RANK: Final = 4096
 TENSOR: Final = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d+)\.\w+\.(\w+)\.lora_([AB])\.weight")
 # Settings of PEFT that change what an adapter computes: name -> the values under which it is W x + alpha/r B A x.
@@ -70,17 +76,24 @@ class Source:
 
 
 _LOADED = WeakValueDictionary[tuple[Source, str], Transformer]()
+# SHA-256 -> where this process has last seen such a model: a base that has moved is found there.
+_PLACES = dict[str, Path]()
 
 
 def model_hash(directory: Path) -> str:
-    """SHA-256 over the names and contents of a model's weights, config and tokenizer; CheckpointError if one lacks."""
+    """SHA-256 over the names and contents of a model's weights, config and tokenizer; CheckpointError if one lacks.
+
+    The place is remembered, so that adapters of this base are read beside it wherever their pointer leads (`pointed`).
+    """
     try:
         found = [(file.name, file.resolve(), file.stat()) for file in model_files(directory)]
         named = [(name, _file_hash(file, about.st_mtime_ns, about.st_size)) for name, file, about in found]
     except OSError as fault:
         todo = "give a directory with config.json and safetensors weights"
         raise CheckpointError(f"no weights ({fault.strerror})", str(fault.filename), todo) from None
-    return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
+    digest = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in named).encode()).hexdigest()
+    _PLACES[digest] = directory.absolute()
+    return digest
 
 
 def model_files(directory: Path) -> list[Path]:
@@ -153,20 +166,7 @@ def load_adapter(
 
     InputError for settings that compute something else, CheckpointError for tensors that do not fit the backbone.
     """
-    where = directory / ADAPTER_CONFIG
-    if not where.is_file():
-        raise InputError("there is no adapter", str(directory), f"give one with {ADAPTER_CONFIG}")
-    settings = read_json(where)
-    for name, values in PLAIN.items():
-        if settings.get(name) not in values:
-            what = f"unsupported {name} = {str(settings.get(name))[:60]!r}"
-            raise InputError(what, str(where), "only plain LoRA, W x + alpha/r B A x, is computed here")
-    try:
-        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-        if not 1 <= rank <= MOST_RANK or rank != settings["r"]:
-            raise ValueError(f"rank {settings['r']}")
-    except (KeyError, TypeError, ValueError) as fault:
-        raise InputError(f"no rank and alpha ({fault})", str(where), "give an adapter of PEFT or minirlhf") from None
+    rank, alpha = adapter_scale(directory)
     shares, heads = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in read_tensors(directory / ADAPTER).items():
         part = TENSOR.fullmatch(name)
@@ -183,9 +183,32 @@ def load_adapter(
     return adapter, heads
 
 
+def adapter_scale(directory: Path) -> tuple[int, float]:
+    """Rank and alpha of an adapter; InputError if there is none, or its settings compute something else."""
+    where = directory / ADAPTER_CONFIG
+    if not os.path.isfile(where):  # False, too, for a path that is too long
+        raise InputError("there is no adapter", str(directory)[:300], f"give one with {ADAPTER_CONFIG}")
+    settings = read_json(where)
+    for name, values in PLAIN.items():
+        if settings.get(name) not in values:
+            what = f"unsupported {name} = {str(settings.get(name))[:60]!r}"
+            todo = "only plain LoRA, W x + alpha/r B A x, is computed here"
+            raise InputError(what, str(where), SOME_LAYERS if name == "layers_to_transform" else todo)
+    try:
+        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+        if not 1 <= rank <= MOST_RANK or rank != settings["r"]:
+            raise ValueError(f"rank {settings['r']}")
+    except (KeyError, TypeError, ValueError) as fault:
+        raise InputError(f"no rank and alpha ({fault})", str(where), "give an adapter of PEFT or minirlhf") from None
+    return rank, alpha
+
+
 def _restore(adapter: Adapter, shares: dict[str, Tensor], where: Path) -> None:
     """Load an adapter's tensors if they are exactly its own and finite (CheckpointError)."""
     own, todo = adapter.state_dict(), "it belongs to another base, or is damaged: give the base it was trained on"
+    whole, present = ({name.rpartition(".")[0] for name in names} for names in (own, shares))  # layers.N.PROJECTION
+    if shares.keys() == {name for name in own if name.rpartition(".")[0] in present} and present < whole:
+        raise CheckpointError(f"the adapter has nothing for {min(whole - present)}", str(where), SOME_LAYERS)
     if own.keys() != shares.keys() or not shares:
         what = f"the adapter's tensors are not those of this base: {sorted(own.keys() ^ shares.keys())[:2]}"
         raise CheckpointError(what, str(where), todo)
@@ -203,8 +226,8 @@ def is_adapted(directory: Path) -> bool:
     return (directory / POINTER).is_file() and (directory / ADAPTER_CONFIG).is_file()
 
 
-def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
-    """The backbone that a directory points to; elsewhere: the place that the configuration names, which goes first.
+def pointed(directory: Path) -> Source:
+    """The backbone that a directory points to. A place where its files were seen by `model_hash` goes first.
 
     CheckpointError if it is in neither place, or its files are not those that the adapter was trained on.
     """
@@ -217,24 +240,27 @@ def pointed(directory: Path, elsewhere: Path | None = None) -> Source:
             raise KeyError(f"quantise = {packing!r}")
     except KeyError as fault:
         raise CheckpointError(f"no pointer to a base ({fault})", str(directory / POINTER), "save it again") from None
-    places = dict.fromkeys(p for p in (elsewhere, Path(source.path)) if p is not None)
-    place = next((p for p in places if p.is_dir()), None)
-    if place is None:
-        todo = "put it back, or give its new place: --set model.path=DIR"
-        named = ", ".join(map(str, (*places, directory / POINTER)))
+    known = _PLACES.get(source.sha256)
+    with suppress(CheckpointError):  # what was seen there may be gone since
+        if known is not None and model_hash(known) == source.sha256:
+            return replace(source, path=str(known))
+    place, named = Path(source.path), f"{source.path[:200]}, {directory / POINTER}"
+    if not os.path.isdir(place):  # False, too, for a path that is too long
+        todo = "put it back, or give the place of the same files: --set model.path=DIR"
         raise CheckpointError("the base of this adapter is not there", named, todo)
     found = model_hash(place)
     if found != source.sha256:
         what = f"the base of this adapter has changed on disk: {found[:12]}, and it was {source.sha256[:12]}"
-        raise CheckpointError(what, f"{place}, {directory / POINTER}", "put the old files back")
+        todo = "put the old files back, or give their place: --set model.path=DIR"
+        raise CheckpointError(what, named, todo)
     return replace(source, path=str(place.absolute()))
 
 
 def load_adapted(
-    directory: Path, device: torch.device, elsewhere: Path | None = None, heads_of: tuple[str, ...] = ()
+    directory: Path, device: torch.device, heads_of: tuple[str, ...] = ()
 ) -> tuple[Adapted, dict[str, Tensor]]:
     """Read an adapter beside the backbone that it points to, and the tensors of heads that were saved with it."""
-    source = pointed(directory, elsewhere)
+    source = pointed(directory)
     backbone = load_backbone(Path(source.path), source.dtype, device, source.quantise)
     adapter, heads = load_adapter(directory, backbone.config, heads_of)
     return Adapted(backbone, adapter.to(device)), heads

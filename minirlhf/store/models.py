@@ -49,10 +49,10 @@ def save_trunk(directory: Path, trunk: Trunk, tokenizer: Tokenizer) -> None:
         save_transformer(directory, trunk, tokenizer)
 
 
-def read_trunk(directory: Path, device: torch.device = CPU, elsewhere: Path | None = None) -> Trunk:
-    """Read what `save_trunk` wrote; elsewhere: where to look for a backbone that is not in its place any more."""
+def read_trunk(directory: Path, device: torch.device = CPU) -> Trunk:
+    """Read what `save_trunk` wrote."""
     if is_adapted(directory):
-        return load_adapted(directory, device, elsewhere)[0]
+        return load_adapted(directory, device)[0]
     return load_transformer(directory, device=device)
 
 
@@ -64,17 +64,17 @@ def save_reference(directory: Path, trunk: Trunk) -> None:
         save_pointer(directory, trunk)
 
 
-def reference_trunk(directory: Path, device: torch.device = CPU, elsewhere: Path | None = None) -> Trunk:
+def reference_trunk(directory: Path, device: torch.device = CPU) -> Trunk:
     """Read what `save_reference` wrote, or a whole model."""
     if is_adapted(directory) or not (directory / POINTER).is_file():
-        return read_trunk(directory, device, elsewhere)
-    source = pointed(directory, elsewhere)
+        return read_trunk(directory, device)
+    source = pointed(directory)
     return load_backbone(Path(source.path), source.dtype, device, source.quantise)
 
 
-def read_tokenizer(directory: Path, elsewhere: Path | None = None, *, chat: bool = False) -> Tokenizer:
+def read_tokenizer(directory: Path, *, chat: bool = False) -> Tokenizer:
     """Tokenizer of a saved model: its own, or its backbone's; chat: with its chat template in use."""
-    place = Path(pointed(directory, elsewhere).path) if is_adapted(directory) else directory
+    place = Path(pointed(directory).path) if is_adapted(directory) else directory
     return load_tokenizer(place, chat=chat)
 
 
@@ -85,10 +85,10 @@ def save_policy(directory: Path, policy: Policy, tokenizer: Tokenizer) -> None:
     save_tensors(head, directory / VALUE_HEAD)
 
 
-def load_policy(directory: Path, sampler: Sampler, device: torch.device = CPU, elsewhere: Path | None = None) -> Policy:
+def load_policy(directory: Path, sampler: Sampler, device: torch.device = CPU) -> Policy:
     """Read a policy written by `save_policy`."""
     head = {"value_scale": torch.ones(())} | read_tensors(directory / VALUE_HEAD)  # older models know no scale
-    trunk = read_trunk(directory, device, elsewhere)
+    trunk = read_trunk(directory, device)
     policy = Policy(trunk, sampler, separate_critic=any(name.startswith("critic.") for name in head))
     restore(policy, head | trunk_tensors(trunk), directory / VALUE_HEAD)
     return policy

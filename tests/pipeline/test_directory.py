@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from minirlhf.config.schema import KLConfig, RunConfig
-from minirlhf.errors import InputError, UsageError
+from minirlhf.errors import CheckpointError, DiskError, InputError, UsageError
 from minirlhf.pipeline import directory as module
 from minirlhf.pipeline.directory import final_beta, run_directory
 from minirlhf.store import lock
@@ -35,6 +35,35 @@ def test_a_directory_that_was_named_belongs_to_one_run(tmp_path):
         run_directory(RunConfig(), tmp_path / "it", False, print),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "left"),
+    [
+        (InputError("no such model"), []),
+        (CheckpointError("the base is not there"), []),
+        (DiskError("cannot write"), [".lock", "config.toml"]),  # it is gone on with when there is room
+        (OSError("a bug"), [".lock", "config.toml"]),
+    ],
+)
+def test_a_run_that_is_refused_before_it_has_made_anything_leaves_nothing(fault, left, tmp_path):
+    out = tmp_path / "it"
+    with pytest.raises(type(fault)), run_directory(RunConfig(), out, False, print) as (directory, _):
+        (directory / "config.toml").touch()
+        raise fault
+    assert sorted(path.name for path in tmp_path.rglob("*") if path != out) == left
+    if left:  # a resume that is refused removes nothing
+        with pytest.raises(InputError), run_directory(RunConfig(), out, True, print):
+            raise InputError("no such model")
+        assert (out / "config.toml").exists()
+
+
+def test_what_a_refused_run_has_made_stays(tmp_path):
+    with pytest.raises(InputError), run_directory(RunConfig(), tmp_path / "it", False, print) as (directory, _):
+        (directory / "config.toml").touch()
+        (directory / "metrics.jsonl").touch()
+        raise InputError("no such prompt")
+    assert (tmp_path / "it" / "config.toml").exists()
 
 
 def test_a_run_on_an_odd_file_system_ends_as_any_other_with_one_warning(tiny, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,15 @@ from minirlhf.models.lora import Adapted, Adapter
 from minirlhf.models.policy import Policy
 from minirlhf.models.sampler import Sampler
 from minirlhf.models.scorer import Scorer
-from minirlhf.store.adapters import is_adapted, load_adapted, load_adapter, load_backbone, model_hash, save_adapter
+from minirlhf.store.adapters import (
+    is_adapted,
+    load_adapted,
+    load_adapter,
+    load_backbone,
+    model_hash,
+    pointed,
+    save_adapter,
+)
 from minirlhf.store.files import read_json
 from minirlhf.store.models import load_policy, load_scorer, read_tokenizer, save_policy, save_scorer
 from minirlhf.store.weights import save_transformer
@@ -109,12 +116,14 @@ def test_a_base_that_changed_or_is_gone_is_refused_and_one_that_moved_is_found(b
     moved = base.rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"base of this adapter is not there: .*; put it back, or .*model\.path"):
         load_adapted(out, CPU)
-    assert isinstance(load_adapted(out, CPU, moved)[0], Adapted)
+    model_hash(moved)  # somebody who was told of the new place has looked at it
+    assert isinstance(load_adapted(out, CPU)[0], Adapted)
+    moved = moved.rename(base)
     tensors = load_file(moved / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"this adapter has changed on disk: [0-9a-f]{12}, and it was"):
-        load_adapted(out, CPU, moved)
+        load_adapted(out, CPU)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -145,6 +154,7 @@ def changed(out, **settings):
         ({"r": 10**9}, "no rank and alpha (rank 1000000000)"),
         ({"lora_bias": True}, "unsupported lora_bias = 'True'"),
         ({"init_lora_weights": "pissa"}, "unsupported init_lora_weights = 'pissa'"),
+        ({"layers_to_transform": [0]}, "adapters on some layers are not computed here"),
     ],
 )
 def test_adapters_that_compute_something_else_are_refused_by_name_and_value(base, tmp_path, settings, said):
@@ -163,7 +173,8 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     save_adapter(out, learned(base))
     for other, said in (
         (replace(CONFIG, hidden_size=32), r"layers\.0\.\w+\.\w has shape .*, this base needs"),
-        (replace(CONFIG, num_hidden_layers=3), "the adapter's tensors are not those of this base"),
+        (replace(CONFIG, num_hidden_layers=1), "the adapter's tensors are not those of this base: .* another base"),
+        (replace(CONFIG, num_hidden_layers=3), r"has nothing for layers\.2\.down_proj: .* or the base that it was"),
     ):
         with pytest.raises(CheckpointError, match=said):
             load_adapter(out, other)
@@ -177,6 +188,21 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
         load_adapter(out, CONFIG)
 
 
+def test_an_adapter_on_some_layers_is_refused_for_what_it_is(base, tmp_path):
+    out = tmp_path / "adapter"
+    out.mkdir()
+    save_adapter(out, learned(base))
+    file = out / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}, file)
+    said = r"the adapter has nothing for layers\.1\.down_proj: .*; adapters on some layers are not computed here"
+    with pytest.raises(CheckpointError, match=said):
+        load_adapter(out, CONFIG)
+    save_file({name: tensor for name, tensor in tensors.items() if "1.mlp.down_proj.lora_B" not in name}, file)
+    with pytest.raises(CheckpointError, match=r"tensors are not those of this base.*or is damaged"):  # half of a share
+        load_adapter(out, CONFIG)
+
+
 def test_a_directory_without_an_adapter_is_told_so(tmp_path):
     with pytest.raises(InputError, match="there is no adapter"):
         load_adapter(tmp_path, CONFIG)
@@ -186,17 +212,38 @@ def test_cuda_and_its_first_card_are_one_place(base):
     assert load_backbone(base, "float32", torch.device("cpu", 0)) is load_backbone(base, "float32", CPU)
 
 
-def test_the_place_that_the_configuration_names_goes_first(base, tmp_path, tokenizer):
-    """Another model lies where the base was: the right one is found in its new place, and a wrong place is refused."""
+def test_a_place_where_the_base_was_seen_goes_first_as_long_as_it_holds_the_same_files(base, tmp_path, tokenizer):
+    """Another model lies where the base was: the right one is found in its new place, and no other is taken for it."""
     out, moved = tmp_path / "adapter", tmp_path / "moved"
     out.mkdir()
     save_adapter(out, learned(base))
     base.rename(moved)
     base.mkdir()
     save_transformer(base, small_trunk(5), tokenizer)
-    assert isinstance(load_adapted(out, CPU, moved)[0], Adapted)
     with pytest.raises(CheckpointError, match=r"has changed on disk: .*/base, "):
-        load_adapted(out, CPU, base)
+        load_adapted(out, CPU)
+    model_hash(moved)
+    assert pointed(out).path == str(moved)
+    copy = shutil.copytree(moved, tmp_path / "copy")
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    with pytest.raises(CheckpointError, match=r"has changed on disk: .*/base, "):
+        load_adapted(out, CPU)
+    model_hash(copy)
+    assert pointed(out).path == str(copy)
     shutil.rmtree(base)
-    with pytest.raises(CheckpointError, match=r"is not there: /nowhere, .*/base, "):
-        load_adapted(out, CPU, Path("/nowhere"))
+    moved.rename(base)
+    (base / "config.json").write_text((base / "config.json").read_text().removesuffix(" "))
+    (copy / "model.safetensors").unlink()  # seen, and damaged since
+    assert pointed(out).path == str(base)
+
+
+def test_a_pointer_with_a_path_that_no_system_takes_is_one_line(base, tmp_path):
+    out = tmp_path / "adapter"
+    out.mkdir()
+    save_adapter(out, learned(base))
+    pointer = json.loads((out / "backbone.json").read_text())
+    shutil.rmtree(base)
+    for path in ("x" * 5000, "/" + "x" * 5000, "nul\0", "\ud800"):
+        (out / "backbone.json").write_text(json.dumps(pointer | {"path": path}))
+        with pytest.raises(CheckpointError, match=r"the base of this adapter is not there: .{1,600}$"):
+            load_adapted(out, CPU)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minirlhf.errors import CheckpointError, InputError
 from minirlhf.models.lora import Adapted
 from minirlhf.store.adapters import load_adapter, load_backbone
 from minirlhf.store.weights import load_transformer
@@ -49,6 +50,34 @@ def test_an_adapter_that_peft_saved_computes_the_same_here(targets, tmp_path, li
     assert (ours_on(ours) - theirs_on(adapted)).abs().max() < CLOSE
     assert (ours_on(ours.merged()) - theirs_on(adapted)).abs().max() < CLOSE
     assert (ours_on(ours) - ours_on(backbone)).abs().max() > 100 * CLOSE
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"target_modules": r"model\.layers\.1\.self_attn\.q_proj"},  # a regular expression, and no list of layers
+    ],
+)
+def test_an_adapter_of_peft_on_some_layers_is_refused_for_what_it_is(layers, tmp_path, libraries):
+    transformers, peft = libraries
+    base = own_model(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    peft.get_peft_model(model, peft.LoraConfig(r=3, **layers)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises((InputError, CheckpointError), match="adapters on some layers are not computed here"):
+        load_adapter(tmp_path / "adapter", load_backbone(base, "float32", CPU).config)
+
+
+def test_an_adapter_that_is_exported_after_its_base_has_moved_opens_there(tiny, tmp_path, libraries):
+    _, peft = libraries
+    base, run, moved = own_model(tmp_path / "base"), tmp_path / "run", tmp_path / "moved"
+    done("run", *tiny, "--model", base, "--set", "lora.rank=4", "--reward", "length", "--out", run)
+    base.rename(moved)
+    done("export", run, tmp_path / "adapter", "--set", f"model.path={moved}")
+    theirs = theirs_on(peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32))
+    backbone = load_backbone(moved, "float32", CPU)
+    ours = Adapted(backbone, load_adapter(tmp_path / "adapter", backbone.config)[0])
+    assert (ours_on(ours) - theirs).abs().max() < CLOSE
 
 
 def test_the_adapter_and_the_merged_model_of_a_run_open_there(tiny, tmp_path, libraries):
