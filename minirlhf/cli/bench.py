@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from minirlhf.cli.fit import wrapped
-from minirlhf.cli.lines import rate
+from minirlhf.cli.lines import shown_rate
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
@@ -68,7 +68,7 @@ def print_timing(event: dict[str, Any]) -> None:
     """Print one line for an event `measurement` or `comparison`."""
     if event["event"] == "measurement":
         floor = f"  {event['seconds'] / event['floor_seconds']:.2f} x floor" if "floor_seconds" in event else ""
-        speed = "" if event["tokens_per_s"] is None else rate(event["tokens_per_s"])
+        speed = "" if event["tokens_per_s"] is None else shown_rate(event["tokens_per_s"])
         measured = (
             f"{event['by']:<26} {event['what']:<10} {event['seconds']:8.3f} s "
             f"({event['fastest']:.3f} to {event['slowest']:.3f})  {speed:>18} "

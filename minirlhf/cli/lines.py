@@ -100,7 +100,7 @@ def memory_lines(e: dict[str, Any]) -> Iterator[str]:
         yield "This does not fit: lower ppo.micro_batch_size, or set lora.rank, model.dtype or ppo.recompute."
 
 
-def rate(tokens_per_s: float) -> str:
+def shown_rate(tokens_per_s: float) -> str:
     """Tokens a second as they are shown: `1,234 tokens/s`, below ten with a decimal."""
     return f"{tokens_per_s:,.{0 if tokens_per_s >= 10 else 1}f} tokens/s"
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from minirlhf.cli.fit import fitting, table, wrapped
-from minirlhf.cli.lines import or_dash, printable, rate, sft_line, stage_line, tell
+from minirlhf.cli.lines import or_dash, printable, sft_line, shown_rate, stage_line, tell
 from minirlhf.cli.stdio import columns
 from minirlhf.store.jsonl import json_line
 
@@ -68,7 +68,7 @@ class Printer:
     def _pretrain(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["steps"]):
             self._line(
-                f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  {rate(e['tokens_per_s'])}"
+                f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  {shown_rate(e['tokens_per_s'])}"
             )
 
     def _sft(self, e: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ class Printer:
             )
             first = [f"  iteration {e['step']:4d}/{e['iterations']}", f"score {score}", f"kl {kl:>6}"]
             clipped = f"clipped {number(e.get('policy/clipfrac_avg', 0.0), '.2f')}"
-            *rest, speed = f"entropy {entropy}", f"length {length:>5}", clipped, rate(e["tokens_per_s"])
+            *rest, speed = f"entropy {entropy}", f"length {length:>5}", clipped, shown_rate(e["tokens_per_s"])
             fields = [*first, *rest, speed, *share]
             self._line(fitting(fields, columns(sys.stderr), [speed, *reversed(rest)]))
 

@@ -419,7 +419,7 @@ def index(folder, name):
         (["lora.rank=4", "lora.targets=[]"], "lora.targets"),
         (["lora.rank=4", 'lora.targets=["q_proj","q_proj"]'], "a projection is named twice"),
         (["model.dtype=bfloat16"], "weights that learn are float32"),
-        (["lora.dropout=0.1"], "lora.dropout = 0.1: there are no adapters: set lora.rank"),
+        (["lora.dropout=0.1"], "lora.dropout = 0.1 (--set): there are no adapters: set lora.rank"),
         (["lora.rank=4", "ppo.precision=bfloat16"], "ppo.precision = 'bfloat16'"),
         (["lora.rank=4", "lora.path=somewhere"], "the adapter of lora.path has a rank of its own"),
         (["corpus.template=chat"], "corpus.template; give its directory: --model DIR"),
