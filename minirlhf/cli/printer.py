@@ -67,9 +67,8 @@ class Printer:
 
     def _pretrain(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["steps"]):
-            self._line(
-                f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  {shown_rate(e['tokens_per_s'])}"
-            )
+            speed = shown_rate(e["tokens_per_s"])
+            self._line(f"  step {e['step']:5d}/{e['steps']}  loss {e['loss']:.3f}  lr {e['lr']:.1e}  {speed}")
 
     def _sft(self, e: dict[str, Any]) -> None:
         if self._due(e["step"] == e["steps"]):
