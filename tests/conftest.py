@@ -14,6 +14,19 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def disk(request):
+    """os.fsync that waits for no disk: no test cuts the power, and a run has thirty of them.
+
+    It still refuses what is no open file. tests/store and tests/crash have the real one, and so has every process that
+    a test starts.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name not in ("store", "crash"):
+            patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
+
+
 @pytest.fixture
 def double():
     """float64 as the default dtype: for identities that hold at 1e-10."""
