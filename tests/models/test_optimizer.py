@@ -1,4 +1,4 @@
-"""torch.optim.AdamW is the reference: the same numbers to the bit (that it imports no compiler: tests/test_layers.py)."""
+"""torch.optim.AdamW is the reference: the same numbers to the bit. It imports no compiler: tests/test_layers.py."""
 
 import pytest
 import torch
