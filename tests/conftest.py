@@ -1,7 +1,9 @@
 """Shared settings of the tests: two threads at most, no network, no plugin of the machine that runs them."""
 
+import gc
 import os
 
+gc.disable()  # until every test is collected (below)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MINIRLHF_LOAD_PLUGINS"] = ""
 
@@ -12,6 +14,13 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish():
+    """Leave modules and tests out of every later search for garbage: a million objects that stay to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
