@@ -3,7 +3,6 @@
 import gc
 import os
 
-gc.disable()  # until every test is collected (below)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MINIRLHF_LOAD_PLUGINS"] = ""
 
@@ -11,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+gc.disable()  # until every test is collected (below)
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("untimed")

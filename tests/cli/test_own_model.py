@@ -177,7 +177,8 @@ def test_the_modules_of_a_run_hold_neither_peft_nor_transformers(adapted, tmp_pa
         "heavy = {'peft', 'transformers', 'bitsandbytes', 'huggingface_hub', 'gguf', 'torch._dynamo'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))\n"
     )
-    run = ("run", adapted[0] / "config.toml", "--set", "ppo.iterations=1", "--out", tmp_path / "run")
+    sets = ("--set", "ppo.iterations=1", "--set", "corpus.template=chat")  # the template is read without them as well
+    run = ("run", adapted[0] / "config.toml", *sets, "--out", tmp_path / "run")
     done_ = subprocess.run([sys.executable, "-c", code, *map(str, run)], capture_output=True, text=True, timeout=120)
     assert done_.stdout.splitlines()[-1] == "heavy: []", done_.stderr
 
