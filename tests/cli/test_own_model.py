@@ -278,7 +278,8 @@ def test_bfloat16_behind_adapters_is_the_precision_of_the_run(tiny, mine, tmp_pa
     assert read_json(out / "model" / "backbone.json")["dtype"] == "bfloat16"
     assert 'precision = "bfloat16"' in (out / "config.toml").read_text()
     assert metrics(out)[0]["objective/kl"] == 0.0
-    assert all(row["policy/first_log_ratio"] <= 0.2 for row in metrics(out))
+    # 0 here. A logit of 2 to 4 that a product of another shape rounds the other way is another by 2^-6 in bfloat16.
+    assert all(row["policy/first_log_ratio"] <= 2**-6 for row in metrics(out))
     assert call("evaluate", out).code == 0
 
 

@@ -280,6 +280,7 @@ def test_smollm2_reads_english_in_8_bits_as_in_32_and_in_4_nearly(smollm2):
         plain = float(loss_of(load_transformer(smollm2), tokenizer))
         found = {m: float(loss_of(load_backbone(smollm2, "float32", CPU, m), tokenizer)) - plain for m in METHODS}
     print(f"float32 {plain:.4f} nats/token, int8 {found['int8']:+.4f}, nf4 {found['nf4']:+.4f}")
+    # Seen: 2.6669 nats a token, -0.0011 and +0.1074 beside it; ln 49,152 is 10.8.
     assert plain < 3.0
     assert abs(found["int8"]) < 0.004
     assert 0 < found["nf4"] < 0.2
