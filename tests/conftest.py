@@ -2,6 +2,7 @@
 
 import gc
 import os
+from multiprocessing import forkserver
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MINIRLHF_LOAD_PLUGINS"] = ""
@@ -16,8 +17,13 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
-def pytest_collection_finish():
-    """Leave modules and tests out of every later search for garbage: a million objects that stay to the end."""
+def pytest_collection_finish(session):
+    """Leave modules and tests out of every later search for garbage: a million objects that stay to the end.
+
+    The server that the crash tests fork from imports torch meanwhile, on the other core.
+    """
+    if any(item.path.parent.name == "crash" for item in session.items):
+        forkserver.ensure_running()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*gc.get_threshold()[:2], 50)  # full searches a fifth as often: each is a tenth of a second
