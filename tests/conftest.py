@@ -1,6 +1,8 @@
 """Shared settings of the tests: two threads at most, no network, no plugin of the machine that runs them."""
 
+import gc
 import os
+from multiprocessing import forkserver
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MINIRLHF_LOAD_PLUGINS"] = ""
@@ -9,9 +11,36 @@ import hypothesis
 import pytest
 import torch
 
+gc.disable()  # until every test is collected (below)
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish(session):
+    """Leave modules and tests out of every later search for garbage: a million objects that stay to the end.
+
+    The server that the crash tests fork from imports torch meanwhile, on the other core.
+    """
+    if any(item.path.parent.name == "crash" for item in session.items):
+        forkserver.ensure_running()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], 50)  # full searches a fifth as often: each is a tenth of a second
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disk(request):
+    """os.fsync that waits for no disk: no test cuts the power, and a run has thirty of them.
+
+    It still refuses what is no open file. tests/store and tests/crash have the real one, and so has every process that
+    a test starts.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name not in ("store", "crash"):
+            patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from minirlhf.events import EVENTS
 from tests.cli.calling import done, event_schema
-from tests.test_layers import NAMES, room, tree
+from tests.test_layers import NAMES, nodes, room
 
 OWN_EVENTS = {"studies", "cli"}  # rooms that tell other events than a run's, or none
 STEP = {"event": "step", "step": 1, "iterations": 2, "objective/kl": 0.5}
@@ -19,7 +19,7 @@ STEP = {"event": "step", "step": 1, "iterations": 2, "objective/kl": 0.5}
 
 def told(name):
     """The events that a module emits: `event` of its dictionaries."""
-    for node in ast.walk(tree(NAMES[name])):
+    for node in nodes(NAMES[name]):
         if isinstance(node, ast.Dict):
             keys = [getattr(key, "value", None) for key in node.keys]
             yield from (v.value for k, v in zip(keys, node.values, strict=True) if k == "event" and hasattr(v, "value"))

@@ -74,7 +74,7 @@ def test_log_probs_values_and_gradients_are_those_of_the_cpu():
 
 
 def sampled(device, trunk=None, tokens=24):
-    policy = Policy(trunk or small_trunk(), Sampler(0.7, banned=(PAD, BOS), stop=EOS)).to(device)
+    policy = Policy(trunk or small_trunk(), Sampler(0.7, banned=(PAD, BOS), stops=(EOS,))).to(device)
     prompts = PromptBatch.build(["abc", "j", "hgfed", "ab"] * 8, [{}] * 32, Letters(), device=device)
     return generate(policy, prompts, Letters(), max_new_tokens=tokens, generator=seeded())
 
@@ -122,7 +122,7 @@ def rows_of(run):
 def test_bfloat16_stays_within_its_guard(tiny, tmp_path):
     done("run", *tiny, "--set", "ppo.precision=bfloat16", "--device", CARD, "--out", tmp_path / "run")
     assert max(row["policy/first_log_ratio"] for row in rows_of(tmp_path / "run")) <= MOST_ROUNDING
-    policy = Policy(small_trunk(scale=0.1), Sampler(1.0, banned=(PAD, BOS), stop=EOS)).to(CARD)
+    policy = Policy(small_trunk(scale=0.1), Sampler(1.0, banned=(PAD, BOS), stops=(EOS,))).to(CARD)
     found = []
     for policy.model.in_bfloat16 in (False, True):
         with torch.no_grad():
@@ -138,7 +138,7 @@ def test_packed_weights_compute_what_they_do_on_the_cpu(method):
     found = []
     for device in (CPU, torch.device(CARD)):
         trunk = quantise_projections(small_trunk(), method, device)
-        policy = Policy(trunk, Sampler(1.0, banned=(PAD, BOS), stop=EOS)).to(device)
+        policy = Policy(trunk, Sampler(1.0, banned=(PAD, BOS), stops=(EOS,))).to(device)
         with torch.no_grad():
             found.append(policy.forward_pass(on(device, random_rollout())).logprobs.cpu())
     assert (found[0] - found[1]).abs().max() < 5e-3  # a weight at the middle of two packed numbers may go either way

@@ -43,6 +43,12 @@ def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path):
+    """Every node of a file, walked once for all the rules."""
+    return tuple(ast.walk(tree(path)))
+
+
 def dotted(path):
     """minirlhf/store/model.py -> store.model; minirlhf/store/__init__.py -> store"""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -55,7 +61,7 @@ NAMES = {dotted(path): path for path in FILES}
 def imports(path, *, outside=False):
     """Modules that a file imports anywhere in it: of the package without its name, or (outside) of others."""
     package = path.relative_to(PACKAGE.parent).parent.parts
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -74,7 +80,7 @@ def imports(path, *, outside=False):
 
 
 def functions(path):
-    return [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [n for n in nodes(path) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def room(name):
@@ -113,11 +119,24 @@ def test_no_import_circle():
     assert sorted(name for name in NAMES if name in reached(name)) == []
 
 
-def test_the_loop_loads_no_registry_no_command_line_and_no_toml():
-    code = "import sys, minirlhf.ppo; print(sorted(name for name in sys.modules if name in sys.argv[1:]))"
+def test_the_loop_loads_no_registry_no_command_line_and_no_toml_and_a_step_no_compiler():
+    """In one process, since torch is a second and more: first the loop alone, then a step of the optimiser."""
+    code = (
+        "import sys, minirlhf.ppo\n"
+        "print(sorted(name for name in sys.modules if name in sys.argv[1:]))\n"
+        "import torch, minirlhf.pipeline.pipeline\n"
+        "from minirlhf.models.optimizer import AdamW\n"
+        "p = torch.nn.Parameter(torch.ones(3))\n"
+        "optimizer = AdamW([p], lr=0.1)\n"
+        "torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)\n"
+        "p.sum().backward()\n"
+        "optimizer.step()\n"
+        "optimizer.zero_grad()\n"
+        "print('torch._dynamo' in sys.modules, p[0].item() < 1)"
+    )
     heavy = ["minirlhf.components.registry", "minirlhf.config.layers", "click", "tomli_w", "tomllib", "rich"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "[]\nFalse True\n"
 
 
 def test_the_root_holds_what_everybody_reads():
@@ -136,14 +155,14 @@ def test_the_loop_knows_neither_plugins_nor_files_nor_printing():
     assert not {"components.registry", "hookspecs"} & own
     assert not {"store", "pipeline", "cli"} & {room(name) for name in own}
     assert not {"pluggy", "click", "rich", "pathlib", "os", "json", "logging"} & others
-    calls = {n.func.id for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    calls = {n.func.id for n in nodes(path) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     assert not {"open", "print", "input"} & calls
 
 
 def test_only_the_command_line_reads_arguments_and_only_it_prints():
     printing = set()
     for name, path in NAMES.items():
-        names = {n.func.id for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        names = {n.func.id for n in nodes(path) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         if "print" in names or "click" in set(imports(path, outside=True)):
             printing.add(room(name))
     assert printing == {"cli"}
@@ -199,7 +218,7 @@ def test_one_place_builds_what_components_see():
     """rl/terms.py has a dataclass for each kind of inputs: no module writes down a dictionary of them."""
     written = set()
     for name, path in NAMES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Dict):
                 keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
@@ -248,7 +267,7 @@ OPENINGS = re.compile(r"(What|Where|Who|Whether|Of|How)\b")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_docstring_begins_with_a_verb_or_a_noun(name):
     """A riddle begins with one of these words: what a thing is or does comes first."""
-    for node in ast.walk(tree(NAMES[name])):
+    for node in nodes(NAMES[name]):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             assert not OPENINGS.match(ast.get_docstring(node) or ""), getattr(node, "name", name)
 
@@ -276,7 +295,7 @@ def test_public_things_have_a_docstring(name):
 @pytest.mark.parametrize("path", [*FILES, *sorted(PLUGINS.glob("*.py"))], ids=lambda path: path.stem)
 def test_nothing_is_pickled(path):
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             assert not forbidden & {alias.name.partition(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -292,5 +311,5 @@ def test_nothing_is_pickled(path):
 def test_lines_end_at_newlines_alone():
     """str.splitlines also ends them at U+2028, U+0085, form feeds and more, which may stand within a text."""
     files = [*FILES, *sorted(PLUGINS.glob("*.py"))]
-    found = [(path, node) for path in files for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
+    found = [(path, node) for path in files for node in nodes(path) if isinstance(node, ast.Attribute)]
     assert [f"{path}:{node.lineno}" for path, node in found if node.attr == "splitlines"] == []

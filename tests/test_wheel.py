@@ -47,7 +47,9 @@ def test_it_runs_outside_the_checkout_with_its_own_corpus(wheel, tmp_path):
     here.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site)}
     code = "import minirlhf, sys; print(minirlhf.__file__, file=sys.stderr); from minirlhf.cli.main import main; main()"
-    command = [sys.executable, "-P", "-c", code, "run", "tiny", "--json", "--set", "pretrain.steps=5"]
+    sets = ("pretrain.steps=5", "ppo.iterations=1", "evaluation.best_of=0", "evaluation.bootstrap=100", "run.threads=1")
+    more = [part for value in sets for part in ("--set", value)]
+    command = [sys.executable, "-P", "-c", code, "run", "tiny", "--json", *more]
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[0] == str(site / "minirlhf" / "__init__.py")

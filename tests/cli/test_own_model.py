@@ -212,7 +212,8 @@ def test_the_modules_of_a_run_hold_neither_peft_nor_transformers(adapted, tmp_pa
         "heavy = {'peft', 'transformers', 'bitsandbytes', 'huggingface_hub', 'gguf', 'torch._dynamo'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))\n"
     )
-    run = ("run", adapted[0] / "config.toml", "--set", "ppo.iterations=1", "--out", tmp_path / "run")
+    sets = ("--set", "ppo.iterations=1", "--set", "corpus.template=chat")  # the template is read without them as well
+    run = ("run", adapted[0] / "config.toml", *sets, "--out", tmp_path / "run")
     done_ = subprocess.run([sys.executable, "-c", code, *map(str, run)], capture_output=True, text=True, timeout=120)
     assert done_.stdout.splitlines()[-1] == "heavy: []", done_.stderr
 
@@ -447,7 +448,8 @@ def test_bfloat16_behind_adapters_is_the_precision_of_the_run(tiny, mine, tmp_pa
     assert read_json(out / "model" / "backbone.json")["dtype"] == "bfloat16"
     assert 'precision = "bfloat16"' in (out / "config.toml").read_text()
     assert metrics(out)[0]["objective/kl"] == 0.0
-    assert all(row["policy/first_log_ratio"] <= 0.2 for row in metrics(out))
+    # 0 here. A logit of 2 to 4 that a product of another shape rounds the other way is another by 2^-6 in bfloat16.
+    assert all(row["policy/first_log_ratio"] <= 2**-6 for row in metrics(out))
     assert call("evaluate", out).code == 0
 
 

@@ -29,7 +29,7 @@ from minirlhf.store.files import MANIFEST, complete_directory
 from minirlhf.text.comparisons import read_comparisons, read_demonstrations
 from minirlhf.text.corpus import read_documents, read_prompts
 from minirlhf.text.tokenizer import FILE, Tokenizer, train_tokenizer
-from tests.fuzz.mutate import STRANGE, bytes_of, json_of
+from tests.fuzz.mutate import STRANGE, bytes_of, json_of, put
 from tests.store.test_checkpoint import COMPONENTS, FACTS, fresh
 
 
@@ -86,11 +86,11 @@ def test_a_changed_checkpoint_is_noticed_before_anything_of_it_is_read(saved, co
         if random.random() < 0.05:
             file.unlink()
         else:
-            file.write_bytes(changed)
+            put(file, changed)
         said, _ = tried(CheckpointError, checkpoint.load_checkpoint, path, target)
         assert said or whitespace(name, before, changed)
         assert checkpoint.newest(saved) == older or whitespace(name, before, changed)
-        file.write_bytes(before[name])
+        put(file, before[name])
     checkpoint.load_checkpoint(path, target)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * memory
 
@@ -142,9 +142,9 @@ def test_a_changed_tokenizer_is_refused_or_still_says_every_text_again(tmp_path,
     value, refused = json.loads(content), 0
     for _ in range(count):
         if random.random() < 0.6:
-            file.write_text(json.dumps(json_of(value, random)), encoding="utf-8", errors="surrogatepass")
+            put(file, json.dumps(json_of(value, random)).encode("utf-8", "surrogatepass"))
         else:
-            file.write_bytes(bytes_of(content, random))
+            put(file, bytes_of(content, random))
         said, tokenizer = tried(InputError, Tokenizer.load, tmp_path)
         refused += said is not None
         if said is None:
@@ -198,7 +198,7 @@ def test_a_random_configuration_is_refused_in_full_or_means_what_it_says(tmp_pat
     random, file, accepted = Random(3), tmp_path / "c.toml", 0
     for _ in range(count):
         content = as_toml(random_config(random), random)
-        file.write_bytes(content)
+        put(file, content)
         said, found = tried(UserError, load_config, str(file))
         if said is None:
             accepted += 1

@@ -19,7 +19,7 @@ from minirlhf.studies import overoptimise
 from minirlhf.studies.labelling import LabelFile
 from minirlhf.studies.summary import measures_of
 from tests.cli.calling import call
-from tests.fuzz.mutate import bytes_of, json_of
+from tests.fuzz.mutate import bytes_of, json_of, put
 from tests.fuzz.test_fuzz import quiet, shares, tried  # noqa: F401  # a fixture of every test here
 from tests.report.test_tokens import row as token_row
 from tests.store.test_jsonl import SEPARATORS
@@ -59,7 +59,7 @@ def test_a_label_file_is_refused_with_its_line_or_gone_on_with(tmp_path, count):
         rows = [label_row(index, f"p{text_of(random)}") for index in range(random.randint(1, 3))]
         whole = random.random() < 0.2
         content = lines_of(rows, random) if whole else damaged(rows, random)
-        path.write_bytes(content)
+        put(path, content)
         said, file = tried(InputError, LabelFile, path)
         refused += said is not None
         if said is not None:
@@ -141,7 +141,7 @@ def test_what_is_left_of_a_run_is_shown_compared_and_resumed(tmp_path, count):
     (run / "config.toml").write_text('[run]\npreset = "tiny"\n')
     for _ in range(count):
         for name, content in files_of(random).items():
-            (run / name).write_bytes(content)
+            put(run / name, content)
         assert tried((), run_page, run)[1].startswith("<!doctype html>")
         row = {"measures": {}, "failed": {}, "seeds": [0]}
         _, page = tried((), partial(write_compare_page, tmp_path, [row]), {"a": {0: run}})
@@ -164,7 +164,7 @@ def test_a_log_is_cut_to_whole_rows_of_its_own(tmp_path, count):
     for _ in range(count):
         rows = [{"step": step, "prompt": text_of(random)} for step in (1, 2, 3)]
         content = damaged(rows, random)
-        path.write_bytes(content)
+        put(path, content)
         _, notes = tried((), cut, path, len(content) + random.choice([0, 1, 9]) - random.choice([0, 2]), 2)
         assert len(notes) <= 1
         if notes:
@@ -184,7 +184,7 @@ def test_a_report_of_a_reward_model_says_its_accuracy_or_is_refused(tmp_path, mo
     for _ in range(count):
         changed = json.dumps(json_of(report, random)).encode()
         content = changed if random.random() < 0.5 else bytes_of(json.dumps(report).encode(), random)
-        (tmp_path / overoptimise.REPORT).write_bytes(content)
+        put(tmp_path / overoptimise.REPORT, content)
         said, accuracy = tried(InputError, overoptimise.accuracy_of, Cell)
         refused += said is not None
         assert said or math.isfinite(accuracy)

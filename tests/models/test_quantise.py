@@ -29,6 +29,7 @@ from minirlhf.store.weights import load_transformer
 from minirlhf.text.tokenizer import train_tokenizer
 from tests.cli.calling import done, refused
 from tests.helpers import BOS, EOS, PAD, Letters, random_rollout, seeded, small_trunk
+from tests.own_models import own_model
 
 CPU = torch.device("cpu")
 LORA = ("--set", "lora.rank=2", "--set", "ppo.lr=1e-2")
@@ -159,7 +160,7 @@ def test_projections_are_packed_and_nothing_else(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_begins_as_the_packed_backbone_and_cannot_be_merged(method):
     model, rollout = packed(method), random_rollout()
-    trunk, sampler = adapted(model), Sampler(1.0, banned=(PAD, BOS), stop=EOS)
+    trunk, sampler = adapted(model), Sampler(1.0, banned=(PAD, BOS), stops=(EOS,))
     with torch.no_grad():
         one, two = (Policy(t, sampler).forward_pass(rollout).logprobs for t in (model, trunk))
     assert torch.equal(one, two)
@@ -170,9 +171,13 @@ def test_an_adapter_begins_as_the_packed_backbone_and_cannot_be_merged(method):
 @pytest.mark.interop
 @pytest.mark.parametrize("method", METHODS)
 def test_sampling_and_scoring_agree(method):
-    """Padded rows, as in sampling, and the same tokens end to end: equal but for rounding in float32."""
+    """Padded rows, as in sampling, and the same tokens end to end: equal but for rounding in float32.
+
+    A log-probability is some nats, where the unit of float32 is 2.4e-7 (2^-22); sums in another order have moved it by
+    two of these, and 5e-6 are twenty.
+    """
     model = packed(method)
-    policy = Policy(model, Sampler(1.0, banned=(PAD, BOS), stop=EOS))
+    policy = Policy(model, Sampler(1.0, banned=(PAD, BOS), stops=(EOS,)))
     prompts = PromptBatch.build(["abc", "j", "ab", "hgfedcba"], [{}] * 4, Letters())
     rollout = generate(policy, prompts, Letters(), max_new_tokens=12, generator=seeded())
     with torch.no_grad():
@@ -181,7 +186,7 @@ def test_sampling_and_scoring_agree(method):
         mask = torch.cat([rollout.prompt_mask, rollout.response_mask], dim=1)
         hidden = model(ids, mask)[:, rollout.prompt_ids.shape[1] - 1 : -1]
         read = policy.sampler.log_dist(model.logits(hidden)).gather(2, rollout.response_ids.unsqueeze(2)).squeeze(2)
-    assert (scored - read)[rollout.mask].abs().max() < 1e-4
+    assert (scored - read)[rollout.mask].abs().max() < 5e-6
 
 
 @pytest.mark.interop
@@ -205,8 +210,9 @@ def test_a_run_on_packed_weights_that_is_resumed_ends_like_one_that_was_not_stop
     pytest.importorskip("bitsandbytes")
     kept = ("run.checkpoint_every=1", "run.keep_checkpoints=9", "ppo.iterations=3", "model.quantise=nf4")
     out = tmp_path / "whole"
+    more = ("--model", own_model(tmp_path / "mine"), "--reward", "length")
     events = done(
-        "run", *tiny, *LORA, *(part for value in kept for part in ("--set", value)), "--out", out, "--json"
+        "run", *tiny, *LORA, *more, *(part for value in kept for part in ("--set", value)), "--out", out, "--json"
     ).events
     notes = next(event["notes"] for event in events if event.get("stage") == "ppo")
     assert any("the backbone is frozen, its projections in nf4" in note for note in notes)
@@ -274,6 +280,7 @@ def test_smollm2_reads_english_in_8_bits_as_in_32_and_in_4_nearly(smollm2):
         plain = float(loss_of(load_transformer(smollm2), tokenizer))
         found = {m: float(loss_of(load_backbone(smollm2, "float32", CPU, m), tokenizer)) - plain for m in METHODS}
     print(f"float32 {plain:.4f} nats/token, int8 {found['int8']:+.4f}, nf4 {found['nf4']:+.4f}")
+    # Seen: 2.6669 nats a token, -0.0011 and +0.1074 beside it; ln 49,152 is 10.8.
     assert plain < 3.0
     assert abs(found["int8"]) < 0.004
     assert 0 < found["nf4"] < 0.2

@@ -64,20 +64,36 @@ def whole(arguments, tmp_path_factory):
     return out
 
 
+def stopped_at(step, arguments, tmp_path_factory):
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOP_AT", str(step))
+        assert call("run", *arguments, "--out", out).code == 143
+    return out
+
+
 @pytest.fixture(scope="module")
 def stopped(arguments, tmp_path_factory):
     """Directory of a run that was stopped after six iterations."""
-    out = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STOP_AT", "6")
-        assert call("run", *arguments, "--out", out).code == 143
-    return out
+    return stopped_at(6, arguments, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def nearly_done(arguments, tmp_path_factory):
+    """Directory of a run that was stopped two iterations before its end."""
+    return stopped_at(LAST - 2, arguments, tmp_path_factory)
 
 
 @pytest.fixture
 def copy(stopped, tmp_path):
     """A copy of the stopped run, for one test to resume."""
     return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+@pytest.fixture
+def ended(whole, tmp_path):
+    """A copy of the run that was not stopped: bit for bit what resuming `copy` leaves, as the tests below show."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 def left(directory):
@@ -105,7 +121,12 @@ def differences(one, two):
 # ---- to the bit -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", range(1, LAST))
+OFTEN = (1, 6, LAST - 1)  # the first, the middle and the last but one
+
+
+@pytest.mark.parametrize(
+    "stop", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.crash) for n in range(1, LAST)]
+)
 def test_stopped_after_any_iteration_and_resumed(stop, arguments, whole, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setenv("STOP_AT", str(stop))
@@ -169,8 +190,9 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_every_part_of_the_state_is_needed(name, copy, whole):
+def test_every_part_of_the_state_is_needed(name, nearly_done, whole, tmp_path):
     """Each change is made to a checkpoint whose manifest is renewed; the comparison must see it in the results."""
+    copy = Path(shutil.copytree(nearly_done, tmp_path / "run"))
     (path,) = all_of(copy / "checkpoints")
     files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != MANIFEST}
     with complete_directory(path) as temporary:
@@ -212,49 +234,44 @@ def test_twice_is_once_and_what_is_finished_says_so(copy, whole):
     assert differences(before, left(whole)) == []
 
 
-def test_a_refused_extension_leaves_the_result_as_it_was(copy):
-    done("run", "--resume", copy)
-    (path,) = [p for p in all_of(copy / "checkpoints") if p.name == f"step_{LAST:08d}"]
+def test_a_refused_extension_leaves_the_result_as_it_was(ended):
+    (path,) = [p for p in all_of(ended / "checkpoints") if p.name == f"step_{LAST:08d}"]
     forge(path, {"reference": "0" * 64})
-    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"}
-    refused(4, "run", "--resume", copy, "--set", "ppo.iterations=14", said=("the reference is",))
-    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    before = {p: p.read_bytes() for p in ended.rglob("*") if p.is_file() and p.name != ".lock"}
+    refused(4, "run", "--resume", ended, "--set", "ppo.iterations=14", said=("the reference is",))
+    assert {p: p.read_bytes() for p in ended.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
-def test_a_longer_run_that_is_stopped_shows_no_old_result(copy, monkeypatch):
-    done("run", "--resume", copy)
+def test_a_longer_run_that_is_stopped_shows_no_old_result(ended, monkeypatch):
     monkeypatch.setenv("STOP_AT", "13")
-    assert call("run", "--resume", copy, "--set", "ppo.iterations=14").code == 143
-    assert not (copy / "model").exists()
-    assert not (copy / "evaluation.json").exists()
-    assert not (copy / "report.html").exists()
-    refused(2, "evaluate", copy, said=("not finished", f"minirlhf run --resume {copy}"))
+    assert call("run", "--resume", ended, "--set", "ppo.iterations=14").code == 143
+    assert not (ended / "model").exists()
+    assert not (ended / "evaluation.json").exists()
+    assert not (ended / "report.html").exists()
+    refused(2, "evaluate", ended, said=("not finished", f"minirlhf run --resume {ended}"))
 
 
-def test_a_finished_run_that_was_killed_before_its_report_gets_one(copy):
-    done("run", "--resume", copy)
-    (copy / "report.html").unlink()
-    assert "this run is finished" in done("run", "--resume", copy).err
-    assert (copy / "report.html").is_file()
+def test_a_finished_run_that_was_killed_before_its_report_gets_one(ended):
+    (ended / "report.html").unlink()
+    assert "this run is finished" in done("run", "--resume", ended).err
+    assert (ended / "report.html").is_file()
 
 
-def test_a_finished_run_without_its_checkpoints_is_not_begun_again(copy):
-    done("run", "--resume", copy)
-    shutil.rmtree(copy / "checkpoints")
-    refused(4, "run", "--resume", copy, said=("checkpoints are gone", str(copy)))
-    assert (copy / "evaluation.json").exists()
+def test_a_finished_run_without_its_checkpoints_is_not_begun_again(ended):
+    shutil.rmtree(ended / "checkpoints")
+    refused(4, "run", "--resume", ended, said=("checkpoints are gone", str(ended)))
+    assert (ended / "evaluation.json").exists()
 
 
-def test_a_link_loses_itself_and_not_what_it_leads_to(copy, tmp_path):
+def test_a_link_loses_itself_and_not_what_it_leads_to(ended, tmp_path):
     """model/ or a checkpoint may be a symbolic link, for example to a larger disk."""
-    done("run", "--resume", copy)
-    for path in (copy / "model", all_of(copy / "checkpoints")[0]):
+    for path in (ended / "model", all_of(ended / "checkpoints")[0]):
         away = path.rename(tmp_path / f"moved-{path.name}")
         path.symlink_to(away, target_is_directory=True)
-    done("run", "--resume", copy, "--set", "ppo.iterations=13", "--set", "run.keep_checkpoints=1")
+    done("run", "--resume", ended, "--set", "ppo.iterations=13", "--set", "run.keep_checkpoints=1")
     assert (tmp_path / "moved-model" / "model.safetensors").exists()
-    assert not (copy / "model").is_symlink()
-    assert [p.name for p in all_of(copy / "checkpoints")] == ["step_00000013"]
+    assert not (ended / "model").is_symlink()
+    assert [p.name for p in all_of(ended / "checkpoints")] == ["step_00000013"]
 
 
 def test_a_row_without_its_metrics_is_not_what_later_ones_are_held_against(copy):
@@ -270,14 +287,13 @@ def test_a_saved_model_is_no_run(tiny, tmp_path):
     assert not (place / ".lock").exists()
 
 
-def test_a_finished_run_goes_on_with_more_iterations(copy):
-    done("run", "--resume", copy)
-    result = done("run", "--resume", copy, "--set", "ppo.iterations=14")
+def test_a_finished_run_goes_on_with_more_iterations(ended):
+    result = done("run", "--resume", ended, "--set", "ppo.iterations=14")
     assert "ppo.iterations was 12, is 14" in result.err
-    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ended / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 15))
-    assert tomllib.loads((copy / "config.toml").read_text())["ppo"]["iterations"] == 14
-    assert len([line for line in (copy / "samples.jsonl").read_text().splitlines() if "evaluation" in line]) == 4
+    assert tomllib.loads((ended / "config.toml").read_text())["ppo"]["iterations"] == 14
+    assert len([line for line in (ended / "samples.jsonl").read_text().splitlines() if "evaluation" in line]) == 4
 
 
 def test_other_values_are_refused_naming_both_and_all(copy):
@@ -356,7 +372,8 @@ def test_prompts_that_somebody_changed_are_refused(tiny, tmp_path, monkeypatch):
 
 
 def test_another_number_of_threads_is_said(copy):
-    result = done("run", "--resume", copy, "--set", "run.threads=2", "--set", "evaluation.prompts=2")
+    more = ("run.threads=2", "evaluation.prompts=2", "ppo.iterations=7")
+    result = done("run", "--resume", copy, *(part for value in more for part in ("--set", value)))
     assert "threads was 1, is 2: the numbers may differ in their last bits" in result.err
     torch.set_num_threads(1)
 
@@ -435,9 +452,11 @@ def test_files_that_somebody_changed_are_mended_and_explained(what, copy, whole)
     metrics = copy / "metrics.jsonl"
     edit, kept = CHANGES[what]
     metrics.unlink() if edit is None else metrics.write_bytes(edit(metrics.read_bytes()))
-    result = done("run", "--resume", copy, "--set", "run.keep_checkpoints=1")
+    last = LAST if what == "a torn line behind" else 8  # all of it where its end is compared
+    more = ("--set", "run.keep_checkpoints=1", "--set", f"ppo.iterations={last}")
+    result = done("run", "--resume", copy, *more)
     rows = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert rows == [*kept, *range(7, LAST + 1)]
+    assert rows == [*kept, *range(7, last + 1)]
     if what == "a torn line behind":
         assert differences(left(whole), left(copy)) == []
     else:

@@ -450,7 +450,7 @@ def test_a_model_of_transformers_comes_back_from_gguf(tmp_path, arch):
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ids = torch.randint(0, len(TOKENS), (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert (loaded.eval()(ids).logits - original(ids).logits).abs().max() < 1e-5
+        assert torch.equal(loaded.eval()(ids).logits, original(ids).logits)  # bfloat16 holds these weights exactly
 
 
 TEXTS = ("the 12 cats don't  know\n\n  naïve cafe\u0301 茶 it's 3.14!", "<|im_start|>the<|im_end|>", " the\tthe 1234 ")
