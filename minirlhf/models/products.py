@@ -23,8 +23,8 @@ LENGTH = 512  # products in a sum of the measurement
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (...,T,W) times weight (V,W) transposed, and bias (V,): (...,T,V); a decoding step has T = 1."""
-    if x.shape[-2] != 1 or weight.numel() < LARGE or not _measured(weight):
+    """x (...,W) times weight (V,W) transposed, and bias (V,): (...,V); in a decoding step x is (B,1,W)."""
+    if x.dim() != 3 or x.shape[1] != 1 or weight.numel() < LARGE or not _measured(weight):
         return F.linear(x, weight, bias)
     with onednn():
         return F.linear(x, weight, bias)
@@ -62,4 +62,4 @@ def is_float32(found: Tensor, x: Tensor, weight: Tensor) -> bool:
     """True if `found` (m,n) is x (m,LENGTH) times weight (n,LENGTH) transposed, as exact as float32 has it."""
     # Operands near 1 make a sum of size sqrt(LENGTH). Rounding them to bfloat16 (8 bits) moves it by 2e-3 of that,
     # TF32 (11 bits) by 3e-4, while sums in float32 are off by some 1e-6.
-    return bool((found - x.double() @ weight.double().T).abs().max() <= 1e-5 * LENGTH**0.5)
+    return bool((found - x.cpu().double() @ weight.cpu().double().T).abs().max() <= 1e-5 * LENGTH**0.5)
