@@ -11,7 +11,7 @@ by the same library, and the ratio of a first update is 1.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -24,10 +24,11 @@ LENGTH = 512  # products in a sum of the measurement
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (...,W) times weight (V,W) transposed, and bias (V,): (...,V); in a decoding step x is (B,1,W)."""
-    if x.dim() != 3 or x.shape[1] != 1 or weight.numel() < LARGE or not _measured(weight):
+    if x.dim() != 3 or x.shape[1] != 1:
         return F.linear(x, weight, bias)
-    with onednn():
-        return F.linear(x, weight, bias)
+    rows = x[:, 0]  # torch would copy the weight for each row of a (B,1,W) that is a slice of something longer
+    with onednn() if weight.numel() >= LARGE and _measured(weight) else nullcontext():
+        return F.linear(rows, weight, bias).unsqueeze(1)
 
 
 def _measured(weight: Tensor) -> bool:

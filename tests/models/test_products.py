@@ -67,6 +67,14 @@ def test_one_token_a_row_and_a_large_weight_go_to_onednn_and_nothing_else(librar
     assert chosen() == before
 
 
+def test_the_last_of_several_tokens_is_a_step_whose_weight_is_not_copied():
+    x, weight = torch.randn(3, 5, 16, generator=seeded(1)), torch.randn(7, 16, generator=seeded(2))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        found = products.product(x[:, -1:], weight)
+    assert torch.equal(found[:, 0], x[:, -1] @ weight.T)
+    assert "aten::bmm" not in {event.key for event in seen.key_averages()}
+
+
 def test_where_it_would_round_more_it_is_not_used(library, monkeypatch):
     monkeypatch.setattr(products, "onednn_is_exact", lambda: False)
     products.product(torch.zeros(3, 1, 16), weight())
