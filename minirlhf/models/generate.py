@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirlhf.models.attention import KVCache
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler, ids_on
-from minirlhf.models.transformer import KVCache
 from minirlhf.text.tokenizer import Conversation, Tokenizer
 
 LOOK_EVERY = 8  # decoding steps between two checks of which rows have stopped: each check waits for the device

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from minirlhf.errors import UsageError
+from minirlhf.models.attention import KVCache
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
 from minirlhf.models.quantise import is_quantised
-from minirlhf.models.transformer import KVCache, LayerProject, Transformer, plain
+from minirlhf.models.transformer import LayerProject, Transformer, plain
 
 PARTS: Final = {  # projection -> the part of a block that it belongs to
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",

@@ -72,6 +72,11 @@ class Packing:
     order: Tensor | None = None
     back: Tensor | None = None
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(grid.width for grid in self.grids)
+
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | None = None) -> "Packing":
         """Packing of texts of these lengths, each at least 1."""

@@ -30,6 +30,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from minirlhf.models.attention import (
+    KVCache,
+    attention,
+    by_products,
+    causal,
+    hidden_slots,
+    rotary_table,
+    rotate,
+    visible_slots,
+    weighted,
+)
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.packing import Packing
 from minirlhf.models.products import product
@@ -44,88 +55,8 @@ def plain(linear: nn.Linear, name: str, x: Tensor) -> Tensor:
     return product(x, linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear(x)
 
 
-class KVCache:
-    """Keys and values of all layers, (L,B,Hkv,S,D) each; the first `filled` of the S slots are in use.
-
-    It also keeps which slots hold real tokens, `seen` (B,S), and how many of them each row has, `count` (B,1): a
-    decoding step then passes its own tokens and no mask of the past.
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, length: int, like: Tensor) -> None:
-        # Allocated at the final length: growing by torch.cat would copy the whole cache at every step. Heads stand
-        # before slots, as attention wants them, so that keys[layer, :, :, :filled] is a view: nothing is transposed.
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_size)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.seen = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
-        self.count = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
-        self.filled = 0
-
-    def enter(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Make room for T tokens, real where mask (B,T) is True; returns their positions (B,T) and which slots each of
-        them may attend to (B,1,T,filled)."""
-        t, start = mask.shape[1], self.filled
-        self.filled += t
-        self.seen[:, start : self.filled] = mask
-        # A padded token takes the position of the real token before it (-1 if there is none, hence the clamp). Any
-        # position would do, since nobody attends to it; but it must not move the positions of the real ones.
-        positions = self.count + mask.long().cumsum(dim=1) - 1
-        self.count = positions[:, -1:] + 1
-        return positions.clamp(min=0), visible_slots(self.seen[:, : self.filled], t)
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write key and value (B,Hkv,T,D) into the slots that `enter` made room for; returns all keys and values of the
-        layer so far, (B,Hkv,filled,D) each."""
-        start = self.filled - key.shape[2]
-        self.keys[layer, :, :, start : self.filled] = key
-        self.values[layer, :, :, start : self.filled] = value
-        return self.keys[layer, :, :, : self.filled], self.values[layer, :, :, : self.filled]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows (n,) only, in this order: a batch shrinks as its rows finish."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.seen, self.count = self.seen[rows], self.count[rows]
-
-
-def visible_slots(real: Tensor, queries: int) -> Tensor:
-    """Attention mask (B,1,T,S), True = may attend to: real (B,S) tokens at or before each query, the last T slots."""
-    slots = torch.arange(real.shape[1], device=real.device)  # (S,)
-    query = slots[-queries:].unsqueeze(1)  # (T,1)
-    # A query always sees itself: a padded one would otherwise have nothing to attend to, and a softmax over -inf alone
-    # is NaN. The 1 stands for the heads, which all have the same mask.
-    return (((slots <= query) & real.unsqueeze(1)) | (slots == query)).unsqueeze(1)
-
-
-def rotary(positions: Tensor, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotation angles p theta^(-2i/D), i < D/2, twice in a row: positions (...) -> two (...,1,D)."""
-    # In float64, which MPS lacks: at position 2,000 an angle in float32 would be off by 1e-4 radians, in bfloat16 by 4.
-    places = positions.cpu() if positions.device.type == "mps" else positions
-    angles = places.unsqueeze(-1).double() * config.rotary_frequencies(places.device)  # (...,D/2)
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(-2)  # (...,1,D): the same for all heads
-    return angles.cos().to(dtype).to(positions.device), angles.sin().to(dtype).to(positions.device)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_(i + D/2)) of queries or keys (...,H,D) by their position's angles: (...,H,D).
-
-    Rotating q by its angle and k by its own makes q.k a function of the distance between the two positions alone.
-    """
-    # (a, b) -> (a cos - b sin, b cos + a sin). The paper pairs neighbours (x_2i, x_2i+1), Hugging Face's Llama the two
-    # halves: the same up to a permutation of the features, but weights saved for one layout are wrong in the other.
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
 # Attention of one layer, with the mask and the cache bound: q (...,H,D), k and v (...,Hkv,D) -> (...,H*D).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: q (B,H,T,D), k and v (B,Hkv,S,D) -> (B,T,H,D); visible (B,1,T,S), None = causal."""
-    # is_causal without a mask lets torch take its fastest kernel, which accepts no mask. enable_gqa lets several query
-    # heads read one key head.
-    shared = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=shared)
-    return out.transpose(1, 2)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -249,46 +180,76 @@ class Transformer(nn.Module):
         mask (B,T) True = real token; None = all are. Padding may stand anywhere: it is never attended to, and positions
         count real tokens only.
         """
+        if cache is not None and mask is None and ids.shape[1] == 1:
+            return self._step(ids, cache, project)
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         if cache is None:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)  # (B,T)
             visible = visible_slots(mask, ids.shape[1])  # (B,1,T,T)
+            cos, sin = rotary_table(ids.shape[1], self.config, self.embed_tokens.weight)
         else:
             positions, visible = cache.enter(mask)
+            cos, sin = cache.cos, cache.sin
+        hidden = self._hidden(visible)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B,T,H,D) -> (B,H,T,D)
             # Keys are cached after their rotation: a token's position never changes, so it is rotated once.
             if cache is not None:
                 k, v = cache.append(layer, k, v)
-            return attention(q, k, v, visible).flatten(2)
+            out = attention(q, k, v, visible) if hidden is None else weighted(q, k, v, hidden)
+            return out.flatten(2)
 
-        return self._blocks(ids, positions, attend, project)
+        return self._blocks(ids, cos[positions], sin[positions], attend, project)
+
+    def _step(self, ids: Tensor, cache: KVCache, project: LayerProject | None) -> Tensor:
+        """One more token a row, ids (B,1) -> hidden (B,1,W): a decoding step, of fixed shapes."""
+        cos, sin, visible = cache.step()
+        hidden = self._hidden(visible)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return cache.attend(layer, q, k, v, visible, hidden).flatten(2)
+
+        return self._blocks(ids, cos, sin, attend, project)
 
     def packed(self, ids: Tensor, packing: Packing, project: LayerProject | None = None) -> Tensor:
         """ids (N,), the tokens of several texts end to end -> hidden (N,W); no text sees another."""
+        table = rotary_table(packing.longest, self.config, self.embed_tokens.weight)
+        cos, sin = (x[packing.positions] for x in table)
+        hidden = {grid.width: self._hidden(causal(grid.width, ids.device)) for grid in packing.grids}
 
         # In a grid every text begins at slot 0 and its padding comes last. Under a causal mask no real token then sees
         # padding, and the outputs of padded slots are never read: no mask of its own is needed.
         def rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            mask = hidden[q.shape[2]]
+            return attention(q, k, v, None) if mask is None else weighted(q, k, v, mask)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return packing.by_rows(rows, q, k, v).flatten(1)
 
-        return self._blocks(ids, packing.positions, attend, project)
+        return self._blocks(ids, cos, sin, attend, project)
+
+    def _hidden(self, visible: Tensor) -> Tensor | None:
+        """`hidden_slots` of a mask where attention is computed by products, None where it is by SDPA."""
+        weight = self.embed_tokens.weight
+        if self.in_bfloat16 or not by_products(weight, visible):
+            return None
+        return hidden_slots(visible, self.config, weight.dtype)
 
     def _blocks(
         self,
         ids: Tensor,
-        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
         attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
         project: LayerProject | None,
     ) -> Tensor:
-        """Embed ids (...), run all blocks, normalise: hidden (...,W). attend(layer, q, k, v) is the way through."""
+        """Embed ids (...), run all blocks, normalise: hidden (...,W). attend(layer, q, k, v) is the way through.
+
+        cos, sin (...,1,D): of the tokens' positions, the same for all layers.
+        """
         x = self.embed_tokens(ids)  # (...,W): the residual stream
-        # The angles depend on the positions alone: computed once for all layers.
-        cos, sin = rotary(positions, self.config, x.dtype)
         again = self.recompute and torch.is_grad_enabled()
         # autocast rounds the operands of each product to bfloat16. x and the norms keep float32: a sum with 8 bits of
         # precision would lose the small contributions of later blocks.

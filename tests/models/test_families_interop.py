@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minirlhf.errors import CheckpointError
+from minirlhf.models.attention import KVCache
 from minirlhf.models.packing import Packing
-from minirlhf.models.transformer import KVCache
 from minirlhf.store.weights import load_transformer, save_transformer
 from minirlhf.text.tokenizer import train_tokenizer
 

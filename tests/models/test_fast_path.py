@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from minirlhf.models import packing
 from minirlhf.models import policy as policy_module
+from minirlhf.models.attention import KVCache
 from minirlhf.models.packing import Packing
 from minirlhf.models.policy import Policy
 from minirlhf.models.sampler import Sampler
-from minirlhf.models.transformer import KVCache, Transformer
+from minirlhf.models.transformer import Transformer
 from minirlhf.stages.pretrain import token_losses
 from tests.helpers import BOS, CONFIG, EOS, PAD, random_rollout, seeded, small_policy, small_trunk
 

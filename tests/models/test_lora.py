@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from minirlhf.config.schema import TARGETS
+from minirlhf.models.attention import KVCache
 from minirlhf.models.lora import (
     PARTS,
     Adapted,
@@ -22,7 +23,6 @@ from minirlhf.models.optimizer import AdamW
 from minirlhf.models.packing import Packing
 from minirlhf.models.policy import Policy, Reference, weights_hash
 from minirlhf.models.sampler import Sampler
-from minirlhf.models.transformer import KVCache
 from tests.helpers import BOS, CONFIG, EOS, PAD, random_rollout, seeded, small_trunk
 
 RANK = 3  # tolerances of 1e-12 are the rounding of float64: sums are taken in another order

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minirlhf.models import products
+from minirlhf.models.attention import KVCache
 from minirlhf.models.families import TransformerConfig
-from minirlhf.models.transformer import KVCache
 from tests.helpers import seeded, small_trunk
 
 SIZES = {

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minirlhf.models.attention import KVCache, rotary, rotate
+from minirlhf.models.attention import attention as attend_causally
 from minirlhf.models.packing import Packing
-from minirlhf.models.transformer import KVCache, plain, rotary, rotate
-from minirlhf.models.transformer import attention as attend_causally
+from minirlhf.models.transformer import plain
 from tests.helpers import CONFIG, seeded, small_trunk
 
 pytestmark = pytest.mark.usefixtures("double")
