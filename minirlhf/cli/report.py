@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from minirlhf.cli.lines import tell
+from minirlhf.cli.options import importing
 
 
 @click.command("report")
@@ -15,7 +16,8 @@ def command(run: Path, wanted: bool) -> None:
 
     One file, which needs no network: curves, score against KL, before and after, and every token of some responses.
     """
-    from minirlhf.report.of_run import write_report
+    with importing():
+        from minirlhf.report.of_run import write_report
 
     path = write_report(run).absolute()
     print(path)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minirlhf.cli.options import config_options, output_options, resolve_config
+from minirlhf.cli.options import config_options, importing, output_options, resolve_config
 
 if TYPE_CHECKING:
     from minirlhf.components.registry import Registry
@@ -37,8 +37,9 @@ def command(out: Path | None, resume: Path | None, dry_run: bool, ui: str, as_js
         print_plan(config, registry, as_json)
         return
 
-    from minirlhf.cli.ui import progress
-    from minirlhf.pipeline.pipeline import run
+    with importing():
+        from minirlhf.cli.ui import progress
+        from minirlhf.pipeline.pipeline import run
 
     with progress(ui, as_json) as emit:
         run(config, registry, resume or out, emit, resume=resume is not None)

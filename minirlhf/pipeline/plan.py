@@ -23,6 +23,7 @@ from minirlhf.models.memory import MemoryPlan, MemorySizes, plan_memory, process
 from minirlhf.pipeline.build import build_components, set_up
 from minirlhf.pipeline.saved import heldout_prompts
 from minirlhf.stages.base import base_directory, own_sizes
+from minirlhf.stages.divergence import PASS
 from minirlhf.stages.evaluate import ROWS
 from minirlhf.stages.model_source import check_model, find_model, look_at_start, obtain_model
 from minirlhf.store.adapters import load_adapter
@@ -74,8 +75,10 @@ def plan_run(config: Config, registry: Registry, emit: Emit) -> RunPlan:
     sizes = replace(sizes, full_kl=components.kl.names("log_dist"))
     baseline = process_bytes() if device.type == "cpu" else 0
     ppo = plan_memory(sizes, baseline)
-    evaluation = plan_memory(replace(sizes, rows=min(ROWS, config.evaluation.prompts)), baseline)
-    return RunPlan(model, sizes, ppo, max(evaluation.rollout, evaluation.score), str(device), memory_of(device))
+    rollout, score = (
+        plan_memory(replace(sizes, rows=min(rows, config.evaluation.prompts)), baseline) for rows in (ROWS, PASS)
+    )
+    return RunPlan(model, sizes, ppo, max(rollout.rollout, score.score), str(device), memory_of(device))
 
 
 def memory_sizes(config: Config, model: TransformerConfig, prompt: int, *, learns_values: bool) -> MemorySizes:

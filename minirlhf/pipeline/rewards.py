@@ -110,12 +110,15 @@ def check_lengths(rewards: RewardModels, tokenizer: Tokenizer, prompts: Sequence
     One of another tokenizer, and any that is somebody else's (its hash is None, for it encodes prompt and response
     together), is not checked here: it refuses a text that is too long for it when it meets one.
     """
+    states = {label: built.state for label, _, built in rewards.models}
+    models = {label: s.model for label, s in states.items() if isinstance(s, trained) and s.hash == tokenizer.hash}
+    if not models:
+        return  # thousands of prompts need not be encoded
     ids = tokenizer.beginnings([prompt.text for prompt in prompts], [prompt.spoken for prompt in prompts])
     longest = max(map(len, ids), default=1) + max_new_tokens
-    for label, _, built in rewards.models:
-        model = built.state
-        if isinstance(model, trained) and model.hash == tokenizer.hash and longest > model.model.longest:
-            what = f"reward {label!r} reads {model.model.longest} tokens, and prompt and response may have {longest}"
+    for label, model in models.items():
+        if longest > model.longest:
+            what = f"reward {label!r} reads {model.longest} tokens, and prompt and response may have {longest}"
             todo = "lower sampler.max_new_tokens, or train a reward model with a larger model.max_positions"
             raise UsageError(what, f"rewards.{label}.path", todo)
 

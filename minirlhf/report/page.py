@@ -11,11 +11,10 @@ import base64
 import hashlib
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 UPLOT = {  # file of uPlot 1.6.32 -> SHA-256 as published
     "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
@@ -39,6 +38,9 @@ def render(template: str, script: str, data: Any, **shown: Any) -> str:
 
     Lone surrogates, which UTF-8 cannot encode, become question marks.
     """
+    from jinja2.utils import htmlsafe_json_dumps
+    from markupsafe import Markup
+
     style, code = "\n".join(map(part, STYLES)), "\n".join(map(part, (*SCRIPTS, script)))
     page = environment().get_template(template)
     text = page.render(
@@ -62,8 +64,10 @@ def policy(style: str, code: str) -> str:
 
 
 @cache
-def environment() -> Environment:
+def environment() -> "Environment":
     """Template environment: every value is escaped, a missing one is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     templates = Environment(
         loader=PackageLoader("minirlhf.report", "."),
         autoescape=True,

@@ -34,8 +34,12 @@ def metric_values(metrics: list[dict[str, Any]], name: str) -> list[float | None
 
 def six_digits(value: Any) -> float | None:
     """Finite number rounded to six significant digits, None for anything else."""
-    finite = type(value) in (int, float) and abs(value) < 1e300
-    return float(f"{value:.6g}") if finite else None
+    return float(f"{value:.6g}") if is_finite(value) else None
+
+
+def is_finite(value: Any) -> bool:
+    """True for a finite number of a size that JavaScript and a picture can take."""
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def json_or_empty(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Not here: reading and checking the log, and what its quantities mean (tokens.py)
 import math
 from typing import Any
 
-from minirlhf.report.run_files import six_digits
+from minirlhf.report.run_files import is_finite, six_digits
 from minirlhf.report.tokens import COLUMNS, DERIVED
 
 TOKENS = 4_500  # tokens shown at most: about 0.9 MB of page
@@ -51,5 +51,4 @@ def packed(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def three_digits(value: float | None) -> float | None:
     """Number rounded to three significant digits, enough to look at; None if it is not finite."""
-    finite = six_digits(value)
-    return None if finite is None else float(f"{finite:.3g}")
+    return float(f"{value:.3g}") if is_finite(value) else None

@@ -51,11 +51,12 @@ def read_token_log(path: Path, steps: Container[int] | None = None) -> list[dict
 
 
 def logged_tokens(path: Path) -> dict[int, int]:
-    """Number of logged tokens of each step, sorted by step."""
+    """Number of logged tokens of each step, sorted by step; `read_token_log` checks the rest of a row."""
     counts: dict[int, int] = {}
     for row in each_row(path):
-        if sound(row):
-            counts[row["step"]] = counts.get(row["step"], 0) + len(row["tokens"])
+        tokens = row.get("tokens")
+        if is_whole(row.get("step")) and isinstance(tokens, list):
+            counts[row["step"]] = counts.get(row["step"], 0) + len(tokens)
     return dict(sorted(counts.items()))
 
 
@@ -85,7 +86,7 @@ def is_list(value: Any, kind: type, size: int | None = None) -> bool:
     """True for a list of this kind (float: numbers or None), of this length if one is given."""
     if not isinstance(value, list) or (size is not None and len(value) != size):
         return False
-    return all(is_number(x) if kind is float else isinstance(x, kind) for x in value)
+    return all(map(is_number, value) if kind is float else (isinstance(x, kind) for x in value))
 
 
 def is_number(value: Any) -> bool:
@@ -95,7 +96,10 @@ def is_number(value: Any) -> bool:
 
 def is_choice(value: Any) -> bool:
     """True for an alternative: [text, log-prob, log-prob of the reference]."""
-    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and is_list(value[1:], float)
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    text, policy, reference = value
+    return isinstance(text, str) and is_number(policy) and is_number(reference)
 
 
 def derived(row: dict[str, Any]) -> dict[str, list[float | None]]:

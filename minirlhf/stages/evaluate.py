@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minirlhf.builtin.kl import exact
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
-from minirlhf.models.rollout import PolicyOutput, Rollout
+from minirlhf.models.rollout import Rollout
 from minirlhf.rewards.shape import Scores
+from minirlhf.stages.divergence import sequence_kl
 from minirlhf.stages.intervals import t_interval
 from minirlhf.streams import generator
-from minirlhf.tensors import ROUNDING, masked_sum
+from minirlhf.tensors import ROUNDING
 from minirlhf.text.tokenizer import Tokenizer
 
-ROWS = 64  # responses generated and scored at a time
+ROWS = 64  # responses generated at a time
 MANY = 100  # prompts from which on a percentile bootstrap covers what it says
 
 
@@ -109,22 +109,6 @@ def gains(before: Tensor, after: Tensor) -> Tensor:
     before, after = before[both], after[both]
     differ = (after - before).abs() > ROUNDING * torch.maximum(before.abs(), after.abs())
     return torch.where(differ, after - before, 0.0)
-
-
-@torch.no_grad()
-def sequence_kl(policy: Policy, reference: Reference, rollout: Rollout) -> Tensor:
-    """sum_t KL(pi(.|s_t), ref(.|s_t)) along the policy's own responses: (B,) nats per sequence.
-
-    Its mean estimates KL(pi, ref) over whole responses without bias, with less variance than sum_t log pi/ref.
-    """
-    return summed_kl(policy.forward_pass(rollout, with_entropy=False), reference.forward_pass(rollout), rollout.mask)
-
-
-def summed_kl(active: PolicyOutput, frozen: PolicyOutput, mask: Tensor) -> Tensor:
-    """Sum over the tokens of a response of KL(active, frozen), exact over the vocabulary: mask (B,R) -> (B,) nats."""
-    rows = [slice(row, row + 1) for row in range(len(mask))]  # one at a time: logits of all would be large
-    kl = [masked_sum(exact(active.log_dist(r), frozen.log_dist(r)), mask[r]) for r in rows]
-    return torch.stack(kl).cpu().double()
 
 
 def score_or_nan(scored: Scores) -> Tensor:

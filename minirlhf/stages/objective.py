@@ -19,7 +19,8 @@ from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
 from minirlhf.rl.metrics import residual_std
-from minirlhf.stages.evaluate import Sampling, summed_kl
+from minirlhf.stages.divergence import passes, summed_kl
+from minirlhf.stages.evaluate import Sampling
 from minirlhf.stages.intervals import t_interval
 from minirlhf.tensors import ROUNDING
 
@@ -59,16 +60,18 @@ def measure(
 
     prompts: each prompt as often as it is to be answered, one row after another.
     """
-    parts = []
+    judged, passed = [], []
     for rollout in sampling.rollouts(sampler, prompts, "objective"):
         scores, shaped = judge(rollout)
-        active, frozen = policy.forward_pass(rollout, with_entropy=False), reference.forward_pass(rollout)
-        log_ratio = torch.where(rollout.mask, active.logprobs - frozen.logprobs, 0.0).cpu().double().sum(dim=1)
-        # Along the reference's responses the sum would say nothing about the policy, and it takes as long as sampling.
-        kl = summed_kl(active, frozen, rollout.mask) if sampler is policy else torch.zeros_like(log_ratio)
-        parts.append((scores, scores if shaped is None else shaped, log_ratio, kl))
-    shape = (int(prompts.group.max()) + 1, -1)
-    scores, after, log_ratio, kl = (torch.cat(part).cpu().double().view(shape) for part in zip(*parts, strict=True))
+        judged.append((scores, scores if shaped is None else shaped))
+        for part in passes(rollout):
+            active, frozen = policy.forward_pass(part, with_entropy=False), reference.forward_pass(part)
+            log_ratio = torch.where(part.mask, active.logprobs - frozen.logprobs, 0.0).cpu().double().sum(dim=1)
+            # Along the reference's responses the sum would say nothing about the policy, and takes as long as sampling.
+            kl = summed_kl(active, frozen, part.mask) if sampler is policy else torch.zeros_like(log_ratio)
+            passed.append((log_ratio, kl))
+    shape, columns = (int(prompts.group.max()) + 1, -1), [*zip(*judged, strict=True), *zip(*passed, strict=True)]
+    scores, after, log_ratio, kl = (torch.cat(column).cpu().double().view(shape) for column in columns)
     return Measured(scores, None if shaped is None else after, log_ratio, kl)
 
 

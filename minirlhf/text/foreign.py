@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minirlhf.errors import InputError
 from minirlhf.text.companions import (
@@ -34,8 +34,10 @@ from minirlhf.text.companions import (
 )
 from minirlhf.text.core import Core
 from minirlhf.text.files import read_bytes
-from minirlhf.text.template import ChatTemplate
 from minirlhf.text.tokenizer import FILE, MAX_FILE_BYTES, SPECIAL, Conversation, Malformed, Tokenizer, write_files
+
+if TYPE_CHECKING:
+    from minirlhf.text.template import ChatTemplate
 
 NAMES: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -107,7 +109,11 @@ class ForeignTokenizer(Tokenizer):
         self.special = {i: self._core.name(i) for i in sorted(special | marks)}
         source = template_source(files, settings[CONFIG])
         where = str(directory / (TEMPLATE if TEMPLATE in files else CONFIG))
-        self.template = None if source is None else ChatTemplate(source, names, where)
+        self.template: ChatTemplate | None = None
+        if source is not None:
+            from minirlhf.text import template  # and jinja2, which few tokenizers need
+
+            self.template = template.ChatTemplate(source, names, where)
         self.chat = False
         longest_first = sorted(self.special.values(), key=len, reverse=True)
         self._spelt = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -200,7 +206,7 @@ class ForeignTokenizer(Tokenizer):
         last = max((at for at, token in enumerate(rest) if token in self.special), default=-1)
         return rest[: last + 1] if last >= 0 else [*rest, self.eos_id]
 
-    def _templated(self) -> ChatTemplate:
+    def _templated(self) -> "ChatTemplate":
         assert self.template is not None, "`chatting` has seen it"
         return self.template
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from minirlhf.config.layers import load_config
+from minirlhf.models.policy import Policy
 from minirlhf.pipeline.evaluation import same_score
 from minirlhf.pipeline.saved import trained_on
 from minirlhf.rl.doubts import changed_score
@@ -43,6 +45,22 @@ def test_evaluate_judges_by_what_the_reward_remembered_at_the_end_of_the_run(tin
     again = json.loads(done("evaluate", tmp_path / "run", "--json").out)
     del again["warnings"]
     assert again == saved
+
+
+def test_no_pass_of_an_evaluation_has_a_critic(tiny, tmp_path, monkeypatch):
+    """Nobody reads its values."""
+    done("run", *tiny, "--set", "model.separate_critic=true", "--out", tmp_path / "run")
+    forward, critics, learned = Policy.forward_pass, [], (tmp_path / "run" / "model" / "value_head.safetensors")
+    assert any(name.startswith("critic.") for name in load_file(learned))
+
+    def seen(self, rollout, **options):
+        critics.append(self.critic)
+        return forward(self, rollout, **options)
+
+    monkeypatch.setattr(Policy, "forward_pass", seen)
+    done("evaluate", tmp_path / "run")
+    # The policy's responses on the prompts by both models, and those of either side to one prompt by both.
+    assert critics == [None] * 6
 
 
 def test_a_reward_that_remembers_outside_its_state_is_named(tiny, tmp_path):

@@ -5,7 +5,9 @@ import math
 
 import pytest
 
-from minirlhf.report.tokens import COLUMNS, QUANTITIES, read_token_log
+from minirlhf.report import tokens
+from minirlhf.report.token_data import kept_steps, three_digits
+from minirlhf.report.tokens import COLUMNS, QUANTITIES, logged_tokens, read_token_log
 
 LIKELIEST = [[" a", -0.1, -0.2], ["<eos>", -2.5, None]]
 
@@ -71,3 +73,22 @@ def test_a_row_without_one_of_its_fields_is_left_out(tmp_path, name):
     changed = row()
     del changed[name]
     assert len(read(tmp_path, changed, row())) == (2 if name == "terminated" else 1)
+
+
+def test_a_page_checks_each_row_of_the_log_once(tmp_path, monkeypatch):
+    """Its first reading counts tokens and nothing else: a check takes as long as parsing."""
+    sound, checked = tokens.sound, []
+    monkeypatch.setattr(tokens, "sound", lambda row: checked.append(row["step"]) or sound(row))
+    rows = [row(), row(step=5), row(step=5, exact=None), row(step="6"), row(step=7, tokens="ab")]
+    (tmp_path / "tokens.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 8')
+    logged = logged_tokens(tmp_path / "tokens.jsonl")
+    assert logged == {3: 2, 5: 4}  # the row without `exact` is left out by the second reading
+    assert checked == []
+    assert [r["step"] for r in read_token_log(tmp_path / "tokens.jsonl", kept_steps(logged))] == [3, 5]
+    assert checked == [3, 5, 5, "6", 7]
+
+
+def test_three_digits_are_rounded_once():
+    """By way of six digits the first would be 1.235, and then 1.24."""
+    assert [three_digits(x) for x in (1.2349999, -12345, 0)] == [1.23, -12300, 0]
+    assert [three_digits(x) for x in (None, math.inf, True)] == [None] * 3

@@ -11,14 +11,15 @@ from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler
 from minirlhf.rewards.shape import Scores
+from minirlhf.stages import divergence
 from minirlhf.stages import evaluate as module
+from minirlhf.stages.divergence import sequence_kl, summed_kl
 from minirlhf.stages.evaluate import (
     Sampling,
     bigrams_of,
     bootstrap_interval,
     distinct_share,
     evaluate,
-    sequence_kl,
 )
 from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy, small_trunk
 
@@ -84,6 +85,23 @@ def test_the_reference_side_does_not_depend_on_the_policy_and_the_seed_decides()
 
 
 # ---- KL ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("double")
+def test_responses_pass_a_few_at_a_time_and_have_the_kl_that_they_have_together(monkeypatch):
+    policy, reference, seen = small_policy(1), Reference(small_policy(2)), []
+    (rollout,) = Sampling(Letters(), 6, 0).rollouts(policy, prompts(), "eval")
+    whole = (policy.forward_pass(rollout), reference.forward_pass(rollout), rollout.mask)
+    monkeypatch.setattr(divergence, "PASS", 3)
+    forward = Policy.forward_pass
+
+    def counted(self, part, **options):
+        seen.append(len(part))
+        return forward(self, part, **options)
+
+    monkeypatch.setattr(Policy, "forward_pass", counted)
+    assert torch.allclose(sequence_kl(policy, reference, rollout), summed_kl(*whole), atol=1e-12)
+    assert seen == [3, 3, 3, 3, 1, 1]  # seven responses, each part by the policy and by the reference
 
 
 def narrow(seed: int) -> Policy:

@@ -13,7 +13,8 @@ from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.transformer import Transformer, TransformerConfig
 from minirlhf.stages import evaluate, objective
-from minirlhf.stages.evaluate import Sampling, sequence_kl
+from minirlhf.stages.divergence import sequence_kl
+from minirlhf.stages.evaluate import Sampling
 from minirlhf.stages.objective import (
     Measured,
     best_of_n,
