@@ -3,7 +3,7 @@
 There are two ways to compute it. torch's scaled_dot_product_attention (SDPA) has a kernel for every device and number
 type, and never holds the T x S weights. Two batched matrix products with a softmax between them hold those weights, and
 are 1.1 to 1.7 times as fast on a CPU in float32, where texts are short (docs/performance.md), and 3 to 4 times for the
-single query of a decoding step. `by_products` chooses, by device, type and length alone.
+single query of a decoding step. `by_products` chooses, by device, number type and size alone.
 
 A decoding step (`KVCache.step`, `KVCache.attend`) has fixed shapes as long as `reading` is fixed: its slot is a tensor
 of the device, nothing depends on a number that the device would have to tell, and every tensor stays where it is. So it
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minirlhf.models.families import TransformerConfig
 
-LONGEST = 256  # slots: for longer texts the T x S weights, kept for the backward pass, would be large
+PAIRS = 1 << 22  # most weights of attention in a layer, B H T S: 16 MiB, which are kept for the backward pass
 
 
 def rotary(positions: Tensor, config: TransformerConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -51,11 +51,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def by_products(x: Tensor, visible: Tensor) -> bool:
-    """True where a mask (B,1,T,S) is attended to by matrix products; x tells device and dtype."""
-    _, _, queries, slots = visible.shape
-    exact = x.dtype in (torch.float32, torch.float64)
-    return exact and x.device.type in ("cpu", "meta") and (queries == 1 or slots <= LONGEST)
+def by_products(x: Tensor, pairs: int) -> bool:
+    """True where that many weights of attention come from matrix products; x tells device and number type."""
+    return x.dtype in (torch.float32, torch.float64) and x.device.type in ("cpu", "meta") and pairs <= PAIRS
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

@@ -88,15 +88,19 @@ def generate(
     tokenizer: Tokenizer,
     *,
     max_new_tokens: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
     sampler: Sampler | None = None,
 ) -> Rollout:
-    """Sample one response a row, of at most max_new_tokens; sampler: the policy's own unless another one is given."""
+    """Sample one response a row, of at most max_new_tokens; sampler: the policy's own unless another one is given.
+
+    uniform (B,max_new_tokens): random numbers in place of those that the generator draws.
+    """
     sampler = sampler or policy.sampler
     (b, p), device = prompts.ids.shape, prompts.ids.device
     # One uniform for each row and step, on the CPU and before the first token: a row's tokens then depend neither on
     # the device nor on when the other rows stop.
-    uniform = torch.rand(b, max_new_tokens, generator=generator).to(device)
+    uniform = (torch.rand(b, max_new_tokens, generator=generator) if uniform is None else uniform).to(device)
     ids = torch.full((b, max_new_tokens), tokenizer.pad_id, device=device)
     cache = KVCache(policy.model.config, b, p + max_new_tokens, policy.model.embed_tokens.weight)
     # rows (b,): numbers of the rows that are still decoded; alive (b,): those of them that have not sampled EOS.

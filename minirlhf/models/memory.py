@@ -7,8 +7,8 @@ against autograd's saved tensors and the allocator.
 
 Not here: memory of the process beside torch's tensors (code that is loaded when it is first used, blocks that malloc
 keeps: with SmolLM2-135M, where the tensors took 510 MB as calculated, 260 to 300 MB more on a CPU), reward models, the
-loading of a model, the distributions (rows,R,V) of a KL in the loss, and long texts where attention falls back to a
-matrix of all pairs of tokens.
+loading of a model, and long texts where attention falls back to a matrix of all pairs of tokens. On a card attention
+takes less than is calculated for a CPU: its weights are never held.
 Letters: W width, F inner width, H heads, D head size, Q = H D, K = Hkv D, V vocabulary; N tokens of a pass.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from minirlhf.models.attention import PAIRS
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.generate import FEW
 from minirlhf.models.lora import PARTS, projection_sizes
@@ -106,6 +107,11 @@ class MemorySizes:
         """Trunks of a forward pass: the policy's, and the critic's if it has its own."""
         return 2 if self.separate_critic else 1
 
+    def pair_bytes(self, rows: int, length: int) -> int:
+        """Bytes for each token of the weights of attention, for rows of this length: 0 where they are not held."""
+        held = self.weight_bytes == FLOAT and not self.autocast and rows * self.heads * length**2 <= PAIRS
+        return FLOAT * self.heads * length if held else 0
+
     @property
     def row_tokens(self) -> int:
         """Tokens of a row: prompt and response."""
@@ -168,7 +174,7 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
     row_width = sizes.kv_heads * sizes.head_dim * sizes.weight_bytes
     cache = 2 * sizes.layers * sizes.rows * sizes.row_tokens * row_width
     hidden = sizes.trunks * sizes.rows * sizes.row_tokens * sizes.hidden_size * sizes.weight_bytes  # of one output
-    prompts, responses = sizes.rows * sizes.prompt_tokens, sizes.rows * sizes.new_tokens
+    responses = sizes.rows * sizes.new_tokens
     learned = gradients + activation_bytes(sizes) + backward_bytes(sizes)
     return MemoryPlan(
         baseline=baseline,
@@ -178,10 +184,10 @@ def plan_memory(sizes: MemorySizes, baseline: int = 0) -> MemoryPlan:
         optimizer=MOMENTS_OF_ADAM * gradients,
         # Rows that have stopped are dropped once a share of FEW is left: the cache of those is copied.
         cache=cache + int(FEW * cache),
-        rollout_work=max(pass_bytes(replace(sizes, separate_critic=False), prompts), sampling_bytes(sizes)),
+        rollout_work=max(pass_bytes(replace(sizes, separate_critic=False), sizes.prompt_tokens), sampling_bytes(sizes)),
         # Of the response tokens, in the outputs of policy and reference: entropies are computed from them later.
         states=2 * responses * sizes.hidden_size * sizes.weight_bytes,
-        score_pass=pass_bytes(sizes, prompts + responses),
+        score_pass=pass_bytes(sizes, sizes.row_tokens),
         score_logits=max(reading_bytes(sizes, responses) + hidden, distribution_bytes(sizes)),
         gradients=gradients,
         activations=activation_bytes(sizes),
@@ -227,9 +233,13 @@ def block_bytes(sizes: MemorySizes) -> int:
 
 
 def backward_bytes(sizes: MemorySizes) -> int:
-    """Bytes of the backward pass through a block: two gradients of the inner width; the block, if recomputed."""
-    product = 2 if sizes.autocast else sizes.weight_bytes
-    inner = 2 * product * sizes.intermediate_size * sizes.micro_rows * sizes.row_tokens
+    """Bytes of the backward pass through a block: two gradients of the inner width, or of the weights of attention.
+
+    Beside them the block itself, if it is recomputed.
+    """
+    product, tokens = 2 if sizes.autocast else sizes.weight_bytes, sizes.micro_rows * sizes.row_tokens
+    pairs = sizes.pair_bytes(sizes.micro_rows, sizes.row_tokens)
+    inner = 2 * tokens * max(product * sizes.intermediate_size, pairs)
     return inner + (block_bytes(sizes) if sizes.recompute else 0)
 
 
@@ -237,12 +247,13 @@ def token_bytes(sizes: MemorySizes) -> int:
     """Bytes that autograd keeps of one block for each token.
 
     Two norms: x in float32 and 1 / rms; if their gain is trained, x / rms as well. Attention: q, k, v, its result, and
-    a log-sum for each head. MLP: gate, silu(gate), up. The inputs of the projections that learn: `input_bytes`.
+    a log-sum or T weights for each head. MLP: gate, silu(gate), up. Inputs of projections that learn: `input_bytes`.
     """
     product = 2 if sizes.autocast else sizes.weight_bytes
     width, q, k = sizes.hidden_size, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     norms = 2 * (FLOAT * width + FLOAT) + (0 if sizes.lora_rank else 2 * FLOAT * width)
-    attention = product * (2 * q + 2 * k) + FLOAT * sizes.heads
+    pairs = sizes.pair_bytes(sizes.micro_rows, sizes.row_tokens) or FLOAT * sizes.heads
+    attention = product * (2 * q + 2 * k) + pairs
     return norms + attention + product * 3 * sizes.intermediate_size + input_bytes(sizes)
 
 
@@ -286,20 +297,23 @@ def around_bytes(sizes: MemorySizes) -> int:
 # ---- without gradients, and logits -------------------------------------------------------------------------
 
 
-def pass_bytes(sizes: MemorySizes, tokens: int) -> int:
-    """Bytes of a forward pass over this many tokens that keeps nothing: the larger of a block's two halves."""
+def pass_bytes(sizes: MemorySizes, length: int) -> int:
+    """Bytes of a forward pass over all rows at this length that keeps nothing: the larger of a block's two halves."""
     width, q, k = sizes.hidden_size, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     # x before and after attention and its norm, beside silu(gate), up and their product; or beside queries that are
-    # being rotated (five times their size), keys and values.
+    # being rotated (four times their size), keys and values; or beside queries, keys and values, those two a second
+    # time, and the weights of attention before and after the softmax.
     stream, product = sizes.weight_bytes, 2 if sizes.autocast else sizes.weight_bytes
     wide = 4 if sizes.lora_rank and "up_proj" in sizes.lora_targets else 3  # an adapter's share is added
     mlp = 3 * stream * width + wide * product * sizes.intermediate_size
-    attention = 2 * stream * width + product * (5 * q + 2 * k)
+    pairs = sizes.pair_bytes(sizes.rows, length)
+    rotated, weighed = product * (4 * q + 2 * k), (product * (2 * q + 4 * k) + 2 * pairs if pairs else 0)
+    attention = 2 * stream * width + max(rotated, weighed)
     # The critic's pass comes second, beside the hidden states of the policy's. Autocast keeps its copies of weights
     # that learn until the pass is over.
     beside = stream * width * (sizes.trunks - 1)
     casts = sizes.layers * cast_bytes(sizes) if sizes.autocast and not sizes.lora_rank else 0
-    return tokens * (max(mlp, attention) + beside) + casts
+    return sizes.rows * length * (max(mlp, attention) + beside) + casts
 
 
 def sampling_bytes(sizes: MemorySizes) -> int:

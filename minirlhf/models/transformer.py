@@ -190,7 +190,7 @@ class Transformer(nn.Module):
         else:
             positions, visible = cache.enter(mask)
             cos, sin = cache.cos, cache.sin
-        hidden = self._hidden(visible)
+        hidden = self._hidden(visible, len(ids))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B,T,H,D) -> (B,H,T,D)
@@ -205,7 +205,7 @@ class Transformer(nn.Module):
     def _step(self, ids: Tensor, cache: KVCache, project: LayerProject | None) -> Tensor:
         """One more token a row, ids (B,1) -> hidden (B,1,W): a decoding step, of fixed shapes."""
         cos, sin, visible = cache.step()
-        hidden = self._hidden(visible)
+        hidden = self._hidden(visible, len(ids))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return cache.attend(layer, q, k, v, visible, hidden).flatten(2)
@@ -216,13 +216,15 @@ class Transformer(nn.Module):
         """ids (N,), the tokens of several texts end to end -> hidden (N,W); no text sees another."""
         table = rotary_table(packing.longest, self.config, self.embed_tokens.weight)
         cos, sin = (x[packing.positions] for x in table)
-        hidden = {grid.width: self._hidden(causal(grid.width, ids.device)) for grid in packing.grids}
+        hidden = {
+            (grid.rows, grid.width): self._hidden(causal(grid.width, ids.device), grid.rows) for grid in packing.grids
+        }
 
         # In a grid every text begins at slot 0 and its padding comes last. Under a causal mask no real token then sees
         # padding, and the outputs of padded slots are never read: no mask of its own is needed.
         def rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            mask = hidden[q.shape[:2]]
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            mask = hidden[q.shape[2]]
             return attention(q, k, v, None) if mask is None else weighted(q, k, v, mask)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -230,10 +232,11 @@ class Transformer(nn.Module):
 
         return self._blocks(ids, cos, sin, attend, project)
 
-    def _hidden(self, visible: Tensor) -> Tensor | None:
-        """`hidden_slots` of a mask where attention is computed by products, None where it is by SDPA."""
-        weight = self.embed_tokens.weight
-        if self.in_bfloat16 or not by_products(weight, visible):
+    def _hidden(self, visible: Tensor, rows: int) -> Tensor | None:
+        """`hidden_slots` of a mask for so many rows where attention is by products; None where it is by SDPA."""
+        weight, (queries, slots) = self.embed_tokens.weight, visible.shape[2:]
+        pairs = rows * self.config.num_attention_heads * queries * slots
+        if self.in_bfloat16 or not by_products(weight, pairs):
             return None
         return hidden_slots(visible, self.config, weight.dtype)
 

@@ -24,7 +24,7 @@ from minirlhf.pipeline.build import build_components, set_up
 from minirlhf.pipeline.saved import heldout_prompts
 from minirlhf.stages.base import base_directory, own_sizes
 from minirlhf.stages.divergence import PASS
-from minirlhf.stages.evaluate import ROWS
+from minirlhf.stages.evaluate import ROWS, streams_at_a_time
 from minirlhf.stages.model_source import check_model, find_model, look_at_start, obtain_model
 from minirlhf.store.adapters import load_adapter
 from minirlhf.store.models import read_tokenizer
@@ -75,9 +75,10 @@ def plan_run(config: Config, registry: Registry, emit: Emit) -> RunPlan:
     sizes = replace(sizes, full_kl=components.kl.names("log_dist"))
     baseline = process_bytes() if device.type == "cpu" else 0
     ppo = plan_memory(sizes, baseline)
-    rollout, score = (
-        plan_memory(replace(sizes, rows=min(rows, config.evaluation.prompts)), baseline) for rows in (ROWS, PASS)
-    )
+    evaluated = config.evaluation
+    most = max(evaluated.prompts, evaluated.residual_prompts * max(evaluated.best_of, evaluated.residual_responses))
+    together = ROWS * streams_at_a_time(model, sizes.row_tokens, sizes.weight_bytes)
+    rollout, score = (plan_memory(replace(sizes, rows=min(rows, most)), baseline) for rows in (together, PASS))
     return RunPlan(model, sizes, ppo, max(rollout.rollout, score.score), str(device), memory_of(device))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirlhf.models.families import TransformerConfig
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
@@ -24,7 +25,8 @@ from minirlhf.streams import generator
 from minirlhf.tensors import ROUNDING
 from minirlhf.text.tokenizer import Tokenizer
 
-ROWS = 64  # responses generated at a time
+ROWS = 64  # responses that share a stream of random numbers, and are generated together at least
+TOGETHER = 1 << 26  # bytes of keys, values and logits that more of them may take: a small model decodes faster so
 MANY = 100  # prompts from which on a percentile bootstrap covers what it says
 
 
@@ -37,10 +39,20 @@ class Sampling:
     seed: int
 
     def rollouts(self, model: Policy, prompts: PromptBatch, stream: str) -> Iterator[Rollout]:
-        """Yield responses to the prompts, ROWS at a time, each part from its own random numbers of this stream."""
-        for index, part in enumerate(prompts.parts(ROWS)):
-            random = generator(self.seed, stream, index)
-            yield generate(model, part, self.tokenizer, max_new_tokens=self.max_new_tokens, generator=random)
+        """Yield responses to the prompts, as many at a time as TOGETHER allows, each ROWS from numbers of their own."""
+        tokens, weight = prompts.ids.shape[1] + self.max_new_tokens, model.model.embed_tokens.weight.itemsize
+        streams = streams_at_a_time(model.model.config, tokens, weight)
+        for index, part in enumerate(prompts.parts(streams * ROWS)):
+            first, count = index * streams, len(part.texts)
+            random = (generator(self.seed, stream, first + i) for i in range(-(-count // ROWS)))
+            uniform = torch.cat([torch.rand(ROWS, self.max_new_tokens, generator=g) for g in random])[:count]
+            yield generate(model, part, self.tokenizer, max_new_tokens=self.max_new_tokens, uniform=uniform)
+
+
+def streams_at_a_time(model: TransformerConfig, tokens: int, weight: int) -> int:
+    """Number of ROWS that are decoded together: rows of so many tokens, weights of so many bytes."""
+    cache = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * tokens * weight
+    return max(1, TOGETHER // (ROWS * (cache + 16 * model.vocab_size)))  # logits four times over, see memory.py
 
 
 @dataclass(frozen=True)

@@ -50,22 +50,22 @@ def test_all_weights_learn_by_hand():
         "adapters": 20,  # the value head: 4 weights and a bias
         "optimizer": 2 * 4 * 305,
         "cache": 864,  # 2 x 2 layers x 3 rows x 5 tokens x 2 numbers x 4 bytes = 480, and 0.8 of it
-        "rollout_work": 768,  # 6 tokens x (2 x 4 W + 4 (5 Q + 2 K)); the logits are 3 x 10 x 16 = 480
+        "rollout_work": 768,  # 6 tokens x (2 x 4 W + 4 (2 Q + 4 K) + 2 x 16); the logits are 3 x 10 x 16 = 480
         "states": 2 * 9 * 16,
-        "score_pass": 15 * 128,
+        "score_pass": 15 * 176,  # 2 x 4 W, 4 (2 Q + 4 K), and twice the weights of attention: 4 x 2 heads x 5 slots
         "score_logits": 4 * 4 * 9 * 10 + 15 * 16,  # and the hidden states of 15 tokens
         "gradients": 4 * 305,
-        # 10 tokens; norms 72, attention 4 (8 + 4) + 4 x 2 = 56, MLP 72, inputs 4 (4 + 4 + 6) = 56: 256 a block.
+        # 10 tokens; norms 72, attention 4 (8 + 4) + 4 x 2 x 5 = 88, MLP 72, inputs 4 (4 + 4 + 6) = 56: 288 a block.
         # Around: angles 16, norm 36, hidden 16, id 8. States of 6 response tokens: 96.
-        "activations": 10 * (2 * 256 + 76) + 96,
+        "activations": 10 * (2 * 288 + 76) + 96,
         "learn_logits": 3 * 4 * 6 * 10 + 10 * 4 * 4,
-        "backward_work": 10 * 2 * 6 * 4,
-        "heap": 1220 + 5976 + 480,  # as much as is learned with, and HEAP at most; none on a card
+        "backward_work": 10 * 2 * 40,  # two gradients of the weights of attention, or of the inner width: 4 x 6
+        "heap": 1220 + 6616 + 800,  # as much as is learned with, and HEAP at most; none on a card
     }
     assert plan_memory(HAND).heap == 0
     always = 1000 + 1200 + 1200 + 20 + 2440
     assert (plan.rollout, plan.score) == (always + 864 + 768, always + 288 + 1920)
-    assert plan.learn == plan.peak == always + 1220 + 5976 + 880 + 7676
+    assert plan.learn == plan.peak == always + 1220 + 6616 + 880 + 8636
 
 
 def test_adapters_beside_bfloat16_by_hand():
@@ -103,7 +103,7 @@ def test_a_critic_of_its_own_has_weights_and_an_untied_head_has_too():
 def test_recomputation_keeps_the_states_between_blocks_and_one_block():
     plan = plan_memory(replace(HAND, recompute=True))
     assert plan.activations == 10 * (2 * 16 + 76) + 96
-    assert plan.backward_work == 480 + 10 * 256
+    assert plan.backward_work == 800 + 10 * 288
     assert plan.learn == plan.always + plan.gradients + plan.activations + plan.backward_work
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minirlhf.models.families import TransformerConfig
 from minirlhf.models.generate import PromptBatch
 from minirlhf.models.policy import Policy, Reference
 from minirlhf.models.rollout import Rollout
@@ -21,6 +22,7 @@ from minirlhf.stages.evaluate import (
     distinct_share,
     evaluate,
 )
+from minirlhf.streams import generator
 from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy, small_trunk
 
 TEXTS = ("ab", "c", "dab", "fgh", "j", "jj", "ca")
@@ -68,6 +70,34 @@ def test_a_policy_that_is_the_reference_gains_exactly_nothing(monkeypatch):
 def test_the_kl_of_a_policy_to_itself_is_zero_in_float64():
     policy = small_policy()
     assert evaluated(policy, Reference(policy)).summary["kl_nats_per_sequence"] == pytest.approx(0.0, abs=1e-10)
+
+
+@pytest.mark.parametrize("together", [1, 1 << 26])
+def test_what_a_row_writes_does_not_depend_on_how_many_are_decoded_together(monkeypatch, together):
+    """Seven prompts as one batch or as three: the numbers of each three rows come from one stream."""
+    made, sample = [], module.generate
+
+    def counted(*arguments, **options):
+        made.append(len(arguments[1].texts))
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(module, "ROWS", 3)
+    monkeypatch.setattr(module, "TOGETHER", together)
+    monkeypatch.setattr(module, "generate", counted)
+    rollouts = list(Sampling(Letters(), 6, 0).rollouts(small_policy(), prompts(), "eval"))
+    assert made == ([3, 3, 1] if together == 1 else [7])
+    parts = [
+        sample(small_policy(), part, Letters(), max_new_tokens=6, generator=generator(0, "eval", index))
+        for index, part in enumerate(prompts().parts(3))
+    ]
+    assert [t for r in rollouts for t in r.completions] == [t for r in parts for t in r.completions]
+
+
+def test_as_many_rows_are_decoded_together_as_64_mib_hold():
+    """A row of 10 tokens: 2 x 2 layers x 2 heads x 4 x 10 x 4 bytes of keys and values, 16 x 13 of logits."""
+    config = TransformerConfig(13, 8, 16, 2, 2, 2, 64)
+    assert module.streams_at_a_time(config, 10, 4) == (1 << 26) // (64 * (1280 + 208))
+    assert module.streams_at_a_time(config, 1 << 20, 4) == 1
 
 
 def test_the_reference_side_does_not_depend_on_the_policy_and_the_seed_decides():

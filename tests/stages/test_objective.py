@@ -203,6 +203,7 @@ def test_the_estimate_from_sixteen_responses_is_right_on_average(right, n):
 def test_one_pass_measures_scores_log_ratios_and_kl(monkeypatch):
     """Three prompts with two responses each, in parts that begin within a prompt."""
     monkeypatch.setattr(evaluate, "ROWS", 4)
+    monkeypatch.setattr(evaluate, "TOGETHER", 1)
     policy, reference, seen = small_policy(1), Reference(small_policy(2)), []
     prompts = PromptBatch.build(("ab", "c", "dab"), [{}] * 3, Letters(), responses=2)
 
