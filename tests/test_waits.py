@@ -74,7 +74,7 @@ def test_decoding_waits_once_a_chunk_of_steps(new):
     rollout = generate(policy, prompts, Letters(), max_new_tokens=new, generator=seeded(), sampler=never)
     assert rollout.response_ids.shape[1] == new
     in_the_end = Counter(tolist=1)  # how many tokens each prompt has
-    assert Far.waits == Counter(nonzero=new // generate_module.LOOK_EVERY) + in_the_end
+    assert Far.waits == Counter(__int__=(new - 1) // generate_module.LOOK_EVERY) + in_the_end
 
 
 def test_an_update_waits_once_whatever_its_size():

@@ -4,7 +4,8 @@ All rows of a batch are decoded together, one token a step, over a KV cache that
 it samples a stop; the batch stops when every row has, or at max_new_tokens. A truncated response stays truncated: no
 EOS is forced into it, because the policy did not choose one.
 
-Not here: the distribution that is sampled (sampler.py), the forward pass (transformer.py), the choice of prompts.
+Not here: a single step (decoding.py), the distribution that is sampled (sampler.py), the forward pass
+(transformer.py), the choice of prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,19 +16,20 @@ import torch
 from torch import Tensor
 
 from minirlhf.models.attention import KVCache
+from minirlhf.models.decoding import Decoding
 from minirlhf.models.policy import Policy
 from minirlhf.models.rollout import Rollout
 from minirlhf.models.sampler import Sampler, ids_on
 from minirlhf.text.tokenizer import Conversation, Tokenizer
 
 LOOK_EVERY = 8  # decoding steps between two checks of which rows have stopped: each check waits for the device
-FEW = 0.8  # finished rows are dropped once this share of the rows, or less, is still going
 
 
 @dataclass(frozen=True)
 class PromptBatch:
     """B prompts ready to be continued: ids (B,P) left-padded, mask (B,P) True = real token, group (B,) = number of the
-    prompt, texts, columns (B values each), and the conversations that the texts were (None, or ())."""
+    prompt, texts, columns (B values each), the conversations that the texts were (None, or ()), and repeats: each
+    prompt stands in that many rows, one after another."""
 
     ids: Tensor
     mask: Tensor
@@ -35,6 +37,7 @@ class PromptBatch:
     texts: tuple[str, ...]
     columns: dict[str, tuple[Any, ...]]
     spoken: tuple[Conversation | None, ...] = ()
+    repeats: int = 1
 
     @classmethod
     def build(
@@ -70,15 +73,19 @@ class PromptBatch:
             texts=tuple(texts[i] for i in spread),
             columns={name: tuple(columns[i].get(name) for i in spread) for name in names},
             spoken=tuple(spoken[i] for i in spread if spoken),
+            repeats=responses,
         )
 
     def parts(self, size: int) -> Iterator["PromptBatch"]:
         """Yield the same prompts, at most `size` rows at a time."""
+        repeats = (
+            self.repeats if size % self.repeats == 0 else 1
+        )  # else a part could begin in the middle of a prompt's rows
         for start in range(0, len(self.texts), size):
             rows = slice(start, start + size)
             columns = {name: values[rows] for name, values in self.columns.items()}
             part = (self.ids[rows], self.mask[rows], self.group[rows], self.texts[rows], columns)
-            yield PromptBatch(*part, self.spoken[rows])
+            yield PromptBatch(*part, self.spoken[rows], repeats)
 
 
 @torch.no_grad()
@@ -96,36 +103,29 @@ def generate(
 
     uniform (B,max_new_tokens): random numbers in place of those that the generator draws.
     """
-    sampler = sampler or policy.sampler
     (b, p), device = prompts.ids.shape, prompts.ids.device
     # One uniform for each row and step, on the CPU and before the first token: a row's tokens then depend neither on
     # the device nor on when the other rows stop.
     uniform = (torch.rand(b, max_new_tokens, generator=generator) if uniform is None else uniform).to(device)
-    ids = torch.full((b, max_new_tokens), tokenizer.pad_id, device=device)
-    cache = KVCache(policy.model.config, b, p + max_new_tokens, policy.model.embed_tokens.weight)
-    # rows (b,): numbers of the rows that are still decoded; alive (b,): those of them that have not sampled EOS.
-    rows, alive = torch.arange(b, device=device), torch.ones(b, dtype=torch.bool, device=device)
-    # The whole prompt in one pass; after that one token a step, since the cache holds the keys and values before it.
-    hidden = policy.model(prompts.ids, prompts.mask, cache)[:, -1:]  # (B,1,W)
-    for length in range(1, max_new_tokens + 1):
-        # A finished row goes on sampling until it is dropped; its tokens are replaced by PAD and nobody reads them.
-        token = sampler.sample(policy.logits(hidden)[:, 0], uniform[rows, length - 1])  # (b,)
-        ids[rows, length - 1] = torch.where(alive, token, tokenizer.pad_id)
-        for stop in sampler.stops:
-            alive = alive & (token != stop)
-        # `nonzero` needs numbers from the device and waits for them; in between, steps are queued without waiting.
-        if length % LOOK_EVERY == 0:
-            going = alive.nonzero().squeeze(1)
-            if not len(going):
-                break
-            # Dropping finished rows copies the cache, which a few of them are not worth.
-            if len(going) <= FEW * len(rows):
-                rows, alive, token = rows[going], alive[going], token[going]
-                cache.keep(going)
-        # The last token is never read again, so it needs no forward pass.
-        if length < max_new_tokens:
-            hidden = policy.model(token.unsqueeze(1), cache=cache)
-    return _rollout(prompts, ids, tokenizer, sampler.stops)
+    # The prompts in one pass, each of them once; after that one token a row and step, since the cache holds the keys
+    # and values before it.
+    each = slice(None, None, prompts.repeats)
+    cache = KVCache(policy.model.config, -(-b // prompts.repeats), p + max_new_tokens, policy.model.embed_tokens.weight)
+    hidden = policy.model(prompts.ids[each], prompts.mask[each], cache)[:, -1:]  # (B,1,W)
+    if prompts.repeats > 1:
+        rows = torch.arange(b, device=device) // prompts.repeats
+        cache.keep(rows)
+        hidden = hidden[rows]
+    decoding = Decoding(policy, sampler or policy.sampler, cache, uniform, tokenizer.pad_id)
+    decoding.choose(hidden)
+    # The last token is never read again, so it needs no forward pass.
+    for length in range(1, max_new_tokens):
+        # How many go on is a number of the device, which is waited for; in between, steps are queued without waiting.
+        if length % LOOK_EVERY == 0 and not decoding.shrink():
+            break
+        decoding.step()
+    ids = decoding.finish()
+    return _rollout(prompts, ids, tokenizer, (sampler or policy.sampler).stops)
 
 
 def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stops: tuple[int, ...]) -> Rollout:

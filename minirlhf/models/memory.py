@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from minirlhf.models.attention import PAIRS
+from minirlhf.models.decoding import FEW
 from minirlhf.models.families import TransformerConfig
-from minirlhf.models.generate import FEW
 from minirlhf.models.lora import PARTS, projection_sizes
 from minirlhf.models.policy import CHUNK_LOGITS, CHUNK_READ, ROWS_READ
 

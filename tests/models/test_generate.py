@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirlhf.models import generate as generate_module
+from minirlhf.models import decoding as decoding_module
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.sampler import Sampler
 from tests.helpers import BOS, EOS, PAD, Letters, seeded, small_policy
@@ -122,7 +122,7 @@ def test_rows_that_have_finished_are_not_decoded_any_further(monkeypatch):
     assert sizes[0] == 40
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 20
-    monkeypatch.setattr(generate_module, "FEW", 0.0)
+    monkeypatch.setattr(decoding_module, "FEW", 0.0)
     whole = rollout(policy, new=40, texts=texts)
     assert out.completion_id_lists == whole.completion_id_lists
     assert torch.equal(out.terminated, whole.terminated)

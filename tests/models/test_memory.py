@@ -64,7 +64,7 @@ def test_all_weights_learn_by_hand():
     }
     assert plan_memory(HAND).heap == 0
     always = 1000 + 1200 + 1200 + 20 + 2440
-    assert (plan.rollout, plan.score) == (always + 864 + 768, always + 288 + 1920)
+    assert (plan.rollout, plan.score) == (always + 864 + 768, always + 288 + 15 * 176)
     assert plan.learn == plan.peak == always + 1220 + 6616 + 880 + 8636
 
 
