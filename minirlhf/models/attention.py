@@ -121,7 +121,8 @@ class KVCache:
         self.count = torch.zeros(batch, 1, dtype=torch.long, device=like.device)
         self.slot = torch.full((1,), -1, device=like.device)
         self.cos, self.sin = rotary_table(length, config, like)
-        self.filled, self.reading = 0, None
+        self.filled = 0
+        self.reading: int | None = None
 
     def enter(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Make room for T tokens, real where mask (B,T) is True; returns their positions (B,T) and which slots each of

@@ -223,7 +223,7 @@ class Transformer(nn.Module):
         # In a grid every text begins at slot 0 and its padding comes last. Under a causal mask no real token then sees
         # padding, and the outputs of padded slots are never read: no mask of its own is needed.
         def rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            mask = hidden[q.shape[:2]]
+            mask = hidden[len(q), q.shape[1]]
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             return attention(q, k, v, None) if mask is None else weighted(q, k, v, mask)
 

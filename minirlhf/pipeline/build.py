@@ -14,6 +14,7 @@ from minirlhf.components.component import Built
 from minirlhf.components.registry import Registry
 from minirlhf.config.schema import AdvantageConfig, Config, RewardConfig, RunConfig
 from minirlhf.errors import InputError
+from minirlhf.heap import keep_memory
 from minirlhf.rewards.call import RewardModels, Scale
 from minirlhf.stages.preferences import reward_model_directory
 from minirlhf.tensors import Whitening
@@ -34,6 +35,7 @@ class Components:
 def set_up(run: RunConfig) -> torch.device:
     """Set the number of CPU threads (the rounding of long sums depends on it) and return the device."""
     torch.set_num_threads(run.threads)
+    keep_memory()
     return resolve_device(run.device)
 
 

@@ -112,7 +112,7 @@ def test_an_update_reads_no_value_in_the_model():
     with FakeTensorMode(allow_non_fake_inputs=True):
         ids = torch.randint(3, 13, (17,))
         policy.logits(policy.model.packed(ids, packing)).logsumexp(dim=-1).sum().backward()
-        with pytest.raises(Exception, match=r"(?i)data|dynamic"):
+        with pytest.raises(Exception, match="nonzero"):
             ids[ids > 4].tolist()
 
 

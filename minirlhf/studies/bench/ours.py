@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from minirlhf.builtin import advantages, kl, losses
 from minirlhf.components.signature import read_component
 from minirlhf.config.schema import Config
+from minirlhf.heap import keep_memory
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.optimizer import AdamW
@@ -149,6 +150,7 @@ def serve() -> None:
     what, work, threads = sys.argv[1], Workload(**json.loads(sys.argv[2])), int(sys.argv[3])
     device = sys.argv[4] if len(sys.argv) > 4 else "cpu"
     torch.set_num_threads(threads)
+    keep_memory()
     turns = (rollouts if what == "rollout" else iterations)(work, device)
     sys.stdout.write('"ready"\n')
     sys.stdout.flush()
