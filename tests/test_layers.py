@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rows of the house, lowest first. A module may import from its own row and from those below it.
 ROWS = (
-    ("__init__", "errors", "hookspecs", "events", "signals", "streams", "tensors"),  # the ground
+    ("__init__", "errors", "heap", "hookspecs", "events", "signals", "streams", "tensors"),  # the ground
     ("text",),
     ("components",),
     ("models",),

@@ -144,4 +144,4 @@ def test_what_computes_on_a_device_asks_for_float64_by_widened_alone():
             for line in file.read_text(encoding="utf-8").split("\n"):
                 if re.search(r"(?<!\.cpu\(\))\.double\(\)", line):
                     found.append((file.stem, line.strip().partition(" ")[0]))
-    assert found == [("transformer", "angles"), ("tensors", "return")]
+    assert found == [("attention", "angles"), ("tensors", "return")]
