@@ -17,6 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+from minirlhf.models.decoding import Decoding
 from minirlhf.models.generate import PromptBatch, generate
 from minirlhf.models.policy import Policy
 from minirlhf.models.quantise import METHODS, quantise_projections
@@ -83,6 +84,31 @@ def test_one_seed_gives_the_same_tokens_on_both_devices():
     mine, theirs = sampled(CPU), sampled(CARD)
     assert torch.equal(mine.response_ids, theirs.response_ids.cpu())
     assert mine.completions == theirs.completions
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_captured_step_samples_what_the_plain_one_does(monkeypatch, bfloat16):
+    """In float32, and with the blocks in bfloat16. Rows end at different steps, so that it is captured again."""
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(graph) or replay(graph))
+    found = []
+    for captures in (True, False):
+        start = Decoding.__init__
+
+        def begin(self, *args, _start=start, _captures=captures, **options):
+            _start(self, *args, **options)
+            self.captures = _captures
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoding, "__init__", begin)
+            trunk = small_trunk()
+            trunk.in_bfloat16 = bfloat16
+            found.append(sampled(CARD, trunk, tokens=40))
+        assert bool(replays) == captures
+        replays.clear()
+    assert torch.equal(found[0].response_ids, found[1].response_ids)
+    assert len(set(found[0].completions)) > 8
 
 
 def test_memory_is_the_same_after_20_and_after_200_iterations():
