@@ -148,14 +148,14 @@ class TrainingSection(Section):
 
 
 class PretrainConfig(TrainingSection):
-    steps: int = Field(1700, ge=1, description="optimiser steps (never the clock)")
-    batch_size: int = Field(16, ge=1, le=1 << 20, description="documents a step")
+    steps: int = Field(425, ge=1, description="optimiser steps (never the clock)")
+    batch_size: int = Field(32, ge=1, le=1 << 20, description="documents a step")
     sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
-    lr: LearningRate = 5e-3
-    warmup: Warmup = 200
+    lr: LearningRate = 6e-3
+    warmup: Warmup = 50
     final_lr: float = Field(0.05, ge=0, le=1, description="share of lr at the end of the cosine")
     weight_decay: float = Field(0.3, ge=0, description="of matrices, decoupled (AdamW)")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean")
+    beta1: float = Field(0.85, ge=0, lt=1, description="Adam's decay of the mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the mean square")
     seed: int = Field(0, ge=0, description="decides initial weights and data order; runs of all seeds share a base")
 

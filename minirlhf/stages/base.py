@@ -47,7 +47,7 @@ from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, rea
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
-FORMAT = 3  # raise when the same settings would give other weights
+FORMAT = 4  # raise when the same settings would give other weights
 NO_SIZES = {"separate_critic", "path", "dtype", "quantise"}  # keys of [model] that decide no pretrained weights
 
 
