@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -134,9 +135,14 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # once a process: what it has used by then may be garbage
-            gc.freeze()
+        _freeze_once()
         gc.enable()
+
+
+@cache
+def _freeze_once() -> None:
+    """Leave the objects of now out of every later search; once a process: what it has used by then may be garbage."""
+    gc.freeze()
 
 
 def overrides(device: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
