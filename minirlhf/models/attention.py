@@ -2,8 +2,8 @@
 
 There are two ways to compute it. torch's scaled_dot_product_attention (SDPA) has a kernel for every device and number
 type, and never holds the T x S weights. Two batched matrix products with a softmax between them hold those weights, and
-are 1.1 to 1.7 times as fast on a CPU in float32, where texts are short (docs/performance.md), and 3 to 4 times for the
-single query of a decoding step. `by_products` chooses, by device, number type and size alone.
+are 1.1 to 1.7 times as fast on a CPU in float32, where texts are short, and twice as fast for the single query of a
+decoding step (docs/performance.md). `by_products` chooses, by device, number type and size alone.
 
 A decoding step (`KVCache.step`, `KVCache.attend`) has fixed shapes as long as `reading` is fixed: its slot is a tensor
 of the device, nothing depends on a number that the device would have to tell, and every tensor stays where it is. So it
@@ -115,7 +115,6 @@ class KVCache:
         # Allocated at the final length: growing by torch.cat would copy the whole cache at every step. Heads stand
         # before slots, as attention wants them, so that keys[layer, :, :, :filled] is a view: nothing is transposed.
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_size)
-        self.config = config
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.seen = torch.zeros(batch, length, dtype=torch.bool, device=like.device)
         self.count = torch.zeros(batch, 1, dtype=torch.long, device=like.device)

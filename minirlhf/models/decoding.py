@@ -23,23 +23,15 @@ class Decoding:
 
     uniform (B,R): the random number of each token. Made here: ids (B,R), PAD where nothing was sampled yet; of the n
     rows that are still decoded, rows (n,) their numbers among the B, token (n,) the last one of each, alive (n,) True
-    until a stop is sampled. fixed: read the whole cache, so that no shape changes from step to step.
+    until a stop is sampled.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        sampler: Sampler,
-        cache: KVCache,
-        uniform: Tensor,
-        pad_id: int,
-        *,
-        fixed: bool | None = None,
-    ) -> None:
+    def __init__(self, policy: Policy, sampler: Sampler, cache: KVCache, uniform: Tensor, pad_id: int) -> None:
         (b, most), device = uniform.shape, uniform.device
         self.policy, self.sampler, self.cache, self.pad_id = policy, sampler, cache, pad_id
         self.captures = device.type == "cuda"
-        cache.reading = cache.keys.shape[3] if (self.captures if fixed is None else fixed) else None
+        if self.captures:
+            cache.reading = cache.keys.shape[3]  # no shape changes from step to step
         self.ids = torch.full((b, most), pad_id, device=device)
         self.rows = torch.arange(b, device=device)
         self.uniform, self.chosen = uniform, self.ids.clone()  # of the n rows

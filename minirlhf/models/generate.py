@@ -78,9 +78,8 @@ class PromptBatch:
 
     def parts(self, size: int) -> Iterator["PromptBatch"]:
         """Yield the same prompts, at most `size` rows at a time."""
-        repeats = (
-            self.repeats if size % self.repeats == 0 else 1
-        )  # else a part could begin in the middle of a prompt's rows
+        # A part may begin between two rows of one prompt; it is then not known how often a prompt stands in it.
+        repeats = self.repeats if size % self.repeats == 0 else 1
         for start in range(0, len(self.texts), size):
             rows = slice(start, start + size)
             columns = {name: values[rows] for name, values in self.columns.items()}
@@ -101,8 +100,11 @@ def generate(
 ) -> Rollout:
     """Sample one response a row, of at most max_new_tokens; sampler: the policy's own unless another one is given.
 
-    uniform (B,max_new_tokens): random numbers in place of those that the generator draws.
+    uniform (B,max_new_tokens): random numbers in place of those that the generator draws; one of the two is given.
     """
+    if (generator is None) == (uniform is None):
+        raise ValueError("give a generator, or the random numbers themselves")
+    sampler = sampler or policy.sampler
     (b, p), device = prompts.ids.shape, prompts.ids.device
     # One uniform for each row and step, on the CPU and before the first token: a row's tokens then depend neither on
     # the device nor on when the other rows stop.
@@ -116,7 +118,7 @@ def generate(
         rows = torch.arange(b, device=device) // prompts.repeats
         cache.keep(rows)
         hidden = hidden[rows]
-    decoding = Decoding(policy, sampler or policy.sampler, cache, uniform, tokenizer.pad_id)
+    decoding = Decoding(policy, sampler, cache, uniform, tokenizer.pad_id)
     decoding.choose(hidden)
     # The last token is never read again, so it needs no forward pass.
     for length in range(1, max_new_tokens):
@@ -124,8 +126,7 @@ def generate(
         if length % LOOK_EVERY == 0 and not decoding.shrink():
             break
         decoding.step()
-    ids = decoding.finish()
-    return _rollout(prompts, ids, tokenizer, (sampler or policy.sampler).stops)
+    return _rollout(prompts, decoding.finish(), tokenizer, sampler.stops)
 
 
 def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stops: tuple[int, ...]) -> Rollout:

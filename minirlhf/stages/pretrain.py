@@ -1,8 +1,8 @@
 """Pretraining of the base: next-token training on documents, for a fixed number of steps (never the clock).
 
 Documents become windows [BOS] text [EOS]; a document longer than a window is cut, and its later pieces have no BOS.
-A batch is packed, so that no padding is computed, and takes windows of similar length, which attention computes
-fastest. Loss: cross-entropy in nats per token. AdamW with warm-up and a cosine schedule.
+A batch is packed, so that no padding is computed, and is drawn from windows of all lengths. Loss: cross-entropy in nats
+per token. AdamW with warm-up and a cosine schedule, by which the embedding learns faster than the rest.
 
 Not here: mixed precision, reading documents (data.py), and what is saved (base.py).
 """
@@ -136,7 +136,7 @@ def train(
             )
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        lr = state.schedule.get_last_lr()[-1]
+        lr = state.schedule.get_last_lr()[-1]  # of the last group, which learns at `pretrain.lr` itself
         state.schedule.step()
         state.step += 1
         state.tokens += count

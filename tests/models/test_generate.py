@@ -126,3 +126,10 @@ def test_rows_that_have_finished_are_not_decoded_any_further(monkeypatch):
     whole = rollout(policy, new=40, texts=texts)
     assert out.completion_id_lists == whole.completion_id_lists
     assert torch.equal(out.terminated, whole.terminated)
+
+
+def test_randomness_is_given_in_one_way():
+    """Never torch's own generator, which nobody seeds here."""
+    for given in ({}, {"generator": seeded(), "uniform": torch.rand(4, 3)}):
+        with pytest.raises(ValueError, match="give a generator"):
+            generate(small_policy(), prompts(), Letters(), max_new_tokens=3, **given)

@@ -204,7 +204,8 @@ def test_the_first_step_of_the_embeddings_is_larger_by_their_rate():
     trained(state, config, windows(TEXTS, Letters(), 8))
     for name, parameter in state.model.named_parameters():
         step = (parameter - before[name]).abs().max().item()
-        assert step == pytest.approx(1e-3 * (EMBEDDING_RATE if name == "embed_tokens.weight" else 1), rel=1e-2), name
+        expected = 1e-3 * (EMBEDDING_RATE if name == "embed_tokens.weight" else 1)
+        assert step == pytest.approx(expected, rel=1e-2), name  # Adam's eps takes some of it where a gradient is small
 
 
 def test_the_loss_on_a_constant_text_falls_from_that_of_a_guess_to_almost_nothing():
