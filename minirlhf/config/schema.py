@@ -151,7 +151,7 @@ class PretrainConfig(TrainingSection):
     steps: int = Field(425, ge=1, description="optimiser steps (never the clock)")
     batch_size: int = Field(32, ge=1, le=1 << 20, description="documents a step")
     sequence_length: int = Field(128, ge=2, description="longest piece of a document, tokens")
-    lr: LearningRate = 6e-3
+    lr: LearningRate = 8e-3
     warmup: Warmup = 50
     final_lr: float = Field(0.05, ge=0, le=1, description="share of lr at the end of the cosine")
     weight_decay: float = Field(0.3, ge=0, description="of matrices, decoupled (AdamW)")
@@ -253,7 +253,7 @@ class PPOConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the blocks' matrix products and attention while PPO runs"
     )
-    lr: float = Field(1.5e-4, gt=0, le=1e30, description="learning rate")
+    lr: float = Field(2.5e-4, gt=0, le=1e30, description="learning rate")
     schedule: Literal["linear", "constant"] = Field("linear", description="linear: to 0 over the iterations")
     adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")

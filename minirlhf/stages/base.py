@@ -33,6 +33,7 @@ from minirlhf.models.transformer import Transformer
 from minirlhf.stages import sft
 from minirlhf.stages.artifacts import FACTS, find_or_make
 from minirlhf.stages.data import load_documents
+from minirlhf.stages.first_weights import prepare
 from minirlhf.stages.model_source import find_model, look_at_start, model_directory
 from minirlhf.stages.pretrain import PretrainState, heldout_loss, train, windows
 from minirlhf.store import progress
@@ -47,7 +48,7 @@ from minirlhf.text.comparisons import Demonstration, check_enough, hold_out, rea
 from minirlhf.text.files import corpus_hash
 from minirlhf.text.tokenizer import Tokenizer, train_tokenizer
 
-FORMAT = 4  # raise when the same settings would give other weights
+FORMAT = 5  # raise when the same settings would give other weights
 NO_SIZES = {"separate_critic", "path", "dtype", "quantise"}  # keys of [model] that decide no pretrained weights
 
 
@@ -294,7 +295,8 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     data = windows(texts, tokenizer, config.pretrain.sequence_length)
     heldout = windows([d.text for d in documents.heldout], tokenizer, config.pretrain.sequence_length)
     model = Transformer(own_sizes(config.model, tokenizer.vocab_size))
-    model.initialise(generator(config.pretrain.seed, "init", 0)).to(device)
+    model.initialise(generator(config.pretrain.seed, "init", 0))
+    prepare(model, data, generator(config.pretrain.seed, "init", 1)).to(device)
     state = PretrainState.start(model, config.pretrain)
     total = config.pretrain.steps
     every = max(1, total // 20)

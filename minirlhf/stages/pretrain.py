@@ -2,9 +2,9 @@
 
 Documents become windows [BOS] text [EOS]; a document longer than a window is cut, and its later pieces have no BOS.
 A batch is packed, so that no padding is computed, and is drawn from windows of all lengths. Loss: cross-entropy in nats
-per token. AdamW with warm-up and a cosine schedule, by which the embedding learns faster than the rest.
+per token. AdamW with warm-up and a cosine schedule, by which embedding and norms learn faster than the rest.
 
-Not here: mixed precision, reading documents (data.py), and what is saved (base.py).
+Not here: the first weights (first_weights.py), mixed precision, reading documents (data.py), what is saved (base.py).
 """
 
 import math
@@ -26,7 +26,7 @@ from minirlhf.models.transformer import Transformer
 from minirlhf.streams import generator
 from minirlhf.text.tokenizer import Tokenizer
 
-EMBEDDING_RATE = 3.0  # the embedding learns so many times as fast as the other matrices: a token is seen seldom
+FASTER = 3.0  # embedding and norms learn so many times as fast as the blocks' matrices
 
 
 @dataclass
@@ -45,11 +45,11 @@ class PretrainState:
         embedding = model.embed_tokens.weight
         matrices = [p for p in model.parameters() if p.ndim >= 2 and p is not embedding]
         others = [p for p in model.parameters() if p.ndim < 2]
-        decay, faster = config.weight_decay, EMBEDDING_RATE
+        decay = config.weight_decay
         groups = [
-            {"params": [embedding], "lr": faster * config.lr, "weight_decay": decay / faster},
+            {"params": [embedding], "lr": FASTER * config.lr, "weight_decay": decay / FASTER},
+            {"params": others, "lr": FASTER * config.lr, "weight_decay": 0.0},
             {"params": matrices, "weight_decay": decay},
-            {"params": others, "weight_decay": 0.0},
         ]
         optimizer = AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
         return cls(model, optimizer, LambdaLR(optimizer, lambda step: rate(step, config)))
