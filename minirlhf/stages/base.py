@@ -33,7 +33,7 @@ from minirlhf.models.transformer import Transformer
 from minirlhf.stages import sft
 from minirlhf.stages.artifacts import FACTS, find_or_make
 from minirlhf.stages.data import load_documents
-from minirlhf.stages.first_weights import prepare
+from minirlhf.stages.first_weights import prepare_weights
 from minirlhf.stages.model_source import find_model, look_at_start, model_directory
 from minirlhf.stages.pretrain import PretrainState, heldout_loss, train, windows
 from minirlhf.store import progress
@@ -296,7 +296,7 @@ def build_base(directory: Path, key: dict[str, Any], config: Config, device: tor
     heldout = windows([d.text for d in documents.heldout], tokenizer, config.pretrain.sequence_length)
     model = Transformer(own_sizes(config.model, tokenizer.vocab_size))
     model.initialise(generator(config.pretrain.seed, "init", 0))
-    prepare(model, data, generator(config.pretrain.seed, "init", 1)).to(device)
+    prepare_weights(model, data, generator(config.pretrain.seed, "init", 1)).to(device)
     state = PretrainState.start(model, config.pretrain)
     total = config.pretrain.steps
     every = max(1, total // 20)

@@ -1,6 +1,8 @@
 """First weights of a base: what makes a short pretraining go further than random weights do.
 
 - Blocks add nothing at first: their two last projections are 0, so that a token's state begins as its embedding.
+- The last norm begins at 1/sqrt(W), so that logits begin near 1: the embedding of a token is its row of the LM head as
+  well, and with a norm of 1 a token would call for itself with a logit of sqrt(W).
 - Queries and keys are drawn half as large: attention begins near the mean of all tokens so far.
 - The embedding holds counts: tokens that stand in the same documents begin close to each other.
 
@@ -23,13 +25,14 @@ ROUNDS = 4  # multiplications by the table that find its largest factors
 
 
 @torch.no_grad()
-def prepare(model: Transformer, rows: list[list[int]], generator: torch.Generator) -> Transformer:
+def prepare_weights(model: Transformer, rows: list[list[int]], generator: torch.Generator) -> Transformer:
     """Change random weights into those that pretraining on these windows begins from; returns the model."""
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.zero_()
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             parameter.mul_(0.5)
+    model.norm.weight.mul_(model.config.hidden_size**-0.5)
     weight = model.embed_tokens.weight
     tokens = torch.tensor([token for row in rows for token in row]).bincount(minlength=len(weight))
     common = tokens.argsort(descending=True, stable=True)[:MOST_TOKENS]
@@ -43,7 +46,7 @@ def prepare(model: Transformer, rows: list[list[int]], generator: torch.Generato
 
 
 def association(rows: list[list[int]], tokens: Tensor) -> Tensor:
-    """How much more often two of the tokens (n,) stand in one row than by chance, in nats: (n,n), symmetric.
+    """Association of tokens (n,): how much more often two stand in one row than by chance, nats (n,n), symmetric.
 
     log((N_ab + 1) / (N_a N_b / N + 1)) for a != b, 0 for a = b: N rows, N_a of them hold a, N_ab hold both. It is the
     pointwise mutual information, which one more row in both counts keeps finite, and small where little was seen.

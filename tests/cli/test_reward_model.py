@@ -26,7 +26,6 @@ def model(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward-model")
     sets = ("epochs=6", "batch_size=8", "samples=16", "heldout_share=0.3")
     quick = [part for s in sets for part in ("--set", f"reward_model.{s}")]
-    quick += ["--set", "pretrain.lr=5e-3"]  # its trunk has to know the words
     comparisons = rows(folder / "pairs.json")
     return folder / "rm", done("reward-model", comparisons, *tiny, *quick, "--out", folder / "rm", "--json").events
 

@@ -94,7 +94,7 @@ def test_a_base_that_was_made_of_another_text_is_not_shown(tuned, tiny, tmp_path
 
 
 def test_scores_come_first_and_their_means_last(finished, mine):
-    rewards = ("--reward", f"{mine}:letters", "--reward", f"{mine}:short=2")
+    rewards = ("--reward", f"{mine}:letters", "--reward", f"{mine}:short=2", "--max-new-tokens", 3)
     rows = done("sample", finished[0], "the cat", "-n", 4, *rewards, "--seed", 3, "--json").events
     lengths = [len(row["completion"]) for row in rows]
     shorts = [None if length > 15 else 0.5 for length in lengths]

@@ -30,6 +30,7 @@ def quick(tiny):
 
 def test_it_is_made_once_and_found_again(quick, tmp_path):
     shown = demonstrations(tmp_path / "shown.jsonl")
+    quick = [*quick, "--set", "sft.epochs=10"]
     events = done("sft", shown, *quick, "--json").events
     (made,) = [e for e in events if e["event"] == "sft_finished"]
     steps = [e for e in events if e["event"] == "sft"]

@@ -299,7 +299,7 @@ def test_a_finished_run_goes_on_with_more_iterations(ended):
 def test_other_values_are_refused_naming_both_and_all(copy):
     refused(
         2, "run", "--resume", copy, "--set", "ppo.lr=0.5", "--set", "kl.coef=0.7", "--set", "run.log_every=2",
-        said=("ppo.lr was 0.00015, is 0.5", "kl.coef was 0.075, is 0.7", str(copy)), lines=2,
+        said=("ppo.lr was 0.00025, is 0.5", "kl.coef was 0.075, is 0.7", str(copy)), lines=2,
     )  # fmt: skip
     refused(2, "run", "--resume", copy, "--set", "ppo.iterations=3", said=("and 6 are done",))
     refused(2, "run", "notes", "--resume", copy, said=("--resume", "notes"))

@@ -8,7 +8,7 @@ import torch
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.transformer import Transformer
 from minirlhf.stages import first_weights
-from minirlhf.stages.first_weights import COUNTED, association, factors, prepare
+from minirlhf.stages.first_weights import COUNTED, association, factors, prepare_weights
 from tests.helpers import seeded
 
 # Tokens 0 and 1 in the first two rows, 2 and 3 in the last; 0 twice in a row counts once.
@@ -70,13 +70,15 @@ def test_factors_of_a_low_rank_are_found_by_a_few_rounds():
 
 def test_blocks_begin_without_a_say_and_attention_near_the_mean():
     before = Transformer(SIZES).initialise(seeded())
-    after = prepare(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1))
+    after = prepare_weights(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1))
     old = dict(before.named_parameters())
     for name, parameter in after.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             assert not parameter.any()
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             assert torch.equal(parameter, old[name] / 2)
+        elif name == "norm.weight":
+            torch.testing.assert_close(parameter, torch.full((8,), 8**-0.5))
         elif name != "embed_tokens.weight":
             assert torch.equal(parameter, old[name])
     ids = torch.tensor([[0, 1, 2]])
@@ -86,7 +88,7 @@ def test_blocks_begin_without_a_say_and_attention_near_the_mean():
 def test_the_embedding_is_a_mixture_of_noise_and_counts_of_the_same_size(monkeypatch):
     """Undone by hand: what is left after the random part is a multiple of the factors, of the old mean square."""
     before = Transformer(SIZES).initialise(seeded()).embed_tokens.weight.detach()
-    after = prepare(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1)).embed_tokens.weight.detach()
+    after = prepare_weights(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1)).embed_tokens.weight.detach()
     counted = (after - math.sqrt(1 - COUNTED) * before) / math.sqrt(COUNTED)
     assert counted.square().mean().sqrt() == pytest.approx(before.square().mean().sqrt().item(), rel=1e-4)
     likeness = counted @ counted.T
@@ -100,7 +102,7 @@ def test_the_embedding_is_a_mixture_of_noise_and_counts_of_the_same_size(monkeyp
 def test_rare_tokens_of_a_large_vocabulary_stay_random(monkeypatch):
     monkeypatch.setattr(first_weights, "MOST_TOKENS", 3)  # 0 stands four times in ROWS, 1 and 2 twice
     before = Transformer(SIZES).initialise(seeded()).embed_tokens.weight.detach()
-    after = prepare(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1)).embed_tokens.weight.detach()
+    after = prepare_weights(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1)).embed_tokens.weight.detach()
     assert torch.equal(after[3:], before[3:])
     assert (after[:3] != before[:3]).all()
 
@@ -109,4 +111,6 @@ def test_rare_tokens_of_a_large_vocabulary_stay_random(monkeypatch):
 def test_a_corpus_that_tells_nothing_leaves_the_embedding_as_it_was(rows):
     """One document, or one token: every pair is as frequent as by chance."""
     before = Transformer(SIZES).initialise(seeded()).embed_tokens.weight.detach()
-    assert torch.equal(prepare(Transformer(SIZES).initialise(seeded()), rows, seeded(1)).embed_tokens.weight, before)
+    assert torch.equal(
+        prepare_weights(Transformer(SIZES).initialise(seeded()), rows, seeded(1)).embed_tokens.weight, before
+    )
