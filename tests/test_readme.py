@@ -156,7 +156,7 @@ def promised():
 
 
 def test_the_table_adds_up_and_bears_what_is_claimed():
-    """gain = after - before; the lead over best of 16 is the difference of the two J, and its interval above 0 with every seed."""
+    """gain = after - before; the lead over best of 16 is the difference of the two J, its interval above 0."""
     assert f"at most {math.log(16) - 15 / 16:.2f} nats" in README
     rows = promised()
     assert [row[0] for row in rows] == [0, 1, 2, 3, 4]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minirlhf.models.attention import KVCache
+from minirlhf.models.merged import decoding_model
 from minirlhf.models.policy import Policy
 from minirlhf.models.sampler import Sampler
 
@@ -38,6 +39,7 @@ class Decoding:
         self.token = torch.zeros(b, dtype=torch.long, device=device)
         self.alive = torch.ones(b, dtype=torch.bool, device=device)
         self.at = torch.zeros(1, dtype=torch.long, device=device)  # index of the next token in a response
+        self.model = decoding_model(policy.model, cache)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm = False
 
@@ -65,7 +67,7 @@ class Decoding:
         self._graph.replay()
 
     def _step(self) -> None:
-        self.choose(self.policy.model(self.token.unsqueeze(1), cache=self.cache))
+        self.choose(self.model(self.token.unsqueeze(1), self.cache))
 
     def shrink(self) -> bool:
         """Drop finished rows if they are many; returns False if no row goes on. Waits for the device."""

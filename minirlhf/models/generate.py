@@ -87,7 +87,6 @@ class PromptBatch:
             yield PromptBatch(*part, self.spoken[rows], repeats)
 
 
-@torch.no_grad()
 def generate(
     policy: Policy,
     prompts: PromptBatch,
@@ -105,28 +104,36 @@ def generate(
     if (generator is None) == (uniform is None):
         raise ValueError("give a generator, or the random numbers themselves")
     sampler = sampler or policy.sampler
-    (b, p), device = prompts.ids.shape, prompts.ids.device
+    b, device = len(prompts.ids), prompts.ids.device
     # One uniform for each row and step, on the CPU and before the first token: a row's tokens then depend neither on
     # the device nor on when the other rows stop.
     uniform = (torch.rand(b, max_new_tokens, generator=generator) if uniform is None else uniform).to(device)
+    with torch.inference_mode():  # nothing that is made in it can be differentiated, which saves bookkeeping
+        ids = _sampled(policy, prompts, sampler, uniform, tokenizer.pad_id)
+    return _rollout(prompts, ids.clone(), tokenizer, sampler.stops)
+
+
+def _sampled(policy: Policy, prompts: PromptBatch, sampler: Sampler, uniform: Tensor, pad_id: int) -> Tensor:
+    """Sample ids (B,R), one uniform number of (B,R) each; PAD stands behind a stop."""
+    (b, p), most = prompts.ids.shape, uniform.shape[1]
     # The prompts in one pass, each of them once; after that one token a row and step, since the cache holds the keys
     # and values before it.
     each = slice(None, None, prompts.repeats)
-    cache = KVCache(policy.model.config, -(-b // prompts.repeats), p + max_new_tokens, policy.model.embed_tokens.weight)
+    cache = KVCache(policy.model.config, -(-b // prompts.repeats), p + most, policy.model.embed_tokens.weight)
     hidden = policy.model(prompts.ids[each], prompts.mask[each], cache)[:, -1:]  # (B,1,W)
     if prompts.repeats > 1:
-        rows = torch.arange(b, device=device) // prompts.repeats
+        rows = torch.arange(b, device=hidden.device) // prompts.repeats
         cache.keep(rows)
         hidden = hidden[rows]
-    decoding = Decoding(policy, sampler, cache, uniform, tokenizer.pad_id)
+    decoding = Decoding(policy, sampler, cache, uniform, pad_id)
     decoding.choose(hidden)
     # The last token is never read again, so it needs no forward pass.
-    for length in range(1, max_new_tokens):
+    for length in range(1, most):
         # How many go on is a number of the device, which is waited for; in between, steps are queued without waiting.
         if length % LOOK_EVERY == 0 and not decoding.shrink():
             break
         decoding.step()
-    return _rollout(prompts, decoding.finish(), tokenizer, sampler.stops)
+    return decoding.finish()
 
 
 def _rollout(prompts: PromptBatch, ids: Tensor, tokenizer: Tokenizer, stops: tuple[int, ...]) -> Rollout:

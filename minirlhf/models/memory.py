@@ -22,11 +22,11 @@ from minirlhf.models.attention import PAIRS
 from minirlhf.models.decoding import FEW
 from minirlhf.models.families import TransformerConfig
 from minirlhf.models.lora import PARTS, projection_sizes
+from minirlhf.models.merged import merged_elements, merges
 from minirlhf.models.policy import CHUNK_LOGITS, CHUNK_READ, ROWS_READ
 
 FLOAT: Final = 4  # bytes of a float32
-# Most that malloc keeps beside on a CPU: the backward pass has a thread, and a heap, of its own. Measured on SmolLM2.
-HEAP: Final = 250_000_000
+HEAP: Final = 250_000_000  # most that malloc keeps for the thread of the backward pass, on a CPU, measured on SmolLM2
 MOMENTS_OF_ADAM: Final = 2
 PROJECTIONS: Final = tuple(PARTS)
 
@@ -74,8 +74,13 @@ class MemorySizes:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each projection of a block."""
-        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.layers, self.heads, self.kv_heads)
-        return projection_sizes(TransformerConfig(*sizes, self.row_tokens, head_dim=self.head_dim))
+        return projection_sizes(self.config)
+
+    @property
+    def config(self) -> TransformerConfig:
+        """Sizes of the model, without what its family adds."""
+        sizes = self.vocab_size, self.hidden_size, self.intermediate_size, self.layers, self.heads, self.kv_heads
+        return TransformerConfig(*sizes, self.row_tokens, head_dim=self.head_dim)
 
     @property
     def backbone_parameters(self) -> int:
@@ -317,9 +322,11 @@ def pass_bytes(sizes: MemorySizes, length: int) -> int:
 
 
 def sampling_bytes(sizes: MemorySizes) -> int:
-    """Bytes of the logits of a decoding step: as they are, scaled, relative to the largest, and their running sum."""
+    """Bytes of a decoding step: logits as they are, scaled, less the largest, summed; merged weights, but on a card."""
     widened = FLOAT if sizes.weight_bytes < FLOAT else 0
-    return sizes.rows * sizes.vocab_size * (sizes.weight_bytes + widened + 3 * FLOAT)
+    merged = sizes.weight_bytes == FLOAT and not (sizes.lora_rank or sizes.autocast) and merges(sizes.config)
+    logits = sizes.rows * sizes.vocab_size * (sizes.weight_bytes + widened + 3 * FLOAT)
+    return logits + merged * FLOAT * merged_elements(sizes.config)
 
 
 def learning_bytes(sizes: MemorySizes, responses: int) -> int:

@@ -22,7 +22,8 @@ from torch import Tensor
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Tensor of these ids (n,), made once for each device: copying them at every step would wait for it."""
-    return torch.tensor(ids, device=device, dtype=torch.long)
+    with torch.inference_mode(False):  # sampling may ask first, and learning uses it as well
+        return torch.tensor(ids, device=device, dtype=torch.long)
 
 
 @dataclass(frozen=True)
