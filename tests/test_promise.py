@@ -46,8 +46,7 @@ def evaluations(folder):
 
 @pytest.fixture(scope="module")
 def evaluations_of_a_smaller_beta(folder):
-    steps = ("--set", "ppo.minibatch_size=32", "--set", "ppo.lr=3e-4")
-    return runs(folder, "smaller", "--set", "kl.coef=0.05", *steps)
+    return runs(folder, "smaller", "--set", "kl.coef=0.05")
 
 
 def runs(folder, name, *sets):
