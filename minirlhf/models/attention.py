@@ -7,7 +7,8 @@ decoding step (docs/performance.md). `by_products` chooses, by device, number ty
 
 A decoding step (`KVCache.step`, `KVCache.attend`) has fixed shapes as long as `reading` is fixed: its slot is a tensor
 of the device, nothing depends on a number that the device would have to tell, and every tensor stays where it is. So it
-can be captured and replayed (models/decoding.py). On a CPU only the filled slots are read.
+can be captured and replayed (models/decoding.py). Without `reading`, as on a CPU, the slot is a number, and only the
+filled slots are read.
 
 Shapes: B rows, T queries, S slots, H query heads, Hkv key and value heads, G = H / Hkv, D head size, L layers.
 Sources: RoPE 2104.09864, GQA 2305.13245.

@@ -322,7 +322,7 @@ def pass_bytes(sizes: MemorySizes, length: int) -> int:
 
 
 def sampling_bytes(sizes: MemorySizes) -> int:
-    """Bytes of a decoding step: logits as they are, scaled, less the largest, summed; merged weights, but on a card."""
+    """Bytes of a decoding step: logits as they are, scaled, less the largest, summed; and merged weights (of a CPU)."""
     widened = FLOAT if sizes.weight_bytes < FLOAT else 0
     merged = sizes.weight_bytes == FLOAT and not (sizes.lora_rank or sizes.autocast) and merges(sizes.config)
     logits = sizes.rows * sizes.vocab_size * (sizes.weight_bytes + widened + 3 * FLOAT)

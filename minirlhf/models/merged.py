@@ -4,8 +4,8 @@ A step of a small model is a hundred operations on one token a row, each of them
 So projections of the same input stand in one matrix here, queries and keys are rotated together, and a product adds its
 result to the residual stream itself. The numbers are those of `Transformer.forward` but for rounding.
 
-Not here: models with biases, normed queries and keys, adapters or packed weights, attention by a kernel, and large
-models, for which the copies would cost more than they save: `decoding_model` gives those back as they are.
+Not here: models with biases, normed queries and keys, adapters, packed weights or hooks, attention by a kernel, and
+large models, for which the copies would cost more than they save: `decoding_model` gives those back as they are.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ MOST_MERGED = 1 << 22  # elements of merged weights, 16 MiB in float32: with mor
 
 def decoding_model(model: Trunk, cache: KVCache) -> Callable[[Tensor, KVCache], Tensor]:
     """Choose who takes a step, (ids (B,1), cache) -> hidden (B,1,W): a `MergedModel` if it can be, else the model."""
-    if isinstance(model, Transformer) and not model.in_bfloat16 and merges(model.config):
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())  # they want to be called
+    if type(model) is Transformer and not (hooked or model.in_bfloat16) and merges(model.config):
         _, rows, _, slots, _ = cache.keys.shape
         pairs = rows * model.config.num_attention_heads * slots
         first: Any = model.layers[0]

@@ -86,7 +86,7 @@ def test_a_layer_takes_six_products_in_place_of_nine():
 
 
 def test_it_is_made_for_small_plain_models_alone():
-    """Biases, normed heads, adapters, packed weights, bfloat16 and models above the limit keep their own step."""
+    """Biases, normed heads, adapters, packed weights, hooks, bfloat16 and large models keep their own step."""
     plain = small_trunk()
     cache = KVCache(CONFIG, 2, 8, plain.embed_tokens.weight)
     assert isinstance(decoding_model(plain, cache), MergedModel)
@@ -97,6 +97,9 @@ def test_it_is_made_for_small_plain_models_alone():
     assert not isinstance(decoding_model(adapted, cache), MergedModel)
     packed = quantise_projections(small_trunk(), "int8", torch.device("cpu"))
     assert not isinstance(decoding_model(packed, cache), MergedModel)
+    hooked = small_trunk()
+    hooked.layers[0].mlp.register_forward_hook(lambda *_: None)
+    assert not isinstance(decoding_model(hooked, cache), MergedModel)
     halved = small_trunk()
     halved.in_bfloat16 = True
     assert not isinstance(decoding_model(halved, cache), MergedModel)
@@ -107,6 +110,7 @@ def test_the_limit_by_hand():
     config = TransformerConfig(100, 32, 40, 2, 4, 2, 64)
     assert merged_elements(config) == 9216
     assert merges(config)
-    assert merged_elements(Transformer(config).config) == 9216
+    merged = MergedModel(Transformer(config))
+    assert sum(weight.numel() for weight in [*merged.of_heads, *merged.of_mlp]) == 9216
     big = replace(config, num_hidden_layers=1024)  # 2^22 / 4,608 is 910
     assert not merges(big)

@@ -50,12 +50,16 @@ def test_rows_in_several_parts_are_counted_as_in_one():
     assert found[0, 2] == pytest.approx(math.log(1 / 241))  # 1200 300 / 1500 = 240
 
 
-def test_factors_give_the_nearest_matrix_of_that_rank_without_the_negative_part():
-    """Eigenvalues 5, 2, 1 and -3 along known axes: two columns hold 5 and 2, and the -3 is in none."""
+def test_factors_give_the_largest_eigenvalues_without_the_negative_ones():
+    """Eigenvalues 5, 2, 1 and -3 along known axes: all four without the -3. Of 5, -3 and two small ones the largest two
+    are 5 and -3, and the second column is 0."""
     axes = torch.linalg.qr(torch.randn(4, 4, generator=seeded(3))).Q
     matrix = axes @ torch.diag(torch.tensor([5.0, 2.0, 1.0, -3.0])) @ axes.T
     every = factors(matrix, 4, seeded())
     torch.testing.assert_close(every @ every.T, axes[:, :3] @ torch.diag(torch.tensor([5.0, 2.0, 1.0])) @ axes[:, :3].T)
+    two = factors(axes @ torch.diag(torch.tensor([5.0, 0.1, 0.05, -3.0])) @ axes.T, 2, seeded())
+    torch.testing.assert_close(two @ two.T, 5 * torch.outer(axes[:, 0], axes[:, 0]), atol=1e-3, rtol=1e-3)
+    assert not two[:, 0].any()  # eigh sorts: the -3 comes first
     wide = factors(matrix, 6, seeded())
     assert wide.shape == (4, 6)
     torch.testing.assert_close(wide @ wide.T, every @ every.T)
@@ -85,7 +89,7 @@ def test_blocks_begin_without_a_say_and_attention_near_the_mean():
     torch.testing.assert_close(after(ids), after.norm(after.embed_tokens(ids)))
 
 
-def test_the_embedding_is_a_mixture_of_noise_and_counts_of_the_same_size(monkeypatch):
+def test_the_embedding_is_a_mixture_of_noise_and_counts_of_the_same_size():
     """Undone by hand: what is left after the random part is a multiple of the factors, of the old mean square."""
     before = Transformer(SIZES).initialise(seeded()).embed_tokens.weight.detach()
     after = prepare_weights(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1)).embed_tokens.weight.detach()
@@ -114,3 +118,11 @@ def test_a_corpus_that_tells_nothing_leaves_the_embedding_as_it_was(rows):
     assert torch.equal(
         prepare_weights(Transformer(SIZES).initialise(seeded()), rows, seeded(1)).embed_tokens.weight, before
     )
+
+
+def test_a_token_that_never_occurs_keeps_its_random_part():
+    """Of 7 tokens 4, 5 and 6 stand in no row: their embeddings are sqrt(1 - COUNTED) of what they were."""
+    before = Transformer(SIZES).initialise(seeded()).embed_tokens.weight.detach()
+    after = prepare_weights(Transformer(SIZES).initialise(seeded()), ROWS, seeded(1)).embed_tokens.weight.detach()
+    torch.testing.assert_close(after[4:], math.sqrt(1 - COUNTED) * before[4:], atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(after[:4], math.sqrt(1 - COUNTED) * before[:4], atol=1e-3)
