@@ -12,9 +12,9 @@ pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not heap.keep_memory(), reason="needs Linux with glibc"
 )
 
-# Pages that ten rounds take, in each of which 16 tensors of 4 MB are made and freed. glibc raises its threshold by itself
-# when the first of them are freed, and whether it then gives pages back depends on what lies at the end of its heap. A
-# threshold that is set stays where it is, here at 1 MiB, so that every block is the system's.
+# Pages that ten rounds take, in each of which 16 tensors of 4 MB are made and freed. glibc raises its threshold by
+# itself when the first of them are freed, and whether it then gives pages back depends on what lies at the end of its
+# heap. A threshold that is set stays where it is, here at 1 MiB, so that every block is the system's.
 CODE = """
 import ctypes, json, resource, sys, torch
 from minirlhf.heap import MMAP_THRESHOLD, keep_memory
