@@ -110,6 +110,7 @@ def generate(
     uniform = (torch.rand(b, max_new_tokens, generator=generator) if uniform is None else uniform).to(device)
     with torch.inference_mode():  # nothing that is made in it can be differentiated, which saves bookkeeping
         ids = _sampled(policy, prompts, sampler, uniform, tokenizer.pad_id)
+    # A copy that is made outside of it can be read where the policy learns.
     return _rollout(prompts, ids.clone(), tokenizer, sampler.stops)
 
 

@@ -37,14 +37,8 @@ def test_a_policy_that_is_the_reference_gains_nothing_by_a_reward_that_remembers
 
 
 def test_evaluate_judges_by_what_the_reward_remembered_at_the_end_of_the_run(tiny, tmp_path):
-    chosen = (
-        "--plugin",
-        NOVELTY,
-        "--reward",
-        "novelty",
-        "--set",
-        "sampler.temperature=0.2",
-    )  # a base that repeats itself
+    # So cold a base repeats itself.
+    chosen = ("--plugin", NOVELTY, "--reward", "novelty", "--set", "sampler.temperature=0.2")
     done("run", *tiny, *chosen, "--out", tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     del saved["seconds"], saved["made_of"]

@@ -1,4 +1,8 @@
-"""First weights of a base: counts by hand, factors of a matrix that is known, and what is left random."""
+"""First weights of a base: counts by hand, factors of a matrix that is known, and what is left random.
+
+Counts and factors are in float32: their tolerances are the rounding of sums of a few numbers near 1, and of dividing by
+small factors. Where subspace iteration has not ended, 4 rounds leave less than (0.1 / 3)^4 of an axis.
+"""
 
 import math
 
